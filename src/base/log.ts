@@ -1,0 +1,122 @@
+/**
+ * Structured logging, handed down by constructor.
+ *
+ * Hides the writer (pino) and its formats. Values go in fields, not in the text; the fixed field names are `component`,
+ * `session`, `user`, `device`, `peer`, `reason`, `code`. Levels: `debug` for developers, `info` for an operator's
+ * record, `warn` for a failed operation, `error` for a failed feature, `fatal` before the process ends. Nothing is
+ * logged per packet. Secrets are wrapped in `Secret` by whoever reads them, and print as `***`.
+ */
+
+import { pino } from 'pino';
+
+export type LogLevel = 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent';
+export type LogFields = Readonly<Record<string, unknown>>;
+
+/** What the rooms know of logging. */
+export interface Logger {
+  debug(message: string, fields?: LogFields): void;
+  info(message: string, fields?: LogFields): void;
+  warn(message: string, fields?: LogFields): void;
+  error(message: string, fields?: LogFields): void;
+  fatal(message: string, fields?: LogFields): void;
+  /** A logger that adds these fields to every line. */
+  child(fields: LogFields): Logger;
+}
+
+/** A value that must never be printed. Read it with `reveal()` where it is used, nowhere else. */
+export class Secret<T> {
+  readonly #value: T;
+
+  constructor(value: T) {
+    this.#value = value;
+  }
+
+  reveal(): T {
+    return this.#value;
+  }
+
+  toString(): string {
+    return '***';
+  }
+
+  toJSON(): string {
+    return '***';
+  }
+
+  [Symbol.for('nodejs.util.inspect.custom')](): string {
+    return '***';
+  }
+}
+
+interface Sink {
+  write(line: string): void;
+}
+
+export interface LogOptions {
+  level?: LogLevel;
+  /** `json`: one object a line; `text`: `level time component message key=value`. */
+  format?: 'json' | 'text';
+  /** Where lines go; default standard error. */
+  sink?: Sink;
+}
+
+/** Opens a logger on standard error, or on `sink`. */
+export function createLogger(options: LogOptions = {}): Logger {
+  const sink: Sink = options.sink ?? { write: (line) => void process.stderr.write(line) };
+  const target = options.format === 'json' ? sink : { write: (line: string) => sink.write(formatText(line)) };
+  return wrap(
+    pino(
+      {
+        level: options.level ?? 'info',
+        base: null,
+        timestamp: pino.stdTimeFunctions.isoTime,
+        formatters: { level: (label) => ({ level: label }) },
+        serializers: { error: describeError },
+      },
+      target,
+    ),
+  );
+}
+
+/** A logger that says nothing. */
+export const silentLogger: Logger = {
+  debug: () => {},
+  info: () => {},
+  warn: () => {},
+  error: () => {},
+  fatal: () => {},
+  child: () => silentLogger,
+};
+
+function wrap(inner: pino.Logger): Logger {
+  return {
+    debug: (message, fields = {}) => inner.debug(fields, message),
+    info: (message, fields = {}) => inner.info(fields, message),
+    warn: (message, fields = {}) => inner.warn(fields, message),
+    error: (message, fields = {}) => inner.error(fields, message),
+    fatal: (message, fields = {}) => inner.fatal(fields, message),
+    child: (fields) => wrap(inner.child(fields)),
+  };
+}
+
+function describeError(value: unknown): unknown {
+  if (!(value instanceof Error)) return String(value);
+  const code = 'code' in value ? String(value.code) : undefined;
+  return { code, message: value.message, cause: value.cause === undefined ? undefined : describeError(value.cause) };
+}
+
+function formatText(line: string): string {
+  const { level, time, msg, component, ...fields } = JSON.parse(line) as Record<string, unknown>;
+  const rest = Object.entries(fields)
+    .filter(([, value]) => value !== undefined)
+    .map(([key, value]) => ` ${key}=${printable(value)}`)
+    .join('');
+  const clock = String(time).slice(11, 23);
+  return `${String(level).padEnd(5)} ${clock} ${component === undefined ? '' : `${String(component)}: `}${String(msg)}${rest}\n`;
+}
+
+/** A peer chooses some of the values: control characters are escaped, so that a line stays a line. */
+function printable(value: unknown): string {
+  const text = typeof value === 'string' ? value : JSON.stringify(value);
+  return /[\s"\p{Cc}]/u.test(text) ? JSON.stringify(text) : text;
+}
