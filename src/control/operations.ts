@@ -1,0 +1,165 @@
+/**
+ * The control API: every operation that a daemon offers, with the shape of its input and output.
+ *
+ * This is the single source for the daemons that implement it and the programs that call it. It knows neither transport
+ * nor implementation. Names are `noun.verb`; inputs refuse unknown keys; outputs never hold secrets, except those an
+ * operation exists to hand out (a profile, a private key), which it alone returns.
+ */
+
+import { z } from 'zod';
+
+/** An operation's contract. */
+export interface Operation {
+  readonly input: z.ZodType;
+  readonly output: z.ZodType;
+}
+export type Operations = Readonly<Record<string, Operation>>;
+
+/** What a caller sees of a set of operations; also what a daemon implements. */
+export type Api<T extends Operations> = {
+  readonly [K in keyof T]: (input: z.input<T[K]['input']>) => Promise<z.output<T[K]['output']>>;
+};
+
+const none = z.strictObject({});
+const name = z.string().min(1).max(128);
+const counter = z.number();
+const instant = z.iso.datetime();
+
+const user = z.object({
+  name: z.string(),
+  groups: z.array(z.string()),
+  disabled: z.boolean(),
+  createdAt: instant,
+  devices: counter,
+});
+
+const device = z.object({
+  id: z.string().describe('32 hexadecimal digits'),
+  user: z.string(),
+  name: z.string(),
+  algorithm: z.enum(['p256', 'ed25519']),
+  state: z.enum(['enrolling', 'pending', 'active', 'revoked']),
+  createdAt: instant,
+  lastSeenAt: instant.nullable(),
+});
+
+const session = z.object({
+  id: z.string().describe('the first 8 hexadecimal digits; enough for `kick`'),
+  user: z.string(),
+  device: z.string(),
+  addresses: z.array(z.string()),
+  peer: z.string().describe('address and port of the control connection'),
+  superPackets: z.boolean(),
+  channels: counter.describe('data connections; 0 when data flows inline'),
+  since: instant,
+  receivedBytes: counter,
+  sentBytes: counter,
+  roundTripMs: counter.nullable(),
+});
+
+const certificate = z.object({
+  role: z.enum(['ca', 'server', 'client']),
+  name: z.string(),
+  serial: z.string(),
+  notBefore: instant,
+  notAfter: instant,
+  daysLeft: z.number(),
+  revoked: z.boolean(),
+  pin: z.string(),
+  file: z.string(),
+});
+
+/** Totals by name, such as drops by reason. */
+const totals = z.record(z.string(), counter);
+
+/** What a gateway offers. All but `server.*` and `session.*` also work while it does not run. */
+export const gatewayOperations = {
+  'server.status': {
+    input: none,
+    output: z.object({
+      version: z.string(),
+      pid: counter,
+      since: instant,
+      listen: z.array(z.string()),
+      names: z.array(z.string()),
+      devices: z.array(
+        z.object({ name: z.string(), superPackets: z.boolean(), udpSegmentation: z.boolean(), mtu: counter }),
+      ),
+      congestionControl: z.string(),
+      sessions: counter,
+      pool: z.array(z.object({ prefix: z.string(), used: counter, size: z.string() })),
+      certificates: z.array(certificate),
+      counters: totals,
+      drops: totals,
+      warnings: z.array(z.string()),
+    }),
+  },
+  'server.reload': {
+    input: none,
+    output: z.object({ applied: z.array(z.string()), needsRestart: z.array(z.string()) }),
+  },
+  'server.stop': { input: none, output: z.object({ sessions: counter }) },
+  'session.list': { input: none, output: z.array(session) },
+  'session.kick': { input: z.strictObject({ id: z.string().min(4).max(32) }), output: z.object({ kicked: counter }) },
+  'user.add': { input: z.strictObject({ name, groups: z.array(name).max(64).default([]) }), output: user },
+  'user.list': { input: none, output: z.array(user) },
+  'user.show': { input: z.strictObject({ name }), output: user.extend({ devices: z.array(device) }) },
+  'user.disable': { input: z.strictObject({ name }), output: z.object({ kicked: counter }) },
+  'user.enable': { input: z.strictObject({ name }), output: none },
+  'user.delete': { input: z.strictObject({ name }), output: z.object({ kicked: counter }) },
+  'device.list': { input: z.strictObject({ user: name.optional() }), output: z.array(device) },
+  'device.approve': { input: z.strictObject({ id: z.string() }), output: none },
+  'device.revoke': { input: z.strictObject({ id: z.string() }), output: z.object({ kicked: counter }) },
+  'profile.create': {
+    input: z.strictObject({
+      user: name,
+      pin: z.enum(['ca', 'leaf']).default('ca'),
+      validHours: z.number().int().min(1).max(8760).default(72),
+      approve: z.boolean().default(false),
+    }),
+    output: z.object({ profile: z.string(), expiresAt: instant }),
+  },
+  'pki.show': { input: none, output: z.array(certificate) },
+  'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },
+  'pki.revoke': { input: z.strictObject({ serial: z.string() }), output: z.object({ certificate, kicked: counter }) },
+  'pki.renew': { input: none, output: certificate },
+} as const satisfies Operations;
+
+/** What a running client offers. */
+export const clientOperations = {
+  'client.status': {
+    input: none,
+    output: z.object({
+      version: z.string(),
+      pid: counter,
+      profile: z.string(),
+      state: z.enum(['connecting', 'connected', 'waiting', 'stopping']),
+      server: z.string(),
+      verified: z.boolean().describe('whether the server certificate is checked'),
+      since: instant.nullable().describe('when the present state was entered'),
+      user: z.string().nullable(),
+      device: z.string().nullable().describe('name of the TUN device'),
+      addresses: z.array(z.string()),
+      routes: z.array(z.string()),
+      refused: z.array(z.object({ item: z.string(), why: z.string() })),
+      tls: z.object({ protocol: z.string(), cipher: z.string(), group: z.string() }).nullable(),
+      superPackets: z.boolean(),
+      channels: counter,
+      sentBytes: counter,
+      receivedBytes: counter,
+      roundTripMs: counter.nullable(),
+      reconnects: counter,
+      lastError: z.object({ code: z.string(), message: z.string() }).nullable(),
+    }),
+  },
+  'client.down': { input: none, output: none },
+} as const satisfies Operations;
+
+export type GatewayApi = Api<typeof gatewayOperations>;
+export type ClientApi = Api<typeof clientOperations>;
+export type GatewayStatus = z.output<(typeof gatewayOperations)['server.status']['output']>;
+export type ClientStatus = z.output<(typeof clientOperations)['client.status']['output']>;
+export type SessionInfo = z.output<typeof session>;
+export type UserInfo = z.output<typeof user>;
+export type DeviceInfo = z.output<typeof device>;
+export type CertificateInfo = z.output<typeof certificate>;

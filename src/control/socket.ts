@@ -1,0 +1,171 @@
+/**
+ * Carries the control API over a unix socket: `POST /v1/NAME` with JSON in and out.
+ *
+ * Hides HTTP from both ends: a daemon hands over its handlers, a program gets an object with the same functions. Whoever
+ * may open the socket may do everything, so its folder is mode 0700 and itself 0600. Errors cross as code and message.
+ */
+
+import { chmod, mkdir, rm } from 'node:fs/promises';
+import http from 'node:http';
+import net from 'node:net';
+import { dirname } from 'node:path';
+import { ERROR_CODES, type ErrorCode, isVpnError, toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import type { Api, Operation, Operations } from './operations.ts';
+
+const MAX_BODY_BYTES = 1 << 20;
+/** `sun_path` holds 108 bytes with its terminator. */
+const MAX_PATH_BYTES = 107;
+const CALL_TIMEOUT_MS = 30_000;
+
+/**
+ * Serves `handlers` at `path` until it is disposed of. A socket that a dead process left behind is replaced.
+ *
+ * @throws {VpnError} ERR_ALREADY_RUNNING when a live process answers there; ERR_CONFIG_VALUE when the path is too long
+ */
+export async function serveControl<T extends Operations>(
+  path: string,
+  operations: T,
+  handlers: Api<T>,
+  log: Logger,
+): Promise<AsyncDisposable> {
+  checkPath(path);
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  if (await answers(path)) {
+    throw new VpnError('ERR_ALREADY_RUNNING', `another process already answers at ${path}; stop it first`);
+  }
+  await rm(path, { force: true });
+  const table: Operations = operations;
+  const server = http.createServer({ requestTimeout: 10_000 }, (request, response) => {
+    const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
+    call(request, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
+      .then((value) => reply(response, 200, value))
+      .catch((cause: unknown) => {
+        const error = toVpnError(cause);
+        if (error.kind === 'internal') log.error('control operation failed', { operation, error });
+        reply(response, error.kind === 'internal' ? 500 : 400, { code: error.code, message: error.message });
+      });
+  });
+  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(path, resolve));
+  await chmod(path, 0o600);
+  return {
+    [Symbol.asyncDispose]: async () => {
+      server.closeAllConnections();
+      await new Promise<void>((resolve) => server.close(() => resolve()));
+      await rm(path, { force: true });
+    },
+  };
+}
+
+/**
+ * Returns the operations of the daemon at `path`. Each call opens a connection of its own.
+ *
+ * The functions throw `VpnError`: what the daemon answered, or ERR_NOT_RUNNING when nothing listens there.
+ */
+export function connectControl<T extends Operations>(path: string, operations: T): Api<T> {
+  checkPath(path);
+  const calls = Object.entries(operations).map(([operation, contract]) => [
+    operation,
+    async (input: unknown) => contract.output.parse(await post(path, operation, input)),
+  ]);
+  return Object.fromEntries(calls) as Api<T>;
+}
+
+/** Tells whether a process listens on the unix socket at `path`. */
+export function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = net.connect(path);
+    socket.once('connect', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
+}
+
+function checkPath(path: string): void {
+  if (Buffer.byteLength(path) > MAX_PATH_BYTES) {
+    throw new VpnError(
+      'ERR_CONFIG_VALUE',
+      `the control socket ${path} has a name of more than ${MAX_PATH_BYTES} bytes; choose a shorter state directory`,
+    );
+  }
+}
+
+async function call(
+  request: http.IncomingMessage,
+  operation: Operation | undefined,
+  handler: ((input: never) => Promise<unknown>) | undefined,
+): Promise<unknown> {
+  if (operation === undefined || handler === undefined) {
+    throw new VpnError('ERR_NOT_FOUND', `there is no operation ${request.url ?? ''}`);
+  }
+  if (request.method !== 'POST') throw new VpnError('ERR_BAD_REQUEST', 'operations are called with POST');
+  const input = operation.input.safeParse(await readJson(request));
+  if (!input.success) {
+    const issue = input.error.issues[0];
+    throw new VpnError('ERR_BAD_REQUEST', `${issue?.path.join('.') ?? 'input'}: ${issue?.message ?? 'not valid'}`);
+  }
+  return await handler(input.data as never);
+}
+
+async function readJson(message: http.IncomingMessage): Promise<unknown> {
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of message as AsyncIterable<Buffer>) {
+    length += chunk.length;
+    if (length > MAX_BODY_BYTES)
+      throw new VpnError('ERR_BAD_REQUEST', `a body of at most ${MAX_BODY_BYTES} bytes was expected`);
+    chunks.push(chunk);
+  }
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString('utf8'));
+  } catch (cause) {
+    throw new VpnError('ERR_BAD_REQUEST', 'a JSON body was expected', { cause });
+  }
+}
+
+function reply(response: http.ServerResponse, status: number, value: unknown): void {
+  response
+    .writeHead(status, { 'content-type': 'application/json', connection: 'close' })
+    .end(JSON.stringify(value ?? {}));
+}
+
+function post(path: string, operation: string, input: unknown): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    const request = http.request({
+      socketPath: path,
+      path: `/v1/${operation}`,
+      method: 'POST',
+      timeout: CALL_TIMEOUT_MS,
+    });
+    request.once('timeout', () => request.destroy(new VpnError('ERR_NOT_RUNNING', `no answer at ${path} within 30 s`)));
+    request.once('error', (cause: NodeJS.ErrnoException) =>
+      reject(isVpnError(cause) ? cause : unreachable(path, cause)),
+    );
+    request.once('response', (response) => {
+      readJson(response).then(
+        (body) => (response.statusCode === 200 ? resolve(body) : reject(remoteError(body))),
+        reject,
+      );
+    });
+    request.end(JSON.stringify(input));
+  });
+}
+
+function unreachable(path: string, cause: NodeJS.ErrnoException): VpnError {
+  if (cause.code === 'EACCES') {
+    return new VpnError('ERR_PRIVILEGE', `not permitted to open ${path}; run as root or as the daemon's user`, {
+      cause,
+    });
+  }
+  return new VpnError('ERR_NOT_RUNNING', `nothing is running with this state directory (no answer at ${path})`, {
+    cause,
+  });
+}
+
+function remoteError(body: unknown): VpnError {
+  const { code, message } = (body ?? {}) as { code?: unknown; message?: unknown };
+  const known = ERROR_CODES.find((candidate): candidate is ErrorCode => candidate === code);
+  return new VpnError(known ?? 'ERR_INVARIANT', typeof message === 'string' ? message : 'the daemon gave no reason');
+}
