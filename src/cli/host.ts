@@ -1,0 +1,74 @@
+/**
+ * What the commands need and may not import: the daemons and the machine.
+ *
+ * `bin/customvpn.ts` implements it. Commands see only these shapes and the control API, so that a verb is nothing but
+ * its arguments and its words.
+ */
+
+import type { ClientApi, GatewayApi } from '../control/operations.ts';
+
+export interface GatewayInit {
+  state: string;
+  names: readonly string[];
+  address: string;
+  port: number;
+  pool: readonly string[];
+  dns: readonly string[];
+  routes: readonly string[];
+}
+
+export interface GatewayInitResult {
+  configFile: string;
+  certificates: readonly string[];
+  names: readonly string[];
+  listen: string;
+  pool: readonly string[];
+  routes: readonly string[];
+}
+
+export interface ClientRun {
+  profile: string;
+  state: string;
+  /** Do not use super-packets, as a peer that cannot. */
+  plain: boolean;
+}
+
+export interface ProbeResult {
+  server: string;
+  reachable: boolean;
+  address: string;
+  connectMs: number;
+  tls: { protocol: string; cipher: string; group: string; handshakeMs: number };
+  certificate: { subject: string; issuer: string; notAfter: string; pin: string; trusted: boolean; reason?: string };
+  hello: string;
+  echoMs: number;
+}
+
+export interface Requirement {
+  name: string;
+  ok: boolean;
+  /** Without it nothing works; a missing optional one only costs a feature. */
+  required: boolean;
+  found: string;
+  mend?: string;
+}
+
+export interface CliHost {
+  /** The gateway's operations: of the running daemon, else of its state directory. Dispose of it after use. */
+  openGateway(state: string): Promise<GatewayApi & AsyncDisposable>;
+  initGateway(init: GatewayInit): Promise<GatewayInitResult>;
+  /** Checks the configuration and returns it as text, opening nothing. */
+  checkGateway(source: { state: string; config?: string }): Promise<string>;
+  /** Runs until stopped; resolves when everything has been put back. */
+  runGateway(source: { state: string; config?: string }): Promise<void>;
+  /** Operations of the running clients under a state directory, by profile id. */
+  openClients(state: string): Promise<ReadonlyMap<string, ClientApi>>;
+  /** Runs a client until stopped. */
+  runClient(run: ClientRun): Promise<void>;
+  /** Starts a client in the background; resolves with its operations when traffic flows. */
+  startClient(run: ClientRun): Promise<ClientApi>;
+  /** Takes away what clients that died have left under a state directory; returns how many there were. */
+  cleanClients(state: string): Promise<number>;
+  probe(host: string, port: number): Promise<ProbeResult>;
+  requirements(): Promise<readonly Requirement[]>;
+}

@@ -1,0 +1,36 @@
+/**
+ * Options and argument shapes that several verbs share.
+ */
+
+import { Option } from 'commander';
+import { VpnError } from '../base/errors.ts';
+
+export const DEFAULT_GATEWAY_STATE = '/var/lib/customvpn';
+export const DEFAULT_CLIENT_STATE = '/var/lib/customvpn-client';
+
+export const gatewayState = (): Option =>
+  new Option('--state <dir>', 'state directory of the gateway').default(DEFAULT_GATEWAY_STATE);
+export const clientState = (): Option =>
+  new Option('--state <dir>', 'state directory of the client').default(DEFAULT_CLIENT_STATE);
+export const jsonOutput = (): Option => new Option('--json', 'print one JSON document');
+
+/** A comma-separated list without empty parts. An option that is given again adds to it. */
+export function list(value: string, previous: readonly string[] = []): string[] {
+  return [...previous, ...value.split(',').map((part) => part.trim())].filter((part) => part !== '');
+}
+
+/**
+ * `HOST:PORT`, `[V6]:PORT`, or a bare host with the default port.
+ *
+ * @throws {VpnError} ERR_USAGE
+ */
+export function hostAndPort(value: string, defaultPort: number): { host: string; port: number } {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]+))(?::(\d{1,5}))?$/.exec(value);
+  if (match === null && /^[0-9a-fA-F:]+$/.test(value)) return { host: value, port: defaultPort };
+  const host = match?.[1] ?? match?.[2];
+  const port = match?.[3] === undefined ? defaultPort : Number(match[3]);
+  if (host === undefined || port < 1 || port > 65_535) {
+    throw new VpnError('ERR_USAGE', `expected HOST:PORT or [IPV6]:PORT with a port from 1 to 65535, got "${value}"`);
+  }
+  return { host, port };
+}

@@ -1,0 +1,64 @@
+/**
+ * `customvpn profile NAME`: the one file that a person needs to connect.
+ */
+
+import { writeFile } from 'node:fs/promises';
+import { Command, Option } from 'commander';
+import { VpnError } from '../base/errors.ts';
+import type { CliHost } from './host.ts';
+import { gatewayState } from './options.ts';
+
+interface ProfileOptions {
+  state: string;
+  out?: string;
+  pin: 'ca' | 'leaf';
+  hours: string;
+  approve?: boolean;
+}
+
+export function profileCommand(host: CliHost): Command {
+  return new Command('profile')
+    .description("make a user's profile: server, CA, pin and a one-time token that enrols one device")
+    .argument('<user>')
+    .option('--out <file>', 'write it here, mode 0600 (default: standard output)')
+    .addOption(
+      new Option('--pin <what>', 'pin the CA, or the server key itself too').choices(['ca', 'leaf']).default('ca'),
+    )
+    .option('--hours <n>', 'how long the token can be used', '72')
+    .option('--approve', 'hold the device until an operator approves it')
+    .addOption(gatewayState())
+    .addHelpText('after', '\nExample:\n  customvpn profile alice --out alice.toml')
+    .action(async (user: string, options: ProfileOptions) => {
+      const validHours = Number(options.hours);
+      if (!Number.isInteger(validHours) || validHours < 1 || validHours > 8760) {
+        throw new VpnError('ERR_USAGE', `expected --hours from 1 to 8760, got "${options.hours}"`);
+      }
+      await using gateway = await host.openGateway(options.state);
+      const made = await gateway['profile.create']({
+        user,
+        pin: options.pin,
+        validHours,
+        approve: options.approve ?? false,
+      });
+      if (options.out === undefined) {
+        process.stdout.write(made.profile);
+        return;
+      }
+      try {
+        await writeFile(options.out, made.profile, { mode: 0o600, flag: 'wx' });
+      } catch (cause) {
+        const exists = (cause as NodeJS.ErrnoException).code === 'EEXIST';
+        throw new VpnError(
+          'ERR_USAGE',
+          `cannot write ${options.out}: ${exists ? 'it exists; remove it or name another file' : String(cause)}`,
+          {
+            cause,
+          },
+        );
+      }
+      process.stdout.write(
+        `wrote ${options.out}: give it to ${user} over a safe way; it enrols one device until ${made.expiresAt}\n` +
+          `\nNext, on the client:\n  customvpn client up ${options.out}\n`,
+      );
+    });
+}

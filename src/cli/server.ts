@@ -1,0 +1,188 @@
+/**
+ * `customvpn server …`: make, run and steer a gateway.
+ */
+
+import { Command } from 'commander';
+import type { GatewayStatus } from '../control/operations.ts';
+import type { CliHost } from './host.ts';
+import { gatewayState, hostAndPort, jsonOutput, list } from './options.ts';
+import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
+
+interface StateOptions extends OutputOptions {
+  state: string;
+}
+
+export function serverCommand(host: CliHost): Command {
+  const command = new Command('server').description('make, run and steer a gateway');
+
+  command
+    .command('init')
+    .description('make a state directory: certificates, keys and a configuration')
+    .addOption(gatewayState())
+    .requiredOption('--name <host,…>', 'names or addresses by which clients reach the gateway', list)
+    .option('--listen <addr:port>', 'address and port to listen on', '[::]:443')
+    .option('--pool <cidr,…>', 'client addresses: an IPv4 prefix, an IPv6 prefix, or both', list)
+    .option('--dns <ip,…>', 'name servers to push to clients', list)
+    .option('--route <cidr,…>', 'networks that clients may reach', list)
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+Examples:
+  customvpn server init --name vpn.example.org --route 10.20.0.0/16
+  customvpn server init --state ./gw --name 192.0.2.1 --listen 192.0.2.1:8443 --pool 10.9.0.0/24,fd09::/64`,
+    )
+    .action(
+      async (
+        options: StateOptions & { name: string[]; listen: string; pool?: string[]; dns?: string[]; route?: string[] },
+      ) => {
+        const listen = hostAndPort(options.listen, 443);
+        const result = await host.initGateway({
+          state: options.state,
+          names: options.name,
+          address: listen.host,
+          port: listen.port,
+          pool: options.pool ?? [],
+          dns: options.dns ?? [],
+          routes: options.route ?? [],
+        });
+        const state = options.state === gatewayState().defaultValue ? '' : ` --state ${options.state}`;
+        print(result, options, (made) =>
+          [
+            facts([
+              ['configuration', made.configFile],
+              ['certificates', made.certificates.join('  ')],
+              ['names', made.names.join(', ')],
+              ['listens on', made.listen],
+              ['client addresses', made.pool.join(', ')],
+              [
+                'clients may reach',
+                made.routes.join(', ') || 'only the gateway itself (add --route, or routes in the configuration)',
+              ],
+            ]),
+            '',
+            'Next:',
+            `  customvpn user add NAME${state}`,
+            `  customvpn profile NAME${state} --out NAME.toml`,
+            `  customvpn server run${state}`,
+          ].join('\n'),
+        );
+      },
+    );
+
+  command
+    .command('run')
+    .description('run the gateway in the foreground; prints "ready" when clients can connect')
+    .addOption(gatewayState())
+    .option('--config <file>', 'configuration file (default: server.toml in the state directory)')
+    .option('--check', 'check the configuration and exit')
+    .action(async (options: StateOptions & { config?: string; check?: boolean }) => {
+      const source = { state: options.state, ...(options.config === undefined ? {} : { config: options.config }) };
+      if (options.check === true) process.stdout.write(`${await host.checkGateway(source)}\n`);
+      else await host.runGateway(source);
+    });
+
+  command
+    .command('status')
+    .description('what the running gateway does')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['server.status']({}), options, formatStatus);
+    });
+
+  command
+    .command('sessions')
+    .description('who is connected')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['session.list']({}), options, (sessions) =>
+        sessions.length === 0
+          ? 'no sessions'
+          : table(
+              ['session', 'user', 'device', 'addresses', 'from', 'since', 'received', 'sent', 'round trip'],
+              sessions.map((session) => [
+                session.id,
+                session.user,
+                session.device,
+                session.addresses.join(' '),
+                session.peer,
+                formatAge(session.since),
+                formatBytes(session.receivedBytes),
+                formatBytes(session.sentBytes),
+                session.roundTripMs === null ? '-' : `${session.roundTripMs.toFixed(1)} ms`,
+              ]),
+            ),
+      );
+    });
+
+  command
+    .command('kick')
+    .description('end a session; its client may log in again')
+    .argument('<session>', 'session id, or its first digits, as `server sessions` shows them')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (id: string, options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['session.kick']({ id }), options, ({ kicked }) => `${kicked} session ended`);
+    });
+
+  command
+    .command('reload')
+    .description('read configuration and certificates again without dropping a connection')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['server.reload']({}), options, ({ applied, needsRestart }) =>
+        facts([
+          ['applied', applied.join(', ') || 'nothing had changed'],
+          ['needs a restart', needsRestart.length === 0 ? undefined : warning(needsRestart.join(', '))],
+        ]),
+      );
+    });
+
+  command
+    .command('stop')
+    .description('end the gateway and put the machine back as it was')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['server.stop']({}), options, ({ sessions }) => `stopping; ${sessions} sessions were live`);
+    });
+
+  return command;
+}
+
+function formatStatus(status: GatewayStatus): string {
+  const server = status.certificates.find(({ role }) => role === 'server');
+  const totals = (values: Record<string, number>) =>
+    Object.entries(values)
+      .filter(([, value]) => value > 0)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(', ') || 'none';
+  return [
+    facts([
+      ['state', `${good('running')} for ${formatAge(status.since)}, process ${status.pid}, version ${status.version}`],
+      ['listens on', status.listen.join(', ')],
+      ['names', status.names.join(', ')],
+      ['sessions', String(status.sessions)],
+      ['pool', status.pool.map(({ prefix, used, size }) => `${prefix}: ${used} of ${size}`).join(', ')],
+      [
+        'devices',
+        status.devices
+          .map(({ name, superPackets, mtu }) => `${name} (${superPackets ? 'super-packets' : 'plain'}, mtu ${mtu})`)
+          .join(', '),
+      ],
+      ['congestion', status.congestionControl],
+      ['certificate', server === undefined ? 'none' : `${server.name}, ${server.daysLeft} days left`],
+      ['counters', totals(status.counters)],
+      ['drops', totals(status.drops)],
+    ]),
+    ...status.warnings.map((text) => `${warning('warning')} ${text}`),
+  ].join('\n');
+}

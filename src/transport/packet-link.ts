@@ -1,0 +1,226 @@
+/**
+ * Joins a TUN device to the data frames of a session: packets out of the device become PACKET and SUPER frames, frames
+ * become packets into it.
+ *
+ * Both ends use it; they differ only in which address of an arriving packet must be the session's own (a gateway checks
+ * the source, a client the destination). It hides the frame layout, the rebuilding of the kernel's offload header and
+ * where bytes stand while a frame arrives in pieces. It runs once per packet: it allocates nothing and throws nothing;
+ * what it refuses is counted by reason.
+ *
+ * @see docs/protocol.md#REQ-SUPER-001
+ */
+
+import { DropReason } from '../ip/drop-reason.ts';
+import type { Lease } from '../ip/lease-pool.ts';
+import { checkPacket } from '../ip/packet.ts';
+import { GsoType, NO_OFFLOAD, type Offload, type OffloadLimits, rebuildOffload } from '../ip/super-packet.ts';
+import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
+import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
+import type { Channel } from './channel.ts';
+
+const PACKET_FRAME_OFFSET = PACKET_OFFSET - FRAME_HEADER_BYTES;
+const SUPER_PAYLOAD_OFFSET = PACKET_OFFSET - SUPER_HEADER_BYTES;
+const SUPER_FRAME_OFFSET = SUPER_PAYLOAD_OFFSET - FRAME_HEADER_BYTES;
+
+/** Where the session's own address stands in a packet that arrives in a frame. */
+export type OwnAddress = 'source' | 'destination';
+
+/** Buffers for frames that arrive in pieces, shared by all links of a device. Empty ones cost nothing. */
+export class PacketBufferPool {
+  /** For frames that are complete in one chunk: used and done within one call. */
+  readonly shared: PacketBuffer;
+  readonly #device: TunDevice;
+  readonly #free: PacketBuffer[] = [];
+  static readonly #KEPT = 64;
+
+  constructor(device: TunDevice) {
+    this.#device = device;
+    this.shared = device.createBuffer();
+  }
+
+  take(): PacketBuffer {
+    return this.#free.pop() ?? this.#device.createBuffer();
+  }
+
+  give(buffer: PacketBuffer): void {
+    if (this.#free.length < PacketBufferPool.#KEPT) this.#free.push(buffer);
+  }
+}
+
+/** What a link counts; plain integers, read at scrape. */
+export interface LinkCounters {
+  sentPackets: number;
+  sentBytes: number;
+  receivedPackets: number;
+  receivedBytes: number;
+}
+
+export interface PacketLinkOptions {
+  device: TunDevice;
+  buffers: PacketBufferPool;
+  lease: Lease;
+  ownAddress: OwnAddress;
+  /** Whether both ends have agreed on SUPER frames. */
+  superPackets: boolean;
+  /** What this end's kernel takes. */
+  limits: OffloadLimits;
+  /** Drops by `DropReason`, shared by all links of a process. */
+  drops: Float64Array;
+}
+
+/** One session's way between a TUN device and a data channel. */
+export class PacketLink {
+  readonly counters: LinkCounters = { sentPackets: 0, sentBytes: 0, receivedPackets: 0, receivedBytes: 0 };
+  readonly #device: TunDevice;
+  readonly #buffers: PacketBufferPool;
+  readonly #superPackets: boolean;
+  readonly #limits: OffloadLimits;
+  readonly #drops: Float64Array;
+  readonly #offload: Offload = { ...NO_OFFLOAD };
+  readonly #own4: Uint8Array | undefined;
+  readonly #own6: Uint8Array | undefined;
+  readonly #ownOffset4: number;
+  readonly #ownOffset6: number;
+  #channel: Channel | undefined;
+
+  constructor(options: PacketLinkOptions) {
+    this.#device = options.device;
+    this.#buffers = options.buffers;
+    this.#superPackets = options.superPackets;
+    this.#limits = options.limits;
+    this.#drops = options.drops;
+    this.#own4 = options.lease.v4?.bytes;
+    this.#own6 = options.lease.v6?.bytes;
+    this.#ownOffset4 = PACKET_OFFSET + (options.ownAddress === 'source' ? 12 : 16);
+    this.#ownOffset6 = PACKET_OFFSET + (options.ownAddress === 'source' ? 8 : 24);
+  }
+
+  /** Packets out of the device go to this channel from now on; without one they are dropped. */
+  set channel(channel: Channel | undefined) {
+    this.#channel = channel;
+  }
+
+  get channel(): Channel | undefined {
+    return this.#channel;
+  }
+
+  /** Sends a packet that the device has just read; see `TunReader.packet` for the arguments. */
+  send(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void {
+    const channel = this.#channel;
+    if (channel === undefined) {
+      this.#drop(DropReason.noChannel);
+      return;
+    }
+    let start = PACKET_FRAME_OFFSET;
+    if (gsoType !== GsoType.none || flags !== 0) {
+      if (!this.#superPackets) {
+        this.#drop(DropReason.notNegotiated);
+        return;
+      }
+      start = SUPER_FRAME_OFFSET;
+      writeFrameHeader(bytes, start, FrameType.super, SUPER_HEADER_BYTES + length);
+      bytes[SUPER_PAYLOAD_OFFSET] = gsoType;
+      bytes[SUPER_PAYLOAD_OFFSET + 1] = flags;
+      bytes[SUPER_PAYLOAD_OFFSET + 2] = gsoSize >>> 8;
+      bytes[SUPER_PAYLOAD_OFFSET + 3] = gsoSize & 0xff;
+    } else {
+      writeFrameHeader(bytes, start, FrameType.packet, length);
+    }
+    if (!channel.sendData(bytes, start, PACKET_OFFSET + length)) {
+      this.#drop(DropReason.queueFull);
+      return;
+    }
+    this.counters.sentPackets += 1;
+    this.counters.sentBytes += length;
+  }
+
+  /** The receiving half for one channel: a decoder fills it, a packet comes out of the device. */
+  createReceiver(): PacketReceiver {
+    return new PacketReceiver(this.#buffers, (buffer, type, length) => this.#receive(buffer, type, length));
+  }
+
+  #receive(buffer: PacketBuffer, type: number, payloadLength: number): void {
+    const bytes = buffer.bytes;
+    let length = payloadLength;
+    let reason: number;
+    let offload = NO_OFFLOAD;
+    if (type === FrameType.super) {
+      length -= SUPER_HEADER_BYTES;
+      if (!this.#superPackets) {
+        reason = DropReason.notNegotiated;
+      } else {
+        offload = this.#offload;
+        reason = rebuildOffload(
+          bytes,
+          PACKET_OFFSET,
+          length,
+          bytes[SUPER_PAYLOAD_OFFSET] ?? 0,
+          bytes[SUPER_PAYLOAD_OFFSET + 1] ?? 0,
+          ((bytes[SUPER_PAYLOAD_OFFSET + 2] ?? 0) << 8) | (bytes[SUPER_PAYLOAD_OFFSET + 3] ?? 0),
+          this.#limits,
+          this.#offload,
+        );
+      }
+    } else {
+      reason = checkPacket(bytes, PACKET_OFFSET, length);
+    }
+    if (reason === DropReason.none && !this.#isOwn(bytes)) reason = DropReason.sourceNotLeased;
+    if (reason !== DropReason.none) {
+      this.#drop(reason);
+      return;
+    }
+    if (!this.#device.write(buffer, length, offload)) {
+      this.#drop(DropReason.tunRefused);
+      return;
+    }
+    this.counters.receivedPackets += 1;
+    this.counters.receivedBytes += length;
+  }
+
+  #isOwn(bytes: Uint8Array): boolean {
+    const version4 = ((bytes[PACKET_OFFSET] ?? 0) & 0xf0) === 0x40;
+    const own = version4 ? this.#own4 : this.#own6;
+    if (own === undefined) return false;
+    const offset = version4 ? this.#ownOffset4 : this.#ownOffset6;
+    for (let i = 0; i < own.length; i++) if (bytes[offset + i] !== own[i]) return false;
+    return true;
+  }
+
+  #drop(reason: number): void {
+    this.#drops[reason] = (this.#drops[reason] ?? 0) + 1;
+  }
+}
+
+/** Gives a frame decoder the places for data frames of one channel; see `FrameSink.reserve`. */
+export class PacketReceiver {
+  target: Uint8Array;
+  targetOffset: number = PACKET_OFFSET;
+  readonly #pool: PacketBufferPool;
+  readonly #deliver: (buffer: PacketBuffer, type: number, length: number) => void;
+  #buffer: PacketBuffer;
+
+  constructor(pool: PacketBufferPool, deliver: (buffer: PacketBuffer, type: number, length: number) => void) {
+    this.#pool = pool;
+    this.#deliver = deliver;
+    this.#buffer = pool.shared;
+    this.target = pool.shared.bytes;
+  }
+
+  reserve(type: number, _length: number, whole: boolean): void {
+    const buffer = whole ? this.#pool.shared : this.#pool.take();
+    this.#buffer = buffer;
+    this.target = buffer.bytes;
+    this.targetOffset = type === FrameType.super ? SUPER_PAYLOAD_OFFSET : PACKET_OFFSET;
+  }
+
+  data(type: number, length: number): void {
+    this.#deliver(this.#buffer, type, length);
+    this.release();
+  }
+
+  /** Gives back a buffer that a broken-off frame holds. */
+  release(): void {
+    if (this.#buffer !== this.#pool.shared) this.#pool.give(this.#buffer);
+    this.#buffer = this.#pool.shared;
+  }
+}
