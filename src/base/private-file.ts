@@ -1,0 +1,88 @@
+/**
+ * Files that only their owner may read, replaced as a whole or not at all.
+ *
+ * Hides the order that makes a replacement safe against a crash: a temporary file beside the target, mode first, content,
+ * fsync, rename, fsync of the folder. A reader sees the old file or the new one. It must not know what the files mean.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { link, mkdir, open, rename, unlink } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { VpnError } from './errors.ts';
+
+export interface PrivateFileOptions {
+  /** Permission bits; default 0600. */
+  readonly mode?: number;
+  /** `create`: refuse when the file exists; `replace` (default): take its place. */
+  readonly when?: 'create' | 'replace';
+}
+
+/**
+ * Writes a whole file, durably.
+ *
+ * @throws {VpnError} ERR_CONFLICT when it exists and must not; ERR_SYSCALL
+ */
+export async function writePrivateFile(
+  path: string,
+  content: string | Uint8Array,
+  options: PrivateFileOptions = {},
+): Promise<void> {
+  const mode = options.mode ?? 0o600;
+  const folder = dirname(path);
+  const temporary = join(folder, `.${basename(path)}.${randomBytes(8).toString('hex')}.tmp`);
+  try {
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      await file.chmod(mode);
+      await file.writeFile(content);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    if (options.when === 'create') {
+      // A link refuses an existing target; a rename would replace it.
+      await link(temporary, path);
+      await unlink(temporary);
+    } else {
+      await rename(temporary, path);
+    }
+    await syncFolder(folder);
+  } catch (cause) {
+    await unlink(temporary).catch(() => {});
+    throw fileError(cause, path);
+  }
+}
+
+/**
+ * Makes a folder, and those above it, that only their owner may enter. An existing folder stays as it is.
+ *
+ * @throws {VpnError} ERR_SYSCALL
+ */
+export async function makePrivateFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw fileError(cause, path);
+  }
+}
+
+/** Makes what was renamed, created or removed in a folder survive a loss of power. */
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r');
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+function fileError(cause: unknown, path: string): VpnError {
+  const { code: errno, syscall } = cause as NodeJS.ErrnoException;
+  if (errno === 'EEXIST') {
+    return new VpnError('ERR_CONFLICT', `${path} exists already and is not replaced`, { cause, details: { path } });
+  }
+  return new VpnError('ERR_SYSCALL', `cannot write ${path}: ${syscall ?? 'system call'}: ${errno ?? 'failed'}`, {
+    cause,
+    details: { path, errno, syscall },
+  });
+}
