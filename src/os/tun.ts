@@ -6,6 +6,7 @@
  * header (or the kernel's `virtio_net_hdr`) is put there without moving the packet.
  */
 
+import type { VpnError } from '../base/errors.ts';
 import type { Offload } from '../ip/super-packet.ts';
 
 /** Bytes in front of the packet in a `PacketBuffer`: room for a frame header or for the kernel's header. */
@@ -33,6 +34,8 @@ export interface TunReader {
   packet(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void;
   /** No more packets for now. */
   idle(): void;
+  /** The device is gone: somebody removed it. Nothing more comes; the owner still has to close it. */
+  failed?(error: VpnError): void;
 }
 
 /** Plain integers, read at scrape. Packets count frames crossing the device, not segments. */

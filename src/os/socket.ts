@@ -1,0 +1,279 @@
+/**
+ * What Node's sockets cannot be asked for: options of the kernel's TCP, and how much it has not sent yet.
+ *
+ * Hides socket options, socket address structures and the one private field of `net.Socket` that holds its descriptor.
+ * A connection carries a tunnel well only with a small unsent backlog and with BBR: both are set on the listening socket,
+ * because accepted sockets inherit them, and on a dialled socket before its first data.
+ */
+
+import type { Socket } from 'node:net';
+import { VpnError } from '../base/errors.ts';
+import { parseIp } from '../ip/address.ts';
+import { checkResult, Errno, errnoName, type NativeCalls, NativeMemory, nativeCalls, systemError } from './ffi.ts';
+import { Poll, PollEvents } from './poll.ts';
+
+const AF_INET = 2;
+const AF_INET6 = 10;
+const SOCK_STREAM_NONBLOCK_CLOEXEC = 1 | 0x800 | 0x80000;
+
+const SOL_SOCKET = 1;
+const SO_REUSEADDR = 2;
+const SO_REUSEPORT = 15;
+const SO_MARK = 36;
+const IPPROTO_IPV6 = 41;
+const IPV6_V6ONLY = 26;
+const IPPROTO_TCP = 6;
+const TCP_NODELAY = 1;
+const TCP_CONGESTION = 13;
+const TCP_USER_TIMEOUT = 18;
+const TCP_NOTSENT_LOWAT = 25;
+
+const SIOCOUTQNSD = 0x894bn;
+const F_DUPFD_CLOEXEC = 1030;
+
+const CONGESTION_NAME_BYTES = 16;
+const SOCKADDR_BYTES = 28;
+
+export interface TuneOptions {
+  /** The congestion control to use where the kernel has it and allows it. */
+  congestion?: string;
+  /** Bytes that may wait unsent in the kernel before the socket stops being writable. */
+  notSentLowat?: number;
+  /** How long sent data may stay unacknowledged before the kernel gives the connection up. */
+  userTimeoutMs?: number;
+  /** The firewall mark of the connection's packets; needs CAP_NET_ADMIN. */
+  mark?: number;
+  noDelay?: boolean;
+}
+
+export interface ListenSocketOptions extends TuneOptions {
+  /** An IPv4 or IPv6 address; `::` takes both families. */
+  address: string;
+  /** 0: the kernel chooses. */
+  port: number;
+  backlog?: number;
+  /** Several sockets share the port; the kernel spreads connections over them. */
+  reusePort?: boolean;
+}
+
+/** A listening socket that belongs to the caller; pass `fd` to `server.listen({ fd })` or to a child. */
+export interface ListenSocket {
+  fd: number;
+  port: number;
+  /** The congestion control in force: not the one asked for where the kernel lacks it, which the caller should say. */
+  congestion: string;
+}
+
+/**
+ * Opens a listening TCP socket.
+ *
+ * @throws {VpnError} ERR_PORT_TAKEN, ERR_PRIVILEGE, ERR_CONFIG_VALUE (no address of this machine), ERR_SYSCALL
+ */
+export function openListenSocket(options: ListenSocketOptions): ListenSocket {
+  const calls = nativeCalls();
+  const ip = parseIp(options.address);
+  const family = ip.version === 4 ? AF_INET : AF_INET6;
+  const what = `listening on ${formatEndpoint(options.address, options.port)}`;
+  const fd = checkResult(calls.socket(family, SOCK_STREAM_NONBLOCK_CLOEXEC, 0), what, 'socket');
+  try {
+    setInt(calls, fd, SOL_SOCKET, SO_REUSEADDR, 1, what);
+    if (options.reusePort === true) setInt(calls, fd, SOL_SOCKET, SO_REUSEPORT, 1, what);
+    if (ip.version === 6) {
+      const isWildcard = ip.bytes.every((byte) => byte === 0);
+      setInt(calls, fd, IPPROTO_IPV6, IPV6_V6ONLY, isWildcard ? 0 : 1, what);
+    }
+    const { congestion } = tuneSocket(fd, options);
+    const address = socketAddress(ip.bytes, options.port);
+    const addressBytes = ip.version === 4 ? 16 : SOCKADDR_BYTES;
+    if (calls.bind(fd, address.address, addressBytes) < 0) throw bindError(calls.errno(), options, what);
+    if (calls.listen(fd, options.backlog ?? 4096) < 0) throw bindError(calls.errno(), options, what);
+    return { fd, port: boundPort(calls, fd, what), congestion };
+  } catch (error) {
+    calls.close(fd);
+    throw error;
+  }
+}
+
+/** Closes a descriptor that this room has opened and nobody has taken over. */
+export function closeFd(fd: number): void {
+  nativeCalls().close(fd);
+}
+
+function bindError(errno: number, options: ListenSocketOptions, what: string): VpnError {
+  const details = { errno: errnoName(errno), address: options.address, port: options.port };
+  if (errno === Errno.EADDRINUSE) {
+    return new VpnError(
+      'ERR_PORT_TAKEN',
+      `${what}: another program has this port; find it with: ss -ltnp 'sport = :${options.port}'`,
+      { details },
+    );
+  }
+  if (errno === Errno.EACCES || errno === Errno.EPERM) {
+    return new VpnError(
+      'ERR_PRIVILEGE',
+      `${what}: permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE`,
+      { details },
+    );
+  }
+  if (errno === Errno.EADDRNOTAVAIL) {
+    return new VpnError(
+      'ERR_CONFIG_VALUE',
+      `${what}: no interface of this machine has this address; see them with: ip address`,
+      { details },
+    );
+  }
+  return systemError(what, 'bind', errno);
+}
+
+function socketAddress(ip: Uint8Array, port: number): NativeMemory {
+  const memory = new NativeMemory(SOCKADDR_BYTES);
+  memory.view.setUint16(0, ip.length === 4 ? AF_INET : AF_INET6, true);
+  memory.view.setUint16(2, port);
+  memory.bytes.set(ip, ip.length === 4 ? 4 : 8);
+  return memory;
+}
+
+function boundPort(calls: NativeCalls, fd: number, what: string): number {
+  const address = new NativeMemory(SOCKADDR_BYTES);
+  const length = new NativeMemory(4);
+  length.view.setUint32(0, SOCKADDR_BYTES, true);
+  checkResult(calls.getsockname(fd, address.address, length.address), what, 'getsockname');
+  return address.view.getUint16(2);
+}
+
+/**
+ * Sets options on a TCP socket, before its first data. A congestion control that the kernel does not have, or does not
+ * allow to this user, is left out.
+ *
+ * @returns the congestion control in force
+ * @throws {VpnError} ERR_SYSCALL, ERR_PRIVILEGE (mark)
+ */
+export function tuneSocket(fd: number, options: TuneOptions): { congestion: string } {
+  const calls = nativeCalls();
+  const what = 'setting socket options';
+  if (options.mark !== undefined) {
+    const value = new NativeMemory(4);
+    value.view.setUint32(0, options.mark, true);
+    if (calls.setsockopt(fd, SOL_SOCKET, SO_MARK, value.address, 4) < 0) {
+      const errno = calls.errno();
+      if (errno !== Errno.EPERM) throw systemError(what, 'setsockopt SO_MARK', errno);
+      throw new VpnError('ERR_PRIVILEGE', 'a firewall mark on a socket needs CAP_NET_ADMIN; run as root');
+    }
+  }
+  if (options.noDelay !== undefined) setInt(calls, fd, IPPROTO_TCP, TCP_NODELAY, options.noDelay ? 1 : 0, what);
+  if (options.notSentLowat !== undefined) {
+    setInt(calls, fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, options.notSentLowat, what);
+  }
+  if (options.userTimeoutMs !== undefined) {
+    setInt(calls, fd, IPPROTO_TCP, TCP_USER_TIMEOUT, options.userTimeoutMs, what);
+  }
+  if (options.congestion !== undefined) {
+    const name = new NativeMemory(CONGESTION_NAME_BYTES);
+    const length = new TextEncoder().encodeInto(options.congestion, name.bytes).written;
+    if (calls.setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.address, length) < 0) {
+      const errno = calls.errno();
+      if (errno !== Errno.ENOENT && errno !== Errno.EPERM) {
+        throw systemError(what, 'setsockopt TCP_CONGESTION', errno);
+      }
+    }
+  }
+  return { congestion: congestionOf(calls, fd, what) };
+}
+
+function congestionOf(calls: NativeCalls, fd: number, what: string): string {
+  const name = new NativeMemory(CONGESTION_NAME_BYTES);
+  const length = new NativeMemory(4);
+  length.view.setUint32(0, CONGESTION_NAME_BYTES, true);
+  const result = calls.getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name.address, length.address);
+  checkResult(result, what, 'getsockopt TCP_CONGESTION');
+  const end = name.bytes.indexOf(0);
+  return new TextDecoder().decode(name.bytes.subarray(0, end < 0 ? CONGESTION_NAME_BYTES : end));
+}
+
+function setInt(calls: NativeCalls, fd: number, level: number, name: number, value: number, what: string): void {
+  const memory = new NativeMemory(4);
+  memory.view.setInt32(0, value, true);
+  checkResult(calls.setsockopt(fd, level, name, memory.address, 4), what, `setsockopt ${level}/${name}`);
+}
+
+function formatEndpoint(address: string, port: number): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+}
+
+/**
+ * The descriptor of a connected socket; also of a `tls.TLSSocket`.
+ *
+ * @throws {VpnError} ERR_INVARIANT when it has none: not connected, or destroyed
+ */
+export function socketFd(socket: Socket): number {
+  const handle: unknown = Reflect.get(socket, '_handle');
+  const fd: unknown = typeof handle === 'object' && handle !== null ? Reflect.get(handle, 'fd') : undefined;
+  if (typeof fd !== 'number' || fd < 0) throw new VpnError('ERR_INVARIANT', 'the socket has no descriptor');
+  return fd;
+}
+
+/** One result slot is enough for all gates: the call and the reading of its result are one step. */
+let unsentResult: { memory: NativeMemory; value: Int32Array } | undefined;
+
+/**
+ * Tells how much of a connection's data the kernel has not sent yet, and when it takes more.
+ *
+ * Holds a duplicate of the descriptor, because one descriptor can be in an event loop only once. The connection is therefore
+ * closed on the wire only when this gate is closed, too: close it as soon as the socket is given up.
+ */
+export class UnsentGate {
+  readonly #calls: NativeCalls;
+  readonly #result: { memory: NativeMemory; value: Int32Array };
+  readonly #poll: Poll;
+  #fd: number;
+  #callback: (() => void) | undefined;
+  readonly #onEvent = (): void => {
+    this.#poll.stop();
+    const callback = this.#callback;
+    this.#callback = undefined;
+    callback?.();
+  };
+
+  /** @throws {VpnError} ERR_SYSCALL */
+  constructor(fd: number) {
+    this.#calls = nativeCalls();
+    if (unsentResult === undefined) {
+      const memory = new NativeMemory(4);
+      unsentResult = { memory, value: new Int32Array(memory.bytes.buffer) };
+    }
+    this.#result = unsentResult;
+    const what = 'watching a connection';
+    this.#fd = checkResult(this.#calls.fcntl(fd, F_DUPFD_CLOEXEC, 0n), what, 'fcntl F_DUPFD_CLOEXEC');
+    try {
+      this.#poll = new Poll(this.#fd);
+    } catch (error) {
+      this.#calls.close(this.#fd);
+      throw error;
+    }
+  }
+
+  /** Bytes that the kernel holds and has not sent; 0 once the gate is closed. */
+  unsent(): number {
+    if (this.#fd < 0) return 0;
+    if (this.#calls.ioctl(this.#fd, SIOCOUTQNSD, this.#result.memory.address) < 0) return 0;
+    return this.#result.value[0] ?? 0;
+  }
+
+  /** Calls back once, when the socket takes more or has failed. A second call replaces the callback; never called after `close`. */
+  whenWritable(callback: () => void): void {
+    if (this.#fd < 0) return;
+    this.#callback = callback;
+    this.#poll.start(PollEvents.writable, this.#onEvent);
+  }
+
+  /** Idempotent. Resolves when the event loop has let go of it. */
+  close(): Promise<void> {
+    this.#callback = undefined;
+    const closed = this.#poll.close();
+    if (this.#fd >= 0) {
+      this.#calls.close(this.#fd);
+      this.#fd = -1;
+    }
+    return closed;
+  }
+}
