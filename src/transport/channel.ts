@@ -1,0 +1,312 @@
+/**
+ * One TLS connection after its handshake, as a thing that sends frames and receives bytes.
+ *
+ * Hides the socket, how writes are paced and what waits where. One write is in flight at a time and the next goes from
+ * its callback, so that what has not been sent stands in our queues, where it can be dropped and overtaken, and not in
+ * the socket's; a gate holds writes back while the kernel has enough unsent bytes (`SIOCOUTQNSD`). It knows where frames
+ * end but not what they say: parsing and meaning belong to the handler.
+ *
+ * @see docs/protocol.md#REQ-CHANNEL-001
+ */
+
+import type { TLSSocket } from 'node:tls';
+import { toVpnError, VpnError } from '../base/errors.ts';
+import { PacketQueue } from './packet-queue.ts';
+import { translateTlsError } from './tls.ts';
+
+/** One write takes at most this much from the queue, or one frame: enough to keep a fast link busy, small enough to overtake. */
+const BATCH_BYTES = 16 * 1024;
+/** Half of the listening socket's TCP_NOTSENT_LOWAT: the kernel reports "writable" below it. */
+const GATE_BYTES = 4096;
+const CONTROL_QUEUE_BYTES = 1024 * 1024;
+const DATA_QUEUE_BYTES = 1024 * 1024;
+const LINGER_MS = 1000;
+/** How long a queue must be unused before its memory goes. */
+const IDLE_QUEUE_MS = 5000;
+
+/** An address and port of one end. An IPv4 address mapped into IPv6 is written as IPv4. */
+export interface Endpoint {
+  readonly address: string;
+  readonly port: number;
+}
+
+/** What was read from the peer's certificate. */
+export interface PeerCertificate {
+  /** The subject's common name, or the whole subject when it has none. */
+  readonly name: string;
+  /** Hexadecimal, upper case. */
+  readonly serial: string;
+  readonly issuer: string;
+  /** Base64 SHA-256 of the public key (SPKI). */
+  readonly pin: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly notAfter: number;
+}
+
+/** What is known of a connection after its handshake; never changes. */
+export interface ChannelFacts {
+  /** `TLSv1.3` or `TLSv1.2`. */
+  readonly protocol: string;
+  /** The suite's standard (IANA) name. */
+  readonly cipher: string;
+  /** The key-exchange group as this handshake negotiated it, such as `X25519MLKEM768`. */
+  readonly group: string;
+  /** `undefined` when the client sent no ALPN. */
+  readonly alpn: string | undefined;
+  readonly local: Endpoint;
+  readonly remote: Endpoint;
+  /** Whether the peer showed a certificate that was verified. On a server without one: false. */
+  readonly authorized: boolean;
+  readonly peerCertificate: PeerCertificate | undefined;
+  /** SHA-256 of the public key (SPKI) of the server's certificate in this handshake; the same at both ends. */
+  readonly serverId: Uint8Array;
+}
+
+/** Takes what a channel receives. */
+export interface ChannelHandler {
+  /** Bytes as they come; borrowed until return. What it throws closes the channel with that error. */
+  bytes(chunk: Uint8Array): void;
+  /** Called exactly once, last. Without an error the end was orderly: ours, or the peer's. */
+  closed(error?: VpnError): void;
+  /** `sendData` has returned false and there is room again. */
+  writable?(): void;
+}
+
+/** Tells how much the kernel has not sent yet. `UnsentGate` of `os/socket.ts` is one. */
+export interface SendGate {
+  /** Bytes taken by the kernel and not sent for the first time. */
+  unsent(): number;
+  /** Calls back once when the socket takes more. */
+  whenWritable(callback: () => void): void;
+  close(): unknown;
+}
+
+export interface ChannelOptions {
+  facts: ChannelFacts;
+  /** Without one, writes are held back only by the one before. */
+  gate?: SendGate | undefined;
+  dataQueueBytes?: number | undefined;
+  controlQueueBytes?: number | undefined;
+}
+
+/** Plain integers, read at scrape. */
+export interface ChannelCounters {
+  sentBytes: number;
+  writes: number;
+  receivedBytes: number;
+  /** Writes that had to wait for the kernel. */
+  gateWaits: number;
+  /** Calls of `sendData` that found the queue full. */
+  refused: number;
+}
+
+/** One end of a connection that carries frames. */
+export class Channel {
+  readonly facts: ChannelFacts;
+  readonly counters: ChannelCounters = { sentBytes: 0, writes: 0, receivedBytes: 0, gateWaits: 0, refused: 0 };
+  readonly #socket: TLSSocket;
+  readonly #gate: SendGate | undefined;
+  readonly #control: PacketQueue;
+  readonly #data: PacketQueue;
+  /** The one callback of every write and of every wait for the gate. */
+  readonly #resume: (error?: Error | null) => void;
+  #handler: ChannelHandler | undefined;
+  /** A write is in flight, or the gate is shut. */
+  #isBusy = false;
+  #isRefusing = false;
+  #isClosing = false;
+  #isClosed = false;
+  #error: VpnError | undefined;
+  #linger: NodeJS.Timeout | undefined;
+  #idleTimer: NodeJS.Timeout | undefined;
+
+  /** Takes the socket over. Its handshake must be complete; nothing is read from it before `start`. */
+  constructor(socket: TLSSocket, options: ChannelOptions) {
+    this.facts = options.facts;
+    this.#socket = socket;
+    this.#gate = options.gate;
+    this.#control = new PacketQueue(options.controlQueueBytes ?? CONTROL_QUEUE_BYTES);
+    this.#data = new PacketQueue(options.dataQueueBytes ?? DATA_QUEUE_BYTES);
+    this.#resume = (error) => {
+      this.#isBusy = false;
+      if (error == null) this.#pump();
+    };
+    socket.setTimeout(0);
+    socket.on('error', (error) => {
+      this.#error ??= this.#isClosing ? undefined : translateTlsError(error, 'ERR_PEER_GONE');
+    });
+    socket.on('end', () => this.close());
+    socket.on('close', () => this.#finish());
+  }
+
+  /** Bytes that wait for the socket in both queues. */
+  get queuedBytes(): number {
+    return this.#control.queuedBytes + this.#data.queuedBytes;
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed || this.#isClosing;
+  }
+
+  /**
+   * Keying material of this connection, known to both ends and to nobody else (RFC 8446 §7.5).
+   *
+   * @param label the whole label
+   * @param context may be empty
+   * @returns 32 bytes
+   * @throws {VpnError} ERR_PEER_GONE when the connection has ended
+   */
+  exporter(label: string, context: Uint8Array): Uint8Array {
+    if (this.#isClosed) throw new VpnError('ERR_PEER_GONE', 'the connection has ended; it has no keys any more');
+    return this.#socket.exportKeyingMaterial(32, label, Buffer.from(context));
+  }
+
+  /** Starts reading. Called once. */
+  start(handler: ChannelHandler): void {
+    if (this.#handler !== undefined) throw new VpnError('ERR_INVARIANT', 'a channel was started twice');
+    this.#handler = handler;
+    if (this.#isClosed) {
+      process.nextTick(() => handler.closed(this.#error));
+      return;
+    }
+    this.#socket.on('data', (chunk: Uint8Array) => {
+      if (this.#isClosing) return;
+      this.counters.receivedBytes += chunk.length;
+      try {
+        handler.bytes(chunk);
+      } catch (error) {
+        this.destroy(toVpnError(error));
+      }
+    });
+  }
+
+  /**
+   * Sends one control frame in front of all data that waits. The bytes may be reused at once. A peer that lets a megabyte
+   * of them pile up is given up: the channel closes with ERR_PEER_GONE.
+   */
+  sendControl(frame: Uint8Array): void {
+    if (this.#isClosing || this.#isClosed) return;
+    if (this.#isReady()) {
+      this.#write(viewOf(frame, 0, frame.length));
+      return;
+    }
+    if (!this.#control.push(frame, 0, frame.length)) {
+      this.destroy(new VpnError('ERR_PEER_GONE', 'the peer does not read: its control frames fill the queue'));
+      return;
+    }
+    this.#watchIdle();
+  }
+
+  /**
+   * Sends the whole frames of `bytes[start, end)`. The bytes may be reused at once.
+   *
+   * @returns false when the queue is full, or the channel closed: nothing was taken
+   */
+  sendData(bytes: Uint8Array, start: number, end: number): boolean {
+    if (this.#isClosing || this.#isClosed) return false;
+    if (this.#isReady()) {
+      this.#write(viewOf(bytes, start, end));
+      return true;
+    }
+    if (!this.#data.push(bytes, start, end)) {
+      this.counters.refused += 1;
+      this.#isRefusing = true;
+      return false;
+    }
+    if (this.#idleTimer === undefined) this.#watchIdle();
+    return true;
+  }
+
+  /**
+   * Sends what control frames wait and `finalFrame`, forgets queued data, and ends the connection; after a second it is
+   * cut. Nothing is received any more. Idempotent.
+   */
+  close(finalFrame?: Uint8Array): void {
+    if (this.#isClosing || this.#isClosed) return;
+    this.#isClosing = true;
+    this.#data.clear();
+    if (finalFrame !== undefined) this.#control.push(finalFrame, 0, finalFrame.length);
+    this.#linger = setTimeout(() => this.destroy(), LINGER_MS);
+    this.#linger.unref();
+    // Reading on lets the peer's own end arrive; unread bytes would make the kernel send a reset that overtakes ours.
+    this.#socket.resume();
+    if (!this.#isBusy) this.#pump();
+  }
+
+  /** Cuts the connection. `closed` is called with `error` unless another came first. Idempotent. */
+  destroy(error?: VpnError): void {
+    if (this.#isClosed) return;
+    if (!this.#isClosing) this.#error ??= error;
+    this.#release();
+    this.#socket.destroy();
+  }
+
+  /** Whether a write may go out now, in front of which nothing waits. Shuts the gate if the kernel has enough. */
+  #isReady(): boolean {
+    return !this.#isBusy && this.#isGateOpen();
+  }
+
+  #isGateOpen(): boolean {
+    const gate = this.#gate;
+    if (gate === undefined || gate.unsent() < GATE_BYTES) return true;
+    this.#isBusy = true;
+    this.counters.gateWaits += 1;
+    gate.whenWritable(this.#resume);
+    return false;
+  }
+
+  /** Sends the next batch. Nothing is in flight. */
+  #pump(): void {
+    if (this.#isClosed) return;
+    if (this.#control.queuedBytes === 0 && this.#data.queuedBytes === 0) {
+      if (this.#isClosing) this.#socket.end();
+      return;
+    }
+    if (!this.#isGateOpen()) return;
+    const batch = this.#control.take(BATCH_BYTES) ?? this.#data.take(BATCH_BYTES);
+    if (batch !== undefined) this.#write(batch);
+    if (this.#isRefusing && this.#data.queuedBytes <= this.#data.limitBytes / 2) {
+      this.#isRefusing = false;
+      this.#handler?.writable?.();
+    }
+  }
+
+  /**
+   * With no write in flight the stream hands the bytes straight to OpenSSL, which has encrypted or copied them when
+   * this returns; that is why callers may reuse theirs.
+   */
+  #write(bytes: Buffer): void {
+    this.#isBusy = true;
+    this.counters.sentBytes += bytes.length;
+    this.counters.writes += 1;
+    this.#socket.write(bytes, this.#resume);
+  }
+
+  #watchIdle(): void {
+    this.#idleTimer ??= setInterval(() => {
+      const isDataReleased = this.#data.releaseIfIdle();
+      if (!this.#control.releaseIfIdle() || !isDataReleased) return;
+      clearInterval(this.#idleTimer);
+      this.#idleTimer = undefined;
+    }, IDLE_QUEUE_MS).unref();
+  }
+
+  #release(): void {
+    this.#isClosed = true;
+    this.#data.clear();
+    this.#control.clear();
+    clearTimeout(this.#linger);
+    clearInterval(this.#idleTimer);
+    // The gate holds a duplicate of the descriptor: the peer sees the end only when both are closed.
+    this.#gate?.close();
+  }
+
+  #finish(): void {
+    if (!this.#isClosed) this.#release();
+    this.#handler?.closed(this.#error);
+  }
+}
+
+function viewOf(bytes: Uint8Array, start: number, end: number): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start);
+}
