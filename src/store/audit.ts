@@ -1,0 +1,121 @@
+/**
+ * The audit record: who did what, from where, and with what result.
+ *
+ * Hides the table; rows are appended and read, never changed. The true reason of a refusal stands here and nowhere that
+ * the peer can see. Secrets never come here. It must not know how a decision was made.
+ */
+
+import { randomBytes } from 'node:crypto';
+import type { Clock } from '../base/clock.ts';
+import type { Queries, Store } from './store.ts';
+
+/** What is recorded. */
+export const AuditEvent = {
+  loginAccepted: 'login.accepted',
+  loginRefused: 'login.refused',
+  deviceEnrolled: 'device.enrolled',
+  deviceApproved: 'device.approved',
+  deviceRevoked: 'device.revoked',
+  tokenIssued: 'token.issued',
+  tokenReused: 'token.reused',
+  userAdded: 'user.added',
+  userDisabled: 'user.disabled',
+  userEnabled: 'user.enabled',
+  userDeleted: 'user.deleted',
+  sessionOpened: 'session.opened',
+  sessionEnded: 'session.ended',
+} as const;
+export type AuditEvent = (typeof AuditEvent)[keyof typeof AuditEvent];
+
+export interface AuditEntry {
+  readonly event: AuditEvent;
+  readonly user?: string | undefined;
+  /** Device id, hexadecimal. */
+  readonly device?: string | undefined;
+  /** Address and port of the peer, or the operator's way in. */
+  readonly source?: string | undefined;
+  readonly reason?: string | undefined;
+  readonly detail?: Readonly<Record<string, string | number>> | undefined;
+}
+
+export interface AuditRecord extends AuditEntry {
+  /** Milliseconds since the Unix epoch. */
+  readonly at: number;
+}
+
+export interface AuditQuery {
+  /** Milliseconds since the Unix epoch. */
+  readonly since?: number;
+  readonly user?: string;
+  readonly event?: AuditEvent;
+  /** At most this many, the newest; default 1,000. */
+  readonly limit?: number;
+}
+
+/** A user or peer chooses some of the values; none may fill the disk. */
+const MAX_TEXT = 256;
+
+export class Audit {
+  readonly #store: Store;
+  readonly #clock: Clock;
+  #order = 0;
+
+  constructor(store: Store, clock: Clock) {
+    this.#store = store;
+    this.#clock = clock;
+  }
+
+  /** Appends a row, on `db` when it is part of a transaction. */
+  async append(entry: AuditEntry, db: Queries = this.#store.db): Promise<void> {
+    const at = Math.trunc(this.#clock.wallNow());
+    await db
+      .insertInto('audit')
+      .values({
+        id: this.#nextId(at),
+        at,
+        event: entry.event,
+        user: cut(entry.user),
+        device: cut(entry.device),
+        source: cut(entry.source),
+        reason: cut(entry.reason),
+        detail: JSON.stringify(entry.detail ?? {}),
+      })
+      .execute();
+  }
+
+  /** Reads rows, oldest first. */
+  async list(query: AuditQuery = {}): Promise<AuditRecord[]> {
+    let select = this.#store.db
+      .selectFrom('audit')
+      .selectAll()
+      .orderBy('id', 'desc')
+      .limit(query.limit ?? 1000);
+    if (query.since !== undefined) select = select.where('at', '>=', query.since);
+    if (query.user !== undefined) select = select.where('user', '=', query.user);
+    if (query.event !== undefined) select = select.where('event', '=', query.event);
+    const rows = await select.execute();
+    return rows.reverse().map((row) => ({
+      at: Number(row.at),
+      event: row.event as AuditEvent,
+      user: row.user ?? undefined,
+      device: row.device ?? undefined,
+      source: row.source ?? undefined,
+      reason: row.reason ?? undefined,
+      detail: JSON.parse(row.detail) as Record<string, string | number>,
+    }));
+  }
+
+  /** Milliseconds and a counter keep the order of one writer; the random end keeps two writers apart. */
+  #nextId(at: number): string {
+    this.#order = (this.#order + 1) % 0x1_0000_0000;
+    return hex(at, 12) + hex(this.#order, 8) + randomBytes(6).toString('hex');
+  }
+}
+
+function hex(value: number, digits: number): string {
+  return value.toString(16).padStart(digits, '0');
+}
+
+function cut(text: string | undefined): string | null {
+  return text === undefined ? null : text.slice(0, MAX_TEXT);
+}

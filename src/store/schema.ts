@@ -1,0 +1,172 @@
+/**
+ * The tables, as the queries see them, and the migrations that make them.
+ *
+ * Hides nothing: this is the one description of what is stored. Times are milliseconds since the Unix epoch; a nullable
+ * time says at once whether and when. Identifiers made from bytes are lower-case hexadecimal. A migration that has been
+ * released is never changed; a new one is appended. They are portable: no SQL of one database (`bytea` is a type in
+ * PostgreSQL and a name that SQLite ignores).
+ */
+
+import type { Kysely } from 'kysely';
+import type { Migration } from 'kysely/migration';
+
+export type DeviceAlgorithm = 'p256' | 'ed25519';
+
+export interface Schema {
+  users: {
+    /** 16 random bytes; survives a change of name. */
+    id: string;
+    name: string;
+    created_at: number;
+    disabled_at: number | null;
+    /** From this moment on no login is accepted. */
+    expires_at: number | null;
+  };
+  user_groups: { user_id: string; name: string };
+  devices: {
+    /** First 16 bytes of the SHA-256 of `public_key`. */
+    id: string;
+    user_id: string;
+    /** What the client calls its machine; for people only. */
+    name: string;
+    algorithm: DeviceAlgorithm;
+    /** SubjectPublicKeyInfo, DER. */
+    public_key: Uint8Array;
+    created_at: number;
+    /** Null while an operator has not said yes. */
+    approved_at: number | null;
+    /** The first login with the device's own key after enrolment. */
+    first_login_at: number | null;
+    last_seen_at: number | null;
+    revoked_at: number | null;
+  };
+  enrolment_tokens: {
+    /** The token's 8 public bytes. */
+    id: string;
+    /** SHA-256 of the whole token. */
+    hash: Uint8Array;
+    user_id: string;
+    created_at: number;
+    expires_at: number;
+    /** 1: the device it enrols waits for an operator. */
+    needs_approval: number;
+    bound_device: string | null;
+    bound_at: number | null;
+    bound_source: string | null;
+    /** The bound device has logged in with its own key: nobody may use the token again. */
+    spent_at: number | null;
+  };
+  sessions: {
+    id: string;
+    user_id: string;
+    device_id: string;
+    worker: number;
+    epoch: number;
+    /** K_resume, sealed. */
+    resume_key: Uint8Array;
+    lease4: string | null;
+    lease6: string | null;
+    policy_generation: number;
+    source: string;
+    opened_at: number;
+    expires_at: number | null;
+  };
+  audit: {
+    /** Sorts by time, then by order of writing. */
+    id: string;
+    at: number;
+    event: string;
+    user: string | null;
+    device: string | null;
+    source: string | null;
+    /** The true reason of a refusal, which the peer is not told. */
+    reason: string | null;
+    /** Further facts, JSON object of strings and numbers. */
+    detail: string;
+  };
+}
+
+/** In the order in which they are applied; the names sort that way. */
+export const MIGRATIONS: Readonly<Record<string, Migration>> = {
+  '0001_first': { up: first },
+};
+
+async function first(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('users')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('name', 'text', (column) => column.notNull().unique())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('disabled_at', 'bigint')
+    .addColumn('expires_at', 'bigint')
+    .execute();
+
+  await db.schema
+    .createTable('user_groups')
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addPrimaryKeyConstraint('user_groups_key', ['user_id', 'name'])
+    .execute();
+
+  await db.schema
+    .createTable('devices')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addColumn('algorithm', 'text', (column) => column.notNull())
+    .addColumn('public_key', 'bytea', (column) => column.notNull())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('approved_at', 'bigint')
+    .addColumn('first_login_at', 'bigint')
+    .addColumn('last_seen_at', 'bigint')
+    .addColumn('revoked_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('devices_user').on('devices').column('user_id').execute();
+
+  await db.schema
+    .createTable('enrolment_tokens')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('hash', 'bytea', (column) => column.notNull())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('expires_at', 'bigint', (column) => column.notNull())
+    .addColumn('needs_approval', 'integer', (column) => column.notNull())
+    .addColumn('bound_device', 'text')
+    .addColumn('bound_at', 'bigint')
+    .addColumn('bound_source', 'text')
+    .addColumn('spent_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('enrolment_tokens_device').on('enrolment_tokens').column('bound_device').execute();
+  await db.schema.createIndex('enrolment_tokens_user').on('enrolment_tokens').column('user_id').execute();
+
+  await db.schema
+    .createTable('sessions')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('device_id', 'text', (column) => column.notNull().references('devices.id').onDelete('cascade'))
+    .addColumn('worker', 'integer', (column) => column.notNull())
+    .addColumn('epoch', 'bigint', (column) => column.notNull())
+    .addColumn('resume_key', 'bytea', (column) => column.notNull())
+    .addColumn('lease4', 'text')
+    .addColumn('lease6', 'text')
+    .addColumn('policy_generation', 'bigint', (column) => column.notNull())
+    .addColumn('source', 'text', (column) => column.notNull())
+    .addColumn('opened_at', 'bigint', (column) => column.notNull())
+    .addColumn('expires_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('sessions_user').on('sessions').column('user_id').execute();
+  await db.schema.createIndex('sessions_device').on('sessions').column('device_id').execute();
+
+  await db.schema
+    .createTable('audit')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('at', 'bigint', (column) => column.notNull())
+    .addColumn('event', 'text', (column) => column.notNull())
+    .addColumn('user', 'text')
+    .addColumn('device', 'text')
+    .addColumn('source', 'text')
+    .addColumn('reason', 'text')
+    .addColumn('detail', 'text', (column) => column.notNull())
+    .execute();
+  await db.schema.createIndex('audit_at').on('audit').column('at').execute();
+}

@@ -1,0 +1,179 @@
+/**
+ * The sessions that a gateway keeps on record, so that they survive a worker and can be listed and ended.
+ *
+ * Hides the table and the sealing: of a session's secrets only K_resume is stored, sealed (`wire.md` §3, "At rest"). A
+ * session that has ended leaves no row, only what the audit record says. It must not know what runs the session.
+ */
+
+import type { Clock } from '../base/clock.ts';
+import { VpnError } from '../base/errors.ts';
+import { type Audit, AuditEvent } from './audit.ts';
+import type { Store } from './store.ts';
+import type { Vault } from './vault.ts';
+
+const PURPOSE = 'session resume';
+
+/** What identifies and bounds a session; everything but `resumeKey` may be shown to an operator. */
+export interface SessionRecord {
+  /** 32 hexadecimal digits. Never logged whole. */
+  readonly id: string;
+  readonly user: string;
+  /** Device id, hexadecimal. */
+  readonly device: string;
+  readonly worker: number;
+  readonly epoch: number;
+  readonly lease4?: string | undefined;
+  readonly lease6?: string | undefined;
+  readonly policyGeneration: number;
+  /** Address and port of the control connection. */
+  readonly source: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly openedAt: number;
+  /** The absolute limit; undefined for none. */
+  readonly expiresAt?: number | undefined;
+}
+
+export interface NewSession extends Omit<SessionRecord, 'openedAt'> {
+  /** K_resume; not kept. */
+  readonly resumeKey: Uint8Array;
+}
+
+export class Sessions {
+  readonly #store: Store;
+  readonly #vault: Vault;
+  readonly #audit: Audit;
+  readonly #clock: Clock;
+
+  constructor(parts: { store: Store; vault: Vault; audit: Audit; clock: Clock }) {
+    this.#store = parts.store;
+    this.#vault = parts.vault;
+    this.#audit = parts.audit;
+    this.#clock = parts.clock;
+  }
+
+  /**
+   * Puts a session on record.
+   *
+   * @throws {VpnError} ERR_AUTH_REJECTED when its user or device has been deleted, disabled or revoked meanwhile;
+   *   ERR_CONFLICT when the id is taken
+   */
+  async open(session: NewSession): Promise<void> {
+    const sealed = this.#vault.seal(PURPOSE, contextOf(session.id, session.epoch), session.resumeKey);
+    await this.#store.transaction(async (db) => {
+      const owner = await db
+        .selectFrom('devices')
+        .innerJoin('users', 'users.id', 'devices.user_id')
+        .select('users.id')
+        .where('devices.id', '=', session.device)
+        .where('users.name', '=', session.user)
+        .where('devices.revoked_at', 'is', null)
+        .where('users.disabled_at', 'is', null)
+        .executeTakeFirst();
+      if (owner === undefined) {
+        throw new VpnError('ERR_AUTH_REJECTED', 'the account or device of the session may not log in any more');
+      }
+      await db
+        .insertInto('sessions')
+        .values({
+          id: session.id,
+          user_id: owner.id,
+          device_id: session.device,
+          worker: session.worker,
+          epoch: session.epoch,
+          resume_key: sealed,
+          lease4: session.lease4 ?? null,
+          lease6: session.lease6 ?? null,
+          policy_generation: session.policyGeneration,
+          source: session.source,
+          opened_at: Math.trunc(this.#clock.wallNow()),
+          expires_at: session.expiresAt ?? null,
+        })
+        .execute();
+      await this.#audit.append({ ...describe(session), event: AuditEvent.sessionOpened }, db);
+    });
+  }
+
+  /** The sessions on record, oldest first; of one user or device when given. */
+  async list(filter: { user?: string; device?: string } = {}): Promise<SessionRecord[]> {
+    let select = this.#store.db
+      .selectFrom('sessions')
+      .innerJoin('users', 'users.id', 'sessions.user_id')
+      .selectAll('sessions')
+      .select('users.name as user')
+      .orderBy('sessions.opened_at')
+      .orderBy('sessions.id');
+    if (filter.user !== undefined) select = select.where('users.name', '=', filter.user);
+    if (filter.device !== undefined) select = select.where('sessions.device_id', '=', filter.device);
+    const rows = await select.execute();
+    return rows.map((row) => ({
+      id: row.id,
+      user: row.user,
+      device: row.device_id,
+      worker: row.worker,
+      epoch: Number(row.epoch),
+      lease4: row.lease4 ?? undefined,
+      lease6: row.lease6 ?? undefined,
+      policyGeneration: Number(row.policy_generation),
+      source: row.source,
+      openedAt: Number(row.opened_at),
+      expiresAt: row.expires_at === null ? undefined : Number(row.expires_at),
+    }));
+  }
+
+  /**
+   * The present K_resume of a session and its epoch.
+   *
+   * @throws {VpnError} ERR_SESSION_UNKNOWN; ERR_STORE when it does not unseal
+   */
+  async resumeKey(id: string): Promise<{ epoch: number; key: Uint8Array }> {
+    const row = await this.#store.db
+      .selectFrom('sessions')
+      .select(['epoch', 'resume_key'])
+      .where('id', '=', id)
+      .executeTakeFirst();
+    if (row === undefined) throw new VpnError('ERR_SESSION_UNKNOWN', 'there is no such session');
+    const epoch = Number(row.epoch);
+    return { epoch, key: this.#vault.unseal(PURPOSE, contextOf(id, epoch), row.resume_key) };
+  }
+
+  /**
+   * Takes a session off the record; tells whether it was on it.
+   *
+   * @param reason a close reason, such as `admin`
+   */
+  async end(id: string, reason: string): Promise<boolean> {
+    return this.#store.transaction(async (db) => {
+      const row = await db
+        .selectFrom('sessions')
+        .innerJoin('users', 'users.id', 'sessions.user_id')
+        .select(['users.name as user', 'sessions.device_id as device', 'sessions.source as source'])
+        .where('sessions.id', '=', id)
+        .executeTakeFirst();
+      if (row === undefined) return false;
+      await db.deleteFrom('sessions').where('id', '=', id).execute();
+      await this.#audit.append({ ...describe({ ...row, id }), event: AuditEvent.sessionEnded, reason }, db);
+      return true;
+    });
+  }
+
+  /** Takes all sessions off the record: for a gateway that starts and cannot resume them. Returns how many there were. */
+  async endAll(reason: string): Promise<number> {
+    const rows = await this.#store.db.selectFrom('sessions').select('id').execute();
+    for (const { id } of rows) await this.end(id, reason);
+    return rows.length;
+  }
+}
+
+/** A key of one epoch must not open as that of another. */
+function contextOf(id: string, epoch: number): string {
+  return `${id} ${epoch}`;
+}
+
+function describe(session: { id: string; user: string; device: string; source: string }) {
+  return {
+    user: session.user,
+    device: session.device,
+    source: session.source,
+    detail: { session: session.id.slice(0, 8) },
+  };
+}

@@ -1,0 +1,211 @@
+/**
+ * The embedded database: `node:sqlite` behind kysely's SQLite dialect.
+ *
+ * Hides the driver, its pragmas, its error shapes and the file's mode. Whatever fails in here comes out as a `VpnError`
+ * without the values of a query. It must not know the tables.
+ */
+
+import { chmodSync, closeSync, existsSync, fsyncSync, openSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
+import { type Dialect, SqliteAdapter, SqliteDialect } from 'kysely';
+import { VpnError } from '../base/errors.ts';
+import { makePrivateFolder } from '../base/private-file.ts';
+
+/** Marks the file as ours ("CVPN"), so that another program's database is never migrated. */
+const APPLICATION_ID = 0x4356504e;
+/** How long a statement waits for another process's write; it blocks this one meanwhile. */
+const BUSY_TIMEOUT_MS = 2000;
+const MAX_CACHED_STATEMENTS = 256;
+
+const SQLITE_BUSY = 5;
+const SQLITE_LOCKED = 6;
+const SQLITE_CORRUPT = 11;
+const SQLITE_FULL = 13;
+const SQLITE_NOTADB = 26;
+const SQLITE_CONSTRAINT_PRIMARYKEY = 1555;
+const SQLITE_CONSTRAINT_UNIQUE = 2067;
+
+/** The dialect and what kysely has no word for. */
+export interface OpenedDatabase {
+  readonly dialect: Dialect;
+  /** Makes everything committed so far survive a loss of power. */
+  sync(): void;
+}
+
+/**
+ * Opens the database file, making it (mode 0600) and its folder (0700) when there is none; or a private one in memory
+ * for `:memory:`.
+ *
+ * @throws {VpnError} ERR_STORE when it is locked, damaged or not ours. It is never replaced.
+ */
+export async function openSqlite(path: string): Promise<OpenedDatabase> {
+  const inMemory = path === ':memory:';
+  try {
+    if (!inMemory) {
+      await makePrivateFolder(dirname(path));
+      // SQLite gives its journal files the mode of the database, so the mode comes first.
+      if (!existsSync(path)) closeSync(openSync(path, 'a', 0o600));
+      chmodSync(path, 0o600);
+    }
+    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS, defensive: true, allowExtension: false });
+    try {
+      prepare(database, path);
+      // Another process's first read or write shows a damaged header or a foreign file here, not at the first login.
+      if (!inMemory) database.exec('pragma journal_mode = wal; pragma synchronous = normal');
+    } catch (cause) {
+      database.close();
+      throw cause;
+    }
+    return {
+      dialect: new Sqlite(new Adapter(database, path)),
+      sync: () => {
+        if (!inMemory) syncJournal(path);
+      },
+    };
+  } catch (cause) {
+    throw storeError(cause, path);
+  }
+}
+
+function prepare(database: DatabaseSync, path: string): void {
+  database.exec('pragma foreign_keys = on; pragma trusted_schema = off; pragma secure_delete = on');
+  const id = numberOf(database, 'pragma application_id');
+  if (id === APPLICATION_ID) return;
+  if (id !== 0 || numberOf(database, 'select count(*) from sqlite_schema') !== 0) {
+    throw new VpnError('ERR_STORE', `${path} is a database of another program; name another file`, {
+      details: { path },
+    });
+  }
+  database.exec(`pragma application_id = ${APPLICATION_ID}`);
+}
+
+/**
+ * With `synchronous = normal` a commit survives the end of the process at once, but a loss of power only after the next
+ * checkpoint. Until then it is in the journal, which is synced here; SQLite holds no lock on that file that closing it
+ * could drop.
+ */
+function syncJournal(path: string): void {
+  let journal: number;
+  try {
+    journal = openSync(`${path}-wal`, 'r');
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return;
+    throw storeError(cause, path);
+  }
+  try {
+    fsyncSync(journal);
+  } catch (cause) {
+    throw storeError(cause, path);
+  } finally {
+    closeSync(journal);
+  }
+}
+
+function numberOf(database: DatabaseSync, query: string): number {
+  return Number(Object.values(database.prepare(query).get() ?? {})[0]);
+}
+
+/** SQLite rolls back a changed schema like any other change, which kysely's adapter denies. */
+class Sqlite extends SqliteDialect {
+  constructor(database: Adapter) {
+    super({ database });
+  }
+
+  override createAdapter(): SqliteAdapter {
+    return new TransactionalAdapter();
+  }
+}
+
+class TransactionalAdapter extends SqliteAdapter {
+  override get supportsTransactionalDdl(): boolean {
+    return true;
+  }
+}
+
+/** The shape that kysely's driver expects. */
+class Adapter {
+  readonly #database: DatabaseSync;
+  readonly #path: string;
+  readonly #statements = new Map<string, Statement>();
+
+  constructor(database: DatabaseSync, path: string) {
+    this.#database = database;
+    this.#path = path;
+  }
+
+  prepare(query: string): Statement {
+    const known = this.#statements.get(query);
+    if (known !== undefined) return known;
+    try {
+      // A transaction that reads first and writes later could find that another process wrote in between, and fail
+      // without waiting; one that takes the write lock at once waits.
+      const statement = new Statement(
+        this.#database.prepare(query === 'begin' ? 'begin immediate' : query),
+        this.#path,
+      );
+      if (this.#statements.size >= MAX_CACHED_STATEMENTS) this.#statements.clear();
+      this.#statements.set(query, statement);
+      return statement;
+    } catch (cause) {
+      throw storeError(cause, this.#path);
+    }
+  }
+
+  close(): void {
+    this.#statements.clear();
+    this.#database.close();
+  }
+}
+
+class Statement {
+  readonly reader: boolean;
+  readonly #inner: StatementSync;
+  readonly #path: string;
+
+  constructor(inner: StatementSync, path: string) {
+    this.#inner = inner;
+    this.#path = path;
+    this.reader = inner.columns().length > 0;
+  }
+
+  all(parameters: readonly unknown[]): unknown[] {
+    try {
+      return this.#inner.all(...(parameters as SQLInputValue[]));
+    } catch (cause) {
+      throw storeError(cause, this.#path);
+    }
+  }
+
+  run(parameters: readonly unknown[]): { changes: number | bigint; lastInsertRowid: number | bigint } {
+    try {
+      return this.#inner.run(...(parameters as SQLInputValue[]));
+    } catch (cause) {
+      throw storeError(cause, this.#path);
+    }
+  }
+
+  iterate(parameters: readonly unknown[]): IterableIterator<unknown> {
+    return this.#inner.iterate(...(parameters as SQLInputValue[]));
+  }
+}
+
+function storeError(cause: unknown, path: string): VpnError {
+  if (cause instanceof VpnError) return cause;
+  const { errcode, code: errno } = cause as { errcode?: number; code?: string };
+  const details = { path, errcode, errno };
+  switch (errcode) {
+    case SQLITE_CONSTRAINT_UNIQUE:
+    case SQLITE_CONSTRAINT_PRIMARYKEY:
+      return new VpnError('ERR_CONFLICT', 'a row of that name or id exists already', { cause, details });
+  }
+  const why = {
+    [SQLITE_BUSY]: 'another process is writing to it and did not finish in time',
+    [SQLITE_LOCKED]: 'another process is writing to it and did not finish in time',
+    [SQLITE_CORRUPT]: 'the file is damaged; restore it from a backup',
+    [SQLITE_FULL]: 'the disk is full',
+    [SQLITE_NOTADB]: 'the file is not a database; restore it from a backup or name another file',
+  }[(errcode ?? 0) & 0xff];
+  const message = why ?? (cause instanceof Error ? cause.message : String(cause));
+  return new VpnError('ERR_STORE', `the store ${path}: ${message}`, { cause, details });
+}

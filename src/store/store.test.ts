@@ -1,0 +1,171 @@
+// The store: its file, its transactions, and what it says when the file is not what it should be.
+
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
+import { after, before, test } from 'node:test';
+import { isVpnError } from '../base/errors.ts';
+import { openStore, type Store } from './store.ts';
+
+let folder = '';
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'store-'));
+});
+after(() => rm(folder, { recursive: true }));
+
+const fresh = (() => {
+  let count = 0;
+  return () => join(folder, `state-${count++}`, 'store.db');
+})();
+
+function addUser(store: Store, name: string): Promise<unknown> {
+  return store.db
+    .insertInto('users')
+    .values({ id: `id-${name}`, name, created_at: 1, disabled_at: null, expires_at: null })
+    .execute();
+}
+
+const count = async (store: Store) => (await store.db.selectFrom('users').select('id').execute()).length;
+
+test('makes the file with mode 0600 in a folder with mode 0700, its journal too', async () => {
+  const path = fresh();
+  await using store = await openStore(path);
+  await addUser(store, 'a');
+  assert.equal((await stat(path)).mode & 0o777, 0o600);
+  assert.equal((await stat(join(path, '..'))).mode & 0o777, 0o700);
+  assert.equal((await stat(`${path}-wal`)).mode & 0o777, 0o600);
+});
+
+test('keeps what was written, also when nothing was closed', async () => {
+  const path = fresh();
+  const first = await openStore(path);
+  await addUser(first, 'kept');
+  first.sync();
+  await using second = await openStore(path);
+  assert.equal(await count(second), 1);
+  await first.close();
+});
+
+test('a transaction that fails leaves nothing', async () => {
+  await using store = await openStore(':memory:');
+  await assert.rejects(
+    store.transaction(async (db) => {
+      await db
+        .insertInto('users')
+        .values({ id: '1', name: 'x', created_at: 1, disabled_at: null, expires_at: null })
+        .execute();
+      throw new Error('stop');
+    }),
+    /stop/,
+  );
+  assert.equal(await count(store), 0);
+});
+
+test('transactions of one process wait for each other', async () => {
+  await using store = await openStore(':memory:');
+  const order: string[] = [];
+  const work = (name: string) =>
+    store.transaction(async (db) => {
+      order.push(`${name} begins`);
+      await db.selectFrom('users').selectAll().execute();
+      order.push(`${name} ends`);
+    });
+  await Promise.all([work('a'), work('b')]);
+  assert.deepEqual(order, ['a begins', 'a ends', 'b begins', 'b ends']);
+});
+
+test('a taken name is a conflict that does not repeat the value', async () => {
+  await using store = await openStore(':memory:');
+  await addUser(store, 'taken-value');
+  await assert.rejects(
+    store.db
+      .insertInto('users')
+      .values({ id: '2', name: 'taken-value', created_at: 1, disabled_at: null, expires_at: null })
+      .execute(),
+    (error) => isVpnError(error, 'ERR_CONFLICT') && !JSON.stringify([error, error.message]).includes('taken-value'),
+  );
+});
+
+test('what belongs to a user goes with the user', async () => {
+  await using store = await openStore(':memory:');
+  await addUser(store, 'u');
+  await store.db.insertInto('user_groups').values({ user_id: 'id-u', name: 'staff' }).execute();
+  await store.db.deleteFrom('users').execute();
+  assert.deepEqual(await store.db.selectFrom('user_groups').selectAll().execute(), []);
+});
+
+test('a row of an unknown user is refused', async () => {
+  await using store = await openStore(':memory:');
+  await assert.rejects(store.db.insertInto('user_groups').values({ user_id: 'nobody', name: 'x' }).execute(), {
+    code: 'ERR_STORE',
+  });
+});
+
+test('a file that is no database is an error and stays as it was', async () => {
+  const path = join(folder, 'text.db');
+  const content = 'this is not a database, and it is longer than the header of one. '.repeat(20);
+  await writeFile(path, content);
+  await assert.rejects(openStore(path), { code: 'ERR_STORE' });
+  assert.equal(await readFile(path, 'utf8'), content);
+});
+
+test('a damaged database is an error, never made anew', async () => {
+  const path = fresh();
+  const store = await openStore(path);
+  for (let i = 0; i < 200; i++) await addUser(store, `user-${i}`);
+  await store.close();
+  const bytes = await readFile(path);
+  bytes.fill(0x5a, 100, 4096);
+  await writeFile(path, bytes);
+  await assert.rejects(openStore(path), { code: 'ERR_STORE' });
+  assert.deepEqual(await readFile(path), bytes);
+});
+
+test('a database of another program is left alone', async () => {
+  const path = join(folder, 'foreign.db');
+  const foreign = new DatabaseSync(path);
+  foreign.exec('create table theirs (x)');
+  foreign.close();
+  const before = await readFile(path);
+  await assert.rejects(openStore(path), { code: 'ERR_STORE' });
+  assert.deepEqual(await readFile(path), before);
+});
+
+test('a store of a newer version is refused', async () => {
+  const path = fresh();
+  await (await openStore(path)).close();
+  const raw = new DatabaseSync(path);
+  raw.exec("insert into kysely_migration (name, timestamp) values ('9999_later', '2030')");
+  raw.close();
+  await assert.rejects(
+    openStore(path),
+    (error) => isVpnError(error, 'ERR_STORE') && /newer version/.test(error.message),
+  );
+});
+
+test('a store that another process holds for writing is an error, not a hang', async () => {
+  const path = fresh();
+  await using store = await openStore(path);
+  const other = new DatabaseSync(path);
+  other.exec('begin immediate');
+  try {
+    await assert.rejects(addUser(store, 'waits'), { code: 'ERR_STORE' });
+  } finally {
+    other.exec('rollback');
+    other.close();
+  }
+  await addUser(store, 'goes on');
+  assert.equal(await count(store), 1);
+});
+
+test('two stores opened at once on a new file agree on its schema', async () => {
+  const path = fresh();
+  const [a, b] = await Promise.all([openStore(path), openStore(path)]);
+  await addUser(a, 'from a');
+  await addUser(b, 'from b');
+  assert.equal(await count(a), 2);
+  await a.close();
+  await b.close();
+});
