@@ -15,12 +15,7 @@ export function readU16(bytes: Uint8Array, at: number): number {
   return ((bytes[at] ?? 0) << 8) | (bytes[at + 1] ?? 0);
 }
 
-/** The 32-bit integer at `at`, unsigned. */
-export function readU32(bytes: Uint8Array, at: number): number {
-  return readI32(bytes, at) >>> 0;
-}
-
-/** The 32-bit integer at `at`, signed: such a value is never boxed, which makes it the one for keys. */
+/** The 32-bit integer at `at`, signed: such a number is never boxed. */
 export function readI32(bytes: Uint8Array, at: number): number {
   return ((bytes[at] ?? 0) << 24) | ((bytes[at + 1] ?? 0) << 16) | ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0);
 }

@@ -6,7 +6,7 @@
  * never throw: what is wrong with a packet is a `DropReason`. Nothing here knows of frames, sessions or devices.
  */
 
-import { readU8, readU16 } from './bytes.ts';
+import { readI32, readU8, readU16 } from './bytes.ts';
 import { DropReason } from './drop-reason.ts';
 
 /** Bytes of an IPv4 header without options. */
@@ -130,6 +130,107 @@ export function transportOffset(walk: number): number {
 /** The protocol in a non-negative result of `walkTransport`. */
 export function transportProtocol(walk: number): number {
   return walk & 0xff;
+}
+
+/** Whether the address of `version` at `offset` is a multicast address, or the IPv4 broadcast address. */
+export function isMulticast(bytes: Uint8Array, offset: number, version: number): boolean {
+  const first = readU8(bytes, offset);
+  if (version === 6) return first === 0xff;
+  return (first & 0xf0) === 0xe0 || readI32(bytes, offset) === -1;
+}
+
+/**
+ * Whether the address of `version` at `offset` must not come out of a tunnel or go into one: unspecified or this network,
+ * loopback, link-local, multicast, broadcast and reserved, v4-mapped. The same as `isUnusableAddress`, for packets.
+ */
+export function isUnroutable(bytes: Uint8Array, offset: number, version: number): boolean {
+  const first = readU8(bytes, offset);
+  if (version === 4) {
+    return first === 0 || first === 127 || first >= 0xe0 || (first === 169 && readU8(bytes, offset + 1) === 254);
+  }
+  if (first === 0xff) return true;
+  if (first === 0xfe) return (readU8(bytes, offset + 1) & 0xc0) === 0x80;
+  if (first !== 0 || readI32(bytes, offset) !== 0 || readI32(bytes, offset + 4) !== 0) return false;
+  const third = readI32(bytes, offset + 8);
+  if (third === 0xffff) return true;
+  const fourth = readI32(bytes, offset + 12);
+  return third === 0 && (fourth === 0 || fourth === 1);
+}
+
+/** The key of a flow hash: two random 32-bit integers, signed or not. */
+export type FlowKey = readonly [number, number];
+
+/**
+ * The keyed hash by which a session spreads flows over its connections: HalfSipHash-2-4 of the addresses, the ports of
+ * TCP, UDP, UDP-Lite, SCTP and DCCP, the protocol and the version. What `walkTransport` does not walk, fragments above
+ * all, has no ports, and the protocol that its IP header names: all fragments of a packet get one hash.
+ *
+ * @returns 31 bits, never negative: such a number is never boxed; 0 for a packet shorter than its IP header
+ */
+export function flowHash(bytes: Uint8Array, offset: number, length: number, key: FlowKey): number {
+  const version = ipVersion(bytes, offset);
+  if (length < (version === 4 ? IPV4_HEADER_BYTES : IPV6_HEADER_BYTES)) return 0;
+  let protocol = readU8(bytes, offset + (version === 4 ? 9 : 6));
+  let ports = 0;
+  const walk = walkTransport(bytes, offset, length);
+  if (walk >= 0) {
+    protocol = transportProtocol(walk);
+    const start = transportOffset(walk);
+    if (hasPorts(protocol) && start + 4 <= length) ports = readI32(bytes, offset + start);
+  }
+
+  // Source and destination stand side by side in both versions.
+  const addresses = offset + sourceOffset(version);
+  const addressWords = addressBytes(version) >>> 1;
+  const k0 = key[0] | 0;
+  const k1 = key[1] | 0;
+  let v0 = k0;
+  let v1 = k1;
+  let v2 = k0 ^ 0x6c796765;
+  let v3 = k1 ^ 0x74656462;
+  // Two words behind the addresses, then the block that holds the length, then the finish.
+  for (let word = 0; word <= addressWords + 3; word++) {
+    let message = 0;
+    let rounds = 2;
+    if (word < addressWords) message = swap(readI32(bytes, addresses + word * 4));
+    else if (word === addressWords) message = swap(ports);
+    else if (word === addressWords + 1) message = protocol | (version << 8);
+    else if (word === addressWords + 2) message = (addressWords + 2) << 26;
+    else {
+      v2 ^= 0xff;
+      rounds = 4;
+    }
+    v3 ^= message;
+    for (; rounds > 0; rounds--) {
+      v0 = (v0 + v1) | 0;
+      v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0;
+      v0 = (v0 << 16) | (v0 >>> 16);
+      v2 = (v2 + v3) | 0;
+      v3 = ((v3 << 8) | (v3 >>> 24)) ^ v2;
+      v0 = (v0 + v3) | 0;
+      v3 = ((v3 << 7) | (v3 >>> 25)) ^ v0;
+      v2 = (v2 + v1) | 0;
+      v1 = ((v1 << 13) | (v1 >>> 19)) ^ v2;
+      v2 = (v2 << 16) | (v2 >>> 16);
+    }
+    v0 ^= message;
+  }
+  return (v1 ^ v3) & 0x7fffffff;
+}
+
+function hasPorts(protocol: number): boolean {
+  return (
+    protocol === IpProtocol.tcp ||
+    protocol === IpProtocol.udp ||
+    protocol === IpProtocol.sctp ||
+    protocol === IpProtocol.udpLite ||
+    protocol === IpProtocol.dccp
+  );
+}
+
+/** The hash is defined over little-endian words. */
+function swap(word: number): number {
+  return (word << 24) | ((word & 0xff00) << 8) | ((word >>> 8) & 0xff00) | (word >>> 24);
 }
 
 /** More fragments, and the fragment offset. */
