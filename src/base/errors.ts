@@ -12,6 +12,7 @@ export type ErrorKind = 'protocol' | 'auth' | 'transport' | 'config' | 'system' 
 const CODES = {
   // The peer broke the protocol: its channel is closed, nothing else.
   ERR_GREETING: 'protocol',
+  ERR_PROTOCOL_VERSION: 'protocol',
   ERR_FRAME_TYPE: 'protocol',
   ERR_FRAME_TOO_LONG: 'protocol',
   ERR_FRAME_EMPTY: 'protocol',

@@ -245,7 +245,7 @@ export class FrameDecoder {
   /**
    * Reads the next bytes. `chunk` is not kept.
    *
-   * @throws {VpnError} ERR_GREETING, ERR_FRAME_TYPE, ERR_FRAME_STATE, ERR_FRAME_EMPTY, ERR_FRAME_TOO_LONG, and whatever
+   * @throws {VpnError} ERR_GREETING, ERR_PROTOCOL_VERSION, ERR_FRAME_TYPE, ERR_FRAME_STATE, ERR_FRAME_EMPTY, ERR_FRAME_TOO_LONG, and whatever
    *   the sink throws
    */
   push(chunk: Uint8Array): void {
@@ -352,7 +352,7 @@ export class FrameDecoder {
     const length = this.#length;
     const filled = this.#filled;
     const available = chunk.length - at;
-    const take = available < length - filled ? available : length - filled;
+    const take = Math.min(available, length - filled);
     const handling = this.#handling;
     if (handling === Handling.data) {
       copy(chunk, at, take, this.#target, this.#targetOffset + filled);
@@ -480,7 +480,7 @@ const GREETING_START = new TextEncoder().encode('OK VPN-HELLO');
 /**
  * Reads a greeting line, line end included. `OK VPN-HELLO` alone means version 1.
  *
- * @throws {VpnError} ERR_GREETING when it is none, or of a version other than 1
+ * @throws {VpnError} ERR_GREETING when it is none, ERR_PROTOCOL_VERSION when its version is not 1
  */
 export function parseGreeting(line: Uint8Array): { version: number } {
   let text = '';
@@ -489,7 +489,7 @@ export function parseGreeting(line: Uint8Array): { version: number } {
   if (match === null || line.length > MAX_GREETING_BYTES) throw notGreeting(line);
   const version = match[1] === undefined ? 1 : Number(match[1]);
   if (version !== 1) {
-    throw new VpnError('ERR_GREETING', `the server speaks version ${version}; this client speaks version 1`, {
+    throw new VpnError('ERR_PROTOCOL_VERSION', `the server speaks version ${version}; this client speaks version 1`, {
       details: { version },
     });
   }

@@ -22,6 +22,7 @@ export interface JsonObject {
 }
 
 /** Controls (C0, DEL, C1), line and paragraph separators, and the characters that reorder text. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: finding them is its purpose
 const FORBIDDEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]/;
 const INTEGER = /-?(?:0|[1-9][0-9]*)/y;
 const PLAIN = /[^"\\]*/y;

@@ -161,7 +161,10 @@ export function parseDeviceSignatureInput(bytes: Uint8Array): DeviceSignatureFac
     throw new VpnError('ERR_MESSAGE_SYNTAX', 'these bytes are not the input of a device signature');
   }
   let at = start + 2;
-  const take = (length: number): Uint8Array => bytes.slice(at, (at += length));
+  const take = (length: number): Uint8Array => {
+    at += length;
+    return bytes.slice(at - length, at);
+  };
   let serverName: string;
   try {
     serverName = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(take(nameBytes));

@@ -44,7 +44,7 @@ export const CLOSE_REASONS = [
 export type CloseReason = (typeof CLOSE_REASONS)[number];
 
 /** What a login step asks for. */
-export const STEP_KINDS = ['device', 'token', 'password', 'totp', 'certificate'] as const;
+export const STEP_KINDS = ['device', 'token', 'password', 'totp', 'certificate', 'resume'] as const;
 export type StepKind = (typeof STEP_KINDS)[number];
 
 /** Where data frames travel: on the control connection, or on data connections attached to the session. */

@@ -1,0 +1,107 @@
+/**
+ * What reject codes and close reasons mean, in errors and for whoever would connect again.
+ *
+ * Hides the tables. It must not know timers or connections; `backoff.ts` says how long to wait.
+ *
+ * @see docs/protocol.md §6.4, §9
+ */
+
+import { type ErrorCode, VpnError } from '../base/errors.ts';
+import type { CloseReason, RejectCode } from './messages.ts';
+
+const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> = {
+  rejected: ['ERR_AUTH_REJECTED', 'the server refused the login'],
+  profile_used: ['ERR_AUTH_PROFILE_USED', 'this profile has already enrolled another device; ask for a new one'],
+  token_expired: ['ERR_AUTH_TOKEN_EXPIRED', 'the enrolment token has expired; ask for a new profile'],
+  approval_pending: ['ERR_AUTH_APPROVAL_PENDING', 'the device waits for an operator to approve it'],
+  pool_exhausted: ['ERR_POOL_EXHAUSTED', 'the server has no free address'],
+  too_many_sessions: ['ERR_TOO_MANY_SESSIONS', 'there are too many sessions'],
+  session_unknown: ['ERR_SESSION_UNKNOWN', 'the server does not know the session'],
+  session_replaced: ['ERR_SESSION_REPLACED', 'the session has moved to another connection'],
+  version: ['ERR_PROTOCOL_VERSION', 'client and server speak different versions of the protocol'],
+  shutting_down: ['ERR_PEER_GONE', 'the server is shutting down'],
+};
+
+/** A REJECT as an error; `said` is the server's own text, if any. */
+export function rejectError(code: RejectCode, said = ''): VpnError {
+  const [errorCode, meaning] = REJECT_ERRORS[code];
+  return new VpnError(errorCode, said === '' ? meaning : `${meaning} (the server says: ${said})`, {
+    details: { reject: code },
+  });
+}
+
+/** The code with which a server refuses because of `error`; everything unlisted is `rejected`. */
+export function rejectCodeOf(error: VpnError): RejectCode {
+  switch (error.code) {
+    case 'ERR_AUTH_PROFILE_USED':
+      return 'profile_used';
+    case 'ERR_AUTH_TOKEN_EXPIRED':
+      return 'token_expired';
+    case 'ERR_AUTH_APPROVAL_PENDING':
+      return 'approval_pending';
+    case 'ERR_POOL_EXHAUSTED':
+      return 'pool_exhausted';
+    case 'ERR_TOO_MANY_SESSIONS':
+      return 'too_many_sessions';
+    case 'ERR_SESSION_UNKNOWN':
+      return 'session_unknown';
+    case 'ERR_SESSION_REPLACED':
+      return 'session_replaced';
+    case 'ERR_PROTOCOL_VERSION':
+      return 'version';
+    default:
+      return 'rejected';
+  }
+}
+
+/** The reason to give in CLOSE when a channel ends with `error`; without an error, a wish of this end. */
+export function closeReasonOf(error: VpnError | undefined): CloseReason {
+  if (error === undefined) return 'peer_disconnect';
+  if (error.kind === 'protocol') return 'protocol_error';
+  if (error.code === 'ERR_PEER_GONE' || error.code === 'ERR_STAGE_TIMEOUT') return 'dead_peer';
+  if (error.code === 'ERR_SESSION_REPLACED') return 'replaced';
+  return 'shutdown';
+}
+
+/** What a client does after a failure or a CLOSE. `slow`: only a person elsewhere can mend it, so ask rarely. */
+export type Recovery = 'retry' | 'slow' | 'final';
+
+/** Whether trying again can help. Never after a certificate error: it would only train people to wait. */
+export function recoveryAfterError(error: VpnError): Recovery {
+  switch (error.kind) {
+    case 'transport':
+      return error.code.startsWith('ERR_CERT_') || error.code.startsWith('ERR_TLS_') || error.code === 'ERR_NOT_TLS'
+        ? 'final'
+        : 'retry';
+    case 'resource':
+      return 'retry';
+    case 'auth':
+      if (error.code === 'ERR_AUTH_APPROVAL_PENDING') return 'slow';
+      return error.code === 'ERR_SESSION_UNKNOWN' || error.code === 'ERR_ATTACH_PROOF' ? 'retry' : 'final';
+    case 'protocol':
+      return error.code === 'ERR_FRAME_TRUNCATED' ? 'retry' : error.code === 'ERR_PROTOCOL_VERSION' ? 'final' : 'slow';
+    case 'config':
+    case 'system':
+    case 'control':
+    case 'internal':
+      return 'final';
+  }
+}
+
+/** Whether a client connects again after the server's CLOSE. */
+export function recoveryAfterClose(reason: CloseReason): Recovery {
+  switch (reason) {
+    case 'shutdown':
+    case 'dead_peer':
+    case 'peer_disconnect':
+    case 'session_timeout':
+      return 'retry';
+    case 'protocol_error':
+      return 'slow';
+    case 'idle_timeout':
+    case 'replaced':
+    case 'admin':
+    case 'revoked':
+      return 'final';
+  }
+}
