@@ -168,8 +168,9 @@ export type FlowKey = readonly [number, number];
  * @returns 31 bits, never negative: such a number is never boxed; 0 for a packet shorter than its IP header
  */
 export function flowHash(bytes: Uint8Array, offset: number, length: number, key: FlowKey): number {
+  if (length < IPV4_HEADER_BYTES) return 0;
   const version = ipVersion(bytes, offset);
-  if (length < (version === 4 ? IPV4_HEADER_BYTES : IPV6_HEADER_BYTES)) return 0;
+  if (version !== 4 && length < IPV6_HEADER_BYTES) return 0;
   let protocol = readU8(bytes, offset + (version === 4 ? 9 : 6));
   let ports = 0;
   const walk = walkTransport(bytes, offset, length);
