@@ -208,11 +208,12 @@ export function headerBytes(bytes: Uint8Array, offset: number, length: number): 
   const walk = walkTransport(bytes, offset, length);
   if (walk < 0) return 0;
   const start = transportOffset(walk);
-  let headerLength = 0;
-  if (transportProtocol(walk) === IpProtocol.tcp && start + TCP_HEADER_BYTES <= length) {
-    headerLength = start + ((readU8(bytes, offset + start + 12) >>> 4) << 2);
-  } else if (transportProtocol(walk) === IpProtocol.udp) {
-    headerLength = start + UDP_HEADER_BYTES;
+  let transportBytes = 0;
+  if (transportProtocol(walk) === IpProtocol.udp) {
+    transportBytes = UDP_HEADER_BYTES;
+  } else if (transportProtocol(walk) === IpProtocol.tcp && start + TCP_HEADER_BYTES <= length) {
+    transportBytes = (readU8(bytes, offset + start + 12) >>> 4) << 2;
+    if (transportBytes < TCP_HEADER_BYTES) return 0;
   }
-  return headerLength <= length ? headerLength : 0;
+  return transportBytes === 0 || start + transportBytes > length ? 0 : start + transportBytes;
 }

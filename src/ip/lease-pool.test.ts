@@ -1,0 +1,166 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { type ErrorCode, isVpnError } from '../base/errors.ts';
+import { formatIp, parsePrefix } from './address.ts';
+import { type Lease, LeasePool } from './lease-pool.ts';
+
+function pool(v4: string | undefined, v6?: string, rememberedOwners?: number): LeasePool {
+  return new LeasePool({
+    ...(v4 !== undefined && { v4: parsePrefix(v4) }),
+    ...(v6 !== undefined && { v6: parsePrefix(v6) }),
+    ...(rememberedOwners !== undefined && { rememberedOwners }),
+  });
+}
+
+function texts(lease: Lease): string[] {
+  return [lease.v4, lease.v6].flatMap((address) => (address === undefined ? [] : [formatIp(address)]));
+}
+
+function fails(code: ErrorCode, run: () => unknown): void {
+  assert.throws(run, (error) => isVpnError(error, code));
+}
+
+test('the gateway has the first usable address of each family, clients the next ones, the host parts alike', () => {
+  const both = pool('10.8.0.0/24', 'fd00:8::/64');
+  assert.equal(both.gateway4 && formatIp(both.gateway4), '10.8.0.1');
+  assert.equal(both.gateway6 && formatIp(both.gateway6), 'fd00:8::1');
+  assert.equal(both.size, 253);
+  assert.deepEqual(texts(both.lease('a')), ['10.8.0.2', 'fd00:8::2']);
+  assert.deepEqual(texts(both.lease('b')), ['10.8.0.3', 'fd00:8::3']);
+  assert.equal(both.leased, 2);
+});
+
+test('a pool of one family leases that family only', () => {
+  assert.deepEqual(Object.keys(pool('10.8.0.0/24').lease('a')), ['v4']);
+  const six = pool(undefined, 'fd00:8::/64');
+  assert.equal(six.gateway4, undefined);
+  assert.deepEqual(texts(six.lease('a')), ['fd00:8::2']);
+});
+
+test('every address but network, gateway and broadcast is leased once, then ERR_POOL_EXHAUSTED', () => {
+  const small = pool('192.0.2.8/29');
+  const leased = Array.from({ length: small.size }, (_, at) => texts(small.lease(`owner ${at}`))[0]);
+  assert.deepEqual(leased, ['192.0.2.10', '192.0.2.11', '192.0.2.12', '192.0.2.13', '192.0.2.14']);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('late'));
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('owner 0'));
+  assert.equal(small.leased, 5);
+});
+
+test('the smaller family bounds the pool', () => {
+  const narrow6 = pool('10.8.0.0/16', 'fd00:8::/125');
+  assert.equal(narrow6.size, 6);
+  for (let at = 0; at < 6; at++) narrow6.lease(`${at}`);
+  fails('ERR_POOL_EXHAUSTED', () => narrow6.lease('late'));
+  assert.equal(pool('10.8.0.0/30', 'fd00:8::/64').size, 1);
+});
+
+test('an owner gets its address back as long as nobody else needed it', () => {
+  const small = pool('10.8.0.0/29');
+  const a = small.lease('a');
+  const b = small.lease('b');
+  small.release(a);
+  small.release(b);
+  assert.deepEqual(texts(small.lease('new')), ['10.8.0.4'], 'an address that nobody is remembered for');
+  assert.deepEqual(texts(small.lease('b')), texts(b));
+  assert.deepEqual(texts(small.lease('a')), texts(a));
+});
+
+test('under need the owner that has been away longest loses its address', () => {
+  const small = pool('10.8.0.0/29');
+  const leases = ['a', 'b', 'c', 'd', 'e'].map((owner) => small.lease(owner));
+  for (const at of [1, 0]) {
+    const lease = leases[at];
+    assert.ok(lease);
+    small.release(lease);
+  }
+  assert.deepEqual(texts(small.lease('new')), ['10.8.0.3'], 'that of b, released first');
+  assert.deepEqual(texts(small.lease('a')), ['10.8.0.2']);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('b'));
+});
+
+test('an owner may hold several leases', () => {
+  const small = pool('10.8.0.0/29');
+  const first = small.lease('a');
+  const second = small.lease('a');
+  assert.notDeepEqual(texts(first), texts(second));
+  small.release(first);
+  small.release(second);
+  assert.deepEqual(texts(small.lease('a')), texts(second), 'the one it had last');
+  assert.equal(small.leased, 1);
+});
+
+test('releasing twice, or what is not ours, changes nothing', () => {
+  const small = pool('10.8.0.0/30');
+  const a = small.lease('a');
+  small.release(a);
+  small.release(a);
+  const b = small.lease('b');
+  small.release(a);
+  small.release({ ...b });
+  assert.equal(small.leased, 1);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('c'));
+});
+
+test('only so many owners are remembered', () => {
+  const small = pool(undefined, 'fd00::/64', 2);
+  const leases = ['a', 'b', 'c'].map((owner) => small.lease(owner));
+  for (const lease of leases) small.release(lease);
+  assert.deepEqual(texts(small.lease('c')), ['fd00::4']);
+  assert.deepEqual(texts(small.lease('x')), ['fd00::2'], 'a is forgotten, its address is nobody’s');
+  assert.deepEqual(texts(small.lease('b')), ['fd00::3']);
+});
+
+test('a pool with many coming and going owners reuses few addresses', () => {
+  const wide = pool(undefined, 'fd00::/64', 10);
+  let highest = 0n;
+  for (let at = 0; at < 10_000; at++) {
+    const lease = wide.lease(`owner ${at}`);
+    const bytes = lease.v6?.bytes ?? new Uint8Array(16);
+    const host = new DataView(bytes.buffer).getBigUint64(8);
+    if (host > highest) highest = host;
+    wide.release(lease);
+  }
+  assert.ok(highest <= 2n + 11n, `leased ${highest}`);
+});
+
+for (const [v4, v6] of [
+  [undefined, undefined],
+  ['10.8.0.0/31', undefined],
+  ['10.8.0.1/32', undefined],
+  [undefined, 'fd00::/127'],
+  [undefined, 'fd00::1/128'],
+  ['10.8.0.0/24', '10.9.0.0/24'],
+  ['fd00::/64', undefined],
+] as const) {
+  test(`no pool: ${v4 ?? 'none'} and ${v6 ?? 'none'}`, () => fails('ERR_CONFIG_VALUE', () => pool(v4, v6)));
+}
+
+test('no address is ever leased twice at once, none reserved, and all can be leased', () => {
+  const step = fc.record({ owner: fc.nat(12), release: fc.option(fc.nat(20), { nil: undefined }) });
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 80 }), fc.nat(8), (steps, remembered) => {
+      const small = pool('10.8.0.0/28', 'fd00:8::/64', remembered);
+      const held: Lease[] = [];
+      for (const { owner, release } of steps) {
+        if (release !== undefined) {
+          const [lease] = held.splice(release % (held.length || 1), 1);
+          if (lease !== undefined) small.release(lease);
+          continue;
+        }
+        if (held.length === small.size) {
+          fails('ERR_POOL_EXHAUSTED', () => small.lease(`${owner}`));
+          continue;
+        }
+        const lease = small.lease(`${owner}`);
+        const host = lease.v4?.bytes[3] ?? 0;
+        assert.ok(host >= 2 && host <= 14, `host part ${host}`);
+        assert.equal(lease.v6?.bytes[15], host);
+        assert.ok(!held.some((other) => other.v4?.bytes[3] === host), `${host} is leased twice`);
+        held.push(lease);
+      }
+      assert.equal(small.leased, held.length);
+    }),
+    { numRuns: 300 },
+  );
+});
