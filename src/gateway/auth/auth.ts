@@ -1,0 +1,244 @@
+/**
+ * The process that decides: who may log in, which session and lease they get, when a session must end.
+ *
+ * Hides credentials, session secrets and leases from the workers. A worker brings evidence and gets a verdict; the proof
+ * that ties a data connection to a session is checked here, with a key that leaves this room only as a proof. Everything
+ * is default deny: the built-in steps must say yes, and then the application's own hook.
+ */
+
+import type { Clock } from '../../base/clock.ts';
+import { isVpnError, toVpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import type { Authenticator } from '../../identity/authenticator.ts';
+import { formatIp } from '../../ip/address.ts';
+import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
+import { AttachServer } from '../../protocol/attach.ts';
+import { attachKey, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
+import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
+import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import { rejectCodeOf } from '../../protocol/reasons.ts';
+import type { Sessions } from '../../store/sessions.ts';
+import type { GatewayConfig } from '../config.ts';
+import type {
+  AttachRequest,
+  AttachVerdict,
+  AuthPort,
+  LoginPeer,
+  LoginVerdict,
+  SessionKey,
+  WorkerPort,
+} from '../ipc/ports.ts';
+
+/** How many data connections a session may have. */
+const DATA_CHANNELS = 1;
+
+/** A login that the built-in steps have accepted, as an application's hook sees it. */
+export interface LoginFacts {
+  readonly user: string;
+  readonly groups: readonly string[];
+  /** Device id, hexadecimal. */
+  readonly device: string;
+  /** Address and port of the client. */
+  readonly remote: string;
+  /** Common name of the verified client certificate. */
+  readonly certificate?: string;
+}
+
+export interface AuthOptions {
+  workerId: number;
+  config: GatewayConfig;
+  authenticator: Authenticator;
+  sessions: Sessions;
+  pool: LeasePool;
+  primitives: Primitives;
+  clock: Clock;
+  log: Logger;
+  /** May still refuse what the login steps have accepted; an error refuses, too. */
+  authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
+}
+
+interface LiveSession {
+  readonly key: SessionKey;
+  readonly id: Uint8Array;
+  readonly user: string;
+  readonly device: string;
+  readonly remote: string;
+  readonly certificate: LoginPeer['certificate'];
+  readonly lease: Lease;
+  attach: AttachServer | undefined;
+  isRecorded: boolean;
+}
+
+export class Auth implements AuthPort {
+  readonly #options: AuthOptions;
+  readonly #log: Logger;
+  readonly #live = new Map<SessionKey, LiveSession>();
+  readonly #byDevice = new Map<string, SessionKey>();
+  #config: GatewayConfig;
+  #revision = 1;
+  #worker: WorkerPort | undefined;
+
+  constructor(options: AuthOptions) {
+    this.#options = options;
+    this.#config = options.config;
+    this.#log = options.log.child({ component: 'auth' });
+  }
+
+  /** The worker whose sessions these are. */
+  set worker(worker: WorkerPort) {
+    this.#worker = worker;
+  }
+
+  async challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
+    const { authenticator } = this.#options;
+    return { nonce: authenticator.issueNonce(peer.binding), steps: authenticator.steps(request, peer) };
+  }
+
+  async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
+    const verdict = await this.#options.authenticator.verify(evidence, peer);
+    if (!verdict.accepted) return { accepted: false, code: verdict.code, message: '' };
+    const { user, groups } = verdict;
+    const device = evidence.deviceId.toHex();
+    if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
+      return { accepted: false, code: 'rejected', message: '' };
+    }
+    const previous = this.#byDevice.get(device);
+    if (previous !== undefined) await this.#replace(previous);
+    if (this.#live.size >= this.#config.limits.sessions) {
+      this.#log.warn('login refused: too many sessions', { user, limit: this.#config.limits.sessions });
+      return { accepted: false, code: 'too_many_sessions', message: '' };
+    }
+    let lease: Lease;
+    try {
+      lease = this.#options.pool.lease(device);
+    } catch (error) {
+      if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
+      this.#log.warn('login refused: no free address', { user, code: error.code });
+      return { accepted: false, code: rejectCodeOf(error), message: '' };
+    }
+    const id = this.#options.primitives.randomBytes(SESSION_ID_BYTES);
+    const key = id.toHex();
+    const { remote, certificate } = peer;
+    this.#live.set(key, { key, id, user, device, remote, certificate, lease, attach: undefined, isRecorded: false });
+    this.#byDevice.set(device, key);
+    const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
+    return {
+      accepted: true,
+      session: {
+        key,
+        grant: { session: id, worker: this.#options.workerId, user, absoluteSeconds, idleSeconds, graceSeconds },
+        user,
+        device,
+        lease,
+        config: this.#configOf(lease),
+      },
+    };
+  }
+
+  async establish(key: SessionKey, secret: Uint8Array): Promise<void> {
+    const session = this.#live.get(key);
+    if (session === undefined) return;
+    const { primitives, sessions, clock, workerId } = this.#options;
+    const epoch = 0;
+    session.attach = new AttachServer({
+      primitives,
+      session: session.id,
+      epoch,
+      key: attachKey(primitives, secret),
+      slots: DATA_CHANNELS,
+    });
+    await sessions.open({
+      id: key,
+      user: session.user,
+      device: session.device,
+      worker: workerId,
+      epoch,
+      lease4: session.lease.v4 === undefined ? undefined : formatIp(session.lease.v4),
+      lease6: session.lease.v6 === undefined ? undefined : formatIp(session.lease.v6),
+      policyGeneration: 1,
+      source: session.remote,
+      expiresAt: clock.wallNow() + this.#config.session.absoluteSeconds * 1000,
+      resumeKey: resumeKey(primitives, secret),
+    });
+    session.isRecorded = true;
+  }
+
+  async attach({ message, exported }: AttachRequest): Promise<AttachVerdict> {
+    const key = message.session.toHex();
+    const session = this.#live.get(key);
+    if (session?.attach === undefined) return { accepted: false, code: 'session_unknown' };
+    try {
+      return { accepted: true, key, attached: session.attach.receive(message, () => exported) };
+    } catch (cause) {
+      const error = toVpnError(cause);
+      this.#log.warn('data connection refused', { session: key.slice(0, 8), code: error.code, reason: error.message });
+      return { accepted: false, code: rejectCodeOf(error) };
+    }
+  }
+
+  async end(key: SessionKey, reason: CloseReason): Promise<void> {
+    const session = this.#live.get(key);
+    if (session === undefined) return;
+    this.#live.delete(key);
+    if (this.#byDevice.get(session.device) === key) this.#byDevice.delete(session.device);
+    this.#options.pool.release(session.lease);
+    if (session.isRecorded) await this.#options.sessions.end(key, reason);
+  }
+
+  /** Ends the sessions that a change concerns, at once; returns how many there were. */
+  closeSessions(concerned: (session: Readonly<LiveSession>) => boolean, reason: CloseReason): number {
+    const keys = [...this.#live.values()].filter(concerned).map(({ key }) => key);
+    for (const key of keys) this.#worker?.close(key, reason);
+    return keys.length;
+  }
+
+  /** Uses a new configuration for logins from now on, and tells the live sessions. */
+  reconfigure(config: GatewayConfig): void {
+    this.#config = config;
+    this.#revision += 1;
+    for (const { key, lease } of this.#live.values()) this.#worker?.configure(key, this.#configOf(lease));
+  }
+
+  async #replace(key: SessionKey): Promise<void> {
+    this.#worker?.close(key, 'replaced');
+    await this.end(key, 'replaced');
+  }
+
+  async #isAuthorized(login: LoginFacts): Promise<boolean> {
+    const { authorize } = this.#options;
+    if (authorize === undefined) return true;
+    try {
+      return (await authorize(login)) === true;
+    } catch (error) {
+      this.#log.error('the login hook failed; the login is refused', { user: login.user, error });
+      return false;
+    }
+  }
+
+  #configOf(lease: Lease): ConfigMessage {
+    const config = this.#config;
+    const { gateway4, gateway6 } = this.#options.pool;
+    const addresses: ConfigMessage['addresses'] = {};
+    if (lease.v4 !== undefined && gateway4 !== undefined) {
+      addresses.v4 = { address: formatIp(lease.v4), gateway: formatIp(gateway4) };
+    }
+    if (lease.v6 !== undefined && gateway6 !== undefined) {
+      addresses.v6 = { address: formatIp(lease.v6), gateway: formatIp(gateway6) };
+    }
+    return {
+      revision: this.#revision,
+      addresses,
+      routes: [...config.routes],
+      dns: { servers: [...config.dns], domains: [...config.dnsDomains] },
+      mtu: config.mtu,
+      ping: { intervalSeconds: config.session.pingSeconds, deadSeconds: config.session.deadSeconds },
+      data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? DATA_CHANNELS : 0 },
+      transports: [],
+      pins: [],
+    };
+  }
+}
+
+function certificateName({ certificate }: LoginPeer): { certificate?: string } {
+  return certificate === undefined ? {} : { certificate: certificate.name };
+}

@@ -1,0 +1,250 @@
+/**
+ * One accepted connection: from the greeting, through login or attach, to its part in a session.
+ *
+ * Hides the order of things on a connection. It drives the login machine with frames and with auth's answers, and hands
+ * frames to the session once there is one. Everything before that is hostile: the decoder caps what is read, the worker's
+ * tick ends a connection that takes too long, and a failure costs only this connection.
+ */
+
+import { toVpnError, VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import { encodeGreeting, FrameDecoder, type FrameSink } from '../../protocol/frame.ts';
+import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
+import { LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
+import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
+import { closeReasonOf } from '../../protocol/reasons.ts';
+import type { Channel, ChannelHandler } from '../../transport/channel.ts';
+import type { PacketReceiver } from '../../transport/packet-link.ts';
+import type { AuthPort, LoginPeer, SessionGrant } from '../ipc/ports.ts';
+import type { Session } from './session.ts';
+
+const EMPTY = new Uint8Array(0);
+
+/** What a connection needs of its worker. */
+export interface ConnectionHost {
+  readonly auth: AuthPort;
+  readonly primitives: Primitives;
+  /** What this machine offers in ACCEPT. */
+  readonly features: readonly string[];
+  /** Makes the session whose login this connection has just completed, and everything that routes packets to it. */
+  openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Promise<Session>;
+  findSession(key: string): Session | undefined;
+  /** The login has failed, for the worker's counters and bans. */
+  loginFailed(connection: Connection, code: string): void;
+  /** The connection is gone. */
+  connectionClosed(connection: Connection): void;
+}
+
+/** A connection and what it has become. */
+export class Connection implements FrameSink, ChannelHandler {
+  target: Uint8Array = EMPTY;
+  targetOffset = 0;
+  /** Whether any byte has come since the worker's last tick. */
+  heard = false;
+  readonly channel: Channel;
+  readonly openedAt: number;
+  readonly remote: string;
+  readonly #host: ConnectionHost;
+  readonly #log: Logger;
+  readonly #decoder: FrameDecoder;
+  readonly #peer: LoginPeer;
+  readonly #exporter: Exporter;
+  readonly #login: LoginServer;
+  #session: Session | undefined;
+  #receiver: PacketReceiver | undefined;
+  #isData = false;
+  #isEnding = false;
+
+  constructor(channel: Channel, binding: string, now: number, host: ConnectionHost, log: Logger) {
+    this.channel = channel;
+    this.openedAt = now;
+    this.#host = host;
+    this.remote = formatEndpoint(channel.facts.remote);
+    this.#log = log.child({ peer: this.remote });
+    this.#decoder = new FrameDecoder(this, 'client');
+    this.#exporter = (label, context) => channel.exporter(label, context);
+    const certificate = channel.facts.authorized ? channel.facts.peerCertificate : undefined;
+    this.#peer = {
+      binding,
+      remote: this.remote,
+      serverId: channel.facts.serverId,
+      ...(certificate === undefined
+        ? {}
+        : { certificate: { name: certificate.name, serial: certificate.serial, issuer: certificate.issuer } }),
+    };
+    this.#login = new LoginServer({
+      primitives: host.primitives,
+      exporter: this.#exporter,
+      serverId: channel.facts.serverId,
+      features: host.features,
+    });
+  }
+
+  /** The session this connection belongs to, once it does. */
+  get session(): Session | undefined {
+    return this.#session;
+  }
+
+  /** Whether it carries only data. */
+  get isData(): boolean {
+    return this.#isData;
+  }
+
+  /** Greets the client and starts to read. */
+  start(): void {
+    this.channel.sendControl(encodeGreeting());
+    this.channel.start(this);
+  }
+
+  /** Says why and ends the connection. */
+  close(reason: CloseReason, message?: string): void {
+    this.#isEnding = true;
+    this.channel.close(encodeMessage('close', { reason, ...(message === undefined ? {} : { message }) }));
+  }
+
+  /** Ends the connection because of something the peer did or did not do. */
+  fail(error: VpnError): void {
+    if (this.#isEnding) return;
+    this.#log.info('connection refused', { code: error.code, reason: error.message });
+    if (this.#session === undefined) this.#host.loginFailed(this, error.code);
+    this.close(closeReasonOf(error));
+  }
+
+  bytes(chunk: Uint8Array): void {
+    this.heard = true;
+    try {
+      this.#decoder.push(chunk);
+    } catch (error) {
+      this.#decoder.stop();
+      this.fail(toVpnError(error));
+    }
+  }
+
+  closed(error?: VpnError): void {
+    this.#login.stop();
+    this.#receiver?.release();
+    try {
+      if (error === undefined && !this.#isEnding) this.#decoder.end();
+    } catch (truncated) {
+      this.#log.info('connection broke off', { code: toVpnError(truncated).code });
+    }
+    this.#session?.connectionClosed(this, error);
+    this.#host.connectionClosed(this);
+  }
+
+  reserve(type: number, length: number, whole: boolean): void {
+    const receiver = this.#receiver;
+    if (receiver === undefined) throw new VpnError('ERR_FRAME_STATE', 'a data frame came before the session was open');
+    receiver.reserve(type, length, whole);
+    this.target = receiver.target;
+    this.targetOffset = receiver.targetOffset;
+  }
+
+  data(type: number, length: number): void {
+    this.#session?.dataArrived(this);
+    this.#receiver?.data(type, length);
+  }
+
+  control(type: number, payload: Uint8Array): void {
+    if (this.#session !== undefined) this.#session.control(this, type, payload);
+    else this.#drive(this.#login.receive(type, payload));
+  }
+
+  unknown(_type: number): void {
+    this.#session?.countUnknown();
+  }
+
+  #drive(output: LoginServerOutput): void {
+    switch (output.kind) {
+      case 'nothing':
+        break;
+      case 'send':
+        this.channel.sendControl(output.frame);
+        break;
+      case 'challenge':
+        this.#answer(async () => this.#login.challenge(await this.#host.auth.challenge(output.request, this.#peer)));
+        break;
+      case 'verify':
+        this.#answer(async () => {
+          const verdict = await this.#host.auth.verify(output.evidence, this.#peer);
+          if (!verdict.accepted) return this.#login.reject(verdict.code, verdict.message);
+          return await this.#accept(verdict.session);
+        });
+        break;
+      case 'attach':
+        this.#answer(async () => await this.#attach(output.message));
+        break;
+      case 'resume':
+        this.#drive(this.#login.reject('session_unknown', 'log in again'));
+        break;
+      case 'rejected':
+        this.#isEnding = true;
+        this.#log.info('login refused', { code: output.code });
+        this.#host.loginFailed(this, output.code);
+        this.channel.close(output.frame);
+        break;
+      case 'accepted':
+        throw new VpnError('ERR_INVARIANT', 'a login was accepted outside of #accept');
+      case 'closed':
+        this.#isEnding = true;
+        this.channel.close();
+        break;
+    }
+  }
+
+  /** Does what auth is needed for and goes on with its answer. */
+  #answer(ask: () => Promise<LoginServerOutput>): void {
+    ask().then(
+      (output) => this.#drive(output),
+      (cause: unknown) => {
+        const error = toVpnError(cause);
+        this.#log.error('login failed', { error });
+        this.#drive(this.#login.reject('rejected'));
+      },
+    );
+  }
+
+  async #accept(granted: SessionGrant): Promise<LoginServerOutput> {
+    const output = this.#login.accept(granted.grant);
+    if (output.kind !== 'accepted') {
+      await this.#host.auth.end(granted.key, 'peer_disconnect');
+      return output;
+    }
+    await this.#host.auth.establish(granted.key, output.secret);
+    const session = await this.#host.openSession(granted, output.accept.features, this);
+    if (this.channel.isClosed) {
+      session.close('peer_disconnect');
+      return { kind: 'nothing' };
+    }
+    this.#join(session, 'session');
+    this.channel.sendControl(output.frame);
+    session.sendConfig();
+    this.#log.info('session opened', { session: session.shortId, user: session.user, device: granted.device });
+    return { kind: 'nothing' };
+  }
+
+  async #attach(message: AttachMessage): Promise<LoginServerOutput> {
+    const exported = exportKey(this.#exporter, 'attach', message.session);
+    const verdict = await this.#host.auth.attach({ message, exported });
+    if (!verdict.accepted) return this.#login.reject(verdict.code);
+    const session = this.#host.findSession(verdict.key);
+    if (session === undefined) return this.#login.reject('session_unknown');
+    if (this.channel.isClosed) return { kind: 'nothing' };
+    this.#login.stop();
+    this.#isData = true;
+    this.channel.sendControl(verdict.attached.frame);
+    this.#join(session, 'data');
+    session.attach(this);
+    return { kind: 'nothing' };
+  }
+
+  #join(session: Session, phase: 'session' | 'data'): void {
+    this.#session = session;
+    this.#receiver = session.link.createReceiver();
+    this.#decoder.setPhase(phase);
+  }
+}
+
+function formatEndpoint({ address, port }: { address: string; port: number }): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+}

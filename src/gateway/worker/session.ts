@@ -1,0 +1,194 @@
+/**
+ * A session as its owner worker holds it: who it is, its connections, its packets, whether its client still lives.
+ *
+ * Hides which connection carries what. Packets go over the attached data connection, or over the control connection when
+ * the client sends its own there. The loss of the control connection ends the session; the loss of a data connection does
+ * not. Time comes from the worker's tick, never from a timer of its own.
+ */
+
+import type { VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import { DropReason } from '../../ip/drop-reason.ts';
+import { encodeFrame, FrameType } from '../../protocol/frame.ts';
+import { Liveness, SessionLimits } from '../../protocol/liveness.ts';
+import { type CloseReason, type ConfigMessage, decodeMessage, encodeMessage } from '../../protocol/messages.ts';
+import type { PacketLink } from '../../transport/packet-link.ts';
+import type { SessionGrant } from '../ipc/ports.ts';
+import type { Connection } from './connection.ts';
+
+export interface SessionOptions {
+  granted: SessionGrant;
+  superPackets: boolean;
+  link: PacketLink;
+  control: Connection;
+  /** Drops by reason, shared by the worker. */
+  drops: Float64Array;
+  now: number;
+  wallNow: number;
+  log: Logger;
+  /** Takes the session out of the worker's tables and tells auth. Called once. */
+  ended(session: Session, reason: CloseReason): void;
+}
+
+export class Session {
+  readonly granted: SessionGrant;
+  readonly superPackets: boolean;
+  readonly link: PacketLink;
+  readonly since: number;
+  readonly #control: Connection;
+  readonly #drops: Float64Array;
+  readonly #log: Logger;
+  readonly #ended: (session: Session, reason: CloseReason) => void;
+  readonly #liveness: Liveness;
+  readonly #limits: SessionLimits;
+  #data: Connection | undefined;
+  #config: ConfigMessage;
+  #carriedPackets = 0;
+  #unknownFrames = 0;
+  #isClosed = false;
+
+  constructor(options: SessionOptions) {
+    const { granted, now } = options;
+    this.granted = granted;
+    this.superPackets = options.superPackets;
+    this.link = options.link;
+    this.since = options.wallNow;
+    this.#control = options.control;
+    this.#drops = options.drops;
+    this.#config = granted.config;
+    this.#ended = options.ended;
+    this.#log = options.log.child({ session: this.shortId, user: granted.user });
+    const { ping } = granted.config;
+    this.#liveness = new Liveness({ intervalMs: ping.intervalSeconds * 1000, deadMs: ping.deadSeconds * 1000 }, now);
+    const { absoluteSeconds, idleSeconds } = granted.grant;
+    this.#limits = new SessionLimits({ absoluteMs: absoluteSeconds * 1000, idleMs: idleSeconds * 1000 }, now);
+    if (granted.config.data.mode === 'inline') this.link.channel = options.control.channel;
+  }
+
+  /** Enough of the id to name the session in logs and to an operator. */
+  get shortId(): string {
+    return this.granted.key.slice(0, 8);
+  }
+
+  get user(): string {
+    return this.granted.user;
+  }
+
+  get remote(): string {
+    return this.#control.remote;
+  }
+
+  get dataChannels(): number {
+    return this.#data === undefined ? 0 : 1;
+  }
+
+  get roundTripMs(): number | undefined {
+    return this.#liveness.roundTripMs;
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
+  /** Pushes the present configuration, or a new one. */
+  sendConfig(config: ConfigMessage = this.#config): void {
+    this.#config = config;
+    this.#control.channel.sendControl(encodeMessage('config', config));
+  }
+
+  /** A data connection has proven that it belongs here. */
+  attach(connection: Connection): void {
+    const old = this.#data;
+    this.#data = connection;
+    this.link.channel = connection.channel;
+    old?.close('replaced');
+  }
+
+  /** A data frame has come; a client that sends on the control connection gets its packets there, too. */
+  dataArrived(connection: Connection): void {
+    if (this.link.channel === undefined && connection === this.#control) this.link.channel = connection.channel;
+  }
+
+  countUnknown(): void {
+    this.#unknownFrames += 1;
+  }
+
+  /** @throws {VpnError} ERR_MESSAGE_SYNTAX, ERR_MESSAGE_FIELD */
+  control(connection: Connection, type: number, payload: Uint8Array): void {
+    switch (type) {
+      case FrameType.ping:
+        connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
+        break;
+      case FrameType.pong:
+        this.#liveness.pong(payload, performance.now());
+        break;
+      case FrameType.echo: {
+        const frame = encodeFrame(FrameType.echo, payload);
+        if (!connection.channel.sendData(frame, 0, frame.length)) {
+          this.#drops[DropReason.queueFull] = (this.#drops[DropReason.queueFull] ?? 0) + 1;
+        }
+        break;
+      }
+      case FrameType.close: {
+        const { reason } = decodeMessage('close', payload);
+        if (connection === this.#control) {
+          this.#log.info('client closed the session', { reason });
+          this.#end('peer_disconnect');
+        }
+        connection.channel.close();
+        break;
+      }
+    }
+  }
+
+  /** Called by the worker about once a second. */
+  handleTick(now: number): void {
+    if (this.#control.heard || this.#data?.heard === true) {
+      this.#control.heard = false;
+      if (this.#data !== undefined) this.#data.heard = false;
+      this.#liveness.received(now);
+    }
+    const { sentPackets, receivedPackets } = this.link.counters;
+    if (sentPackets + receivedPackets !== this.#carriedPackets) {
+      this.#carriedPackets = sentPackets + receivedPackets;
+      this.#limits.frame(FrameType.packet, now);
+    }
+    const limit = this.#limits.handleTimeout(now);
+    if (limit !== undefined) {
+      this.close(limit);
+      return;
+    }
+    const due = this.#liveness.handleTimeout(now);
+    if (due === 'dead') this.close('dead_peer');
+    else if (due === 'ping') {
+      this.#control.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
+    }
+  }
+
+  /** Ends the session and its connections. Idempotent. */
+  close(reason: CloseReason): void {
+    if (this.#isClosed) return;
+    this.#log.info('session closed', { reason });
+    this.#control.close(reason);
+    this.#end(reason);
+  }
+
+  /** For the connections. */
+  connectionClosed(connection: Connection, error?: VpnError): void {
+    if (connection === this.#data) {
+      this.#data = undefined;
+      this.link.channel = this.#config.data.mode === 'inline' ? this.#control.channel : undefined;
+    } else if (connection === this.#control && !this.#isClosed) {
+      this.#log.info('session lost its connection', { code: error?.code });
+      this.#end('peer_disconnect');
+    }
+  }
+
+  #end(reason: CloseReason): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.link.channel = undefined;
+    this.#data?.close(reason);
+    this.#ended(this, reason);
+  }
+}

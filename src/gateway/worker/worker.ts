@@ -1,0 +1,234 @@
+/**
+ * The data plane of a gateway: connections, sessions and the packets between them and the TUN devices.
+ *
+ * Hides who is connected and where a packet goes. It has no privilege and decides nothing about access: it asks auth
+ * through `AuthPort` and gets its devices and connections handed in. One coarse tick serves all sessions; per packet there
+ * is a look-up, a header and a write.
+ */
+
+import type { Clock } from '../../base/clock.ts';
+import { VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import type { IpAddress } from '../../ip/address.ts';
+import { DROP_REASON_NAMES, DropReason } from '../../ip/drop-reason.ts';
+import { HostTable } from '../../ip/host-table.ts';
+import { PACKET_OFFSET, type TunDevice, type TunReader } from '../../os/tun.ts';
+import { Feature } from '../../protocol/features.ts';
+import type { Primitives } from '../../protocol/keys.ts';
+import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import type { Channel } from '../../transport/channel.ts';
+import { PacketBufferPool, PacketLink } from '../../transport/packet-link.ts';
+import type { GatewayConfig } from '../config.ts';
+import type { AuthPort, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import { Connection, type ConnectionHost } from './connection.ts';
+import { Session } from './session.ts';
+
+const TICK_MS = 1000;
+
+/** The devices a worker reads and writes. */
+export interface WorkerDevices {
+  readonly primary: TunDevice;
+  /** For peers that cannot take the super-packets of the primary device: the kernel cuts and checksums for them. */
+  readonly plain?: TunDevice | undefined;
+}
+
+export interface WorkerOptions {
+  id: number;
+  config: GatewayConfig;
+  auth: AuthPort;
+  supervisor: SupervisorPort;
+  devices: WorkerDevices;
+  primitives: Primitives;
+  clock: Clock;
+  log: Logger;
+  /** Told after a session has been opened and after it has ended. */
+  events?: {
+    sessionOpened?(session: Session): void;
+    sessionEnded?(session: Session, reason: CloseReason): void;
+  };
+}
+
+/** Plain integers, read at scrape. */
+export interface WorkerCounters {
+  connections: number;
+  logins: number;
+  loginFailures: number;
+  attached: number;
+}
+
+export class Worker implements WorkerPort, ConnectionHost {
+  readonly auth: AuthPort;
+  readonly primitives: Primitives;
+  readonly features: readonly string[];
+  readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
+  readonly counters: WorkerCounters = { connections: 0, logins: 0, loginFailures: 0, attached: 0 };
+  readonly #options: WorkerOptions;
+  readonly #log: Logger;
+  readonly #hosts = new HostTable<Session>();
+  readonly #sessions = new Map<SessionKey, Session>();
+  readonly #connections = new Set<Connection>();
+  readonly #pools = new Map<TunDevice, PacketBufferPool>();
+  #nextConnection = 0;
+  #tick: NodeJS.Timeout | undefined;
+  #isStopping = false;
+
+  constructor(options: WorkerOptions) {
+    this.#options = options;
+    this.auth = options.auth;
+    this.primitives = options.primitives;
+    this.#log = options.log.child({ component: 'worker' });
+    const { devices, config } = options;
+    this.features = [
+      Feature.attach,
+      ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
+      ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
+    ];
+    for (const device of [devices.primary, devices.plain]) {
+      if (device !== undefined) this.#pools.set(device, new PacketBufferPool(device));
+    }
+  }
+
+  /** Starts reading the devices and keeping time. */
+  start(): void {
+    for (const device of this.#pools.keys()) device.start(new SessionReader(this.#hosts, this.drops));
+    this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
+    this.#tick.unref();
+  }
+
+  /** Takes over a connection whose TLS handshake is complete. */
+  accept(channel: Channel): void {
+    if (this.#isStopping) {
+      channel.destroy();
+      return;
+    }
+    this.counters.connections += 1;
+    this.#nextConnection += 1;
+    const { id, clock } = this.#options;
+    const connection = new Connection(channel, `${id}/${this.#nextConnection}`, clock.now(), this, this.#log);
+    this.#connections.add(connection);
+    connection.start();
+  }
+
+  /** The live sessions, oldest first. */
+  get sessions(): readonly Session[] {
+    return [...this.#sessions.values()];
+  }
+
+  findSession(key: SessionKey): Session | undefined {
+    return this.#sessions.get(key);
+  }
+
+  close(key: SessionKey, reason: CloseReason): void {
+    this.#sessions.get(key)?.close(reason);
+  }
+
+  configure(key: SessionKey, config: ConfigMessage): void {
+    this.#sessions.get(key)?.sendConfig(config);
+  }
+
+  /** Tells every client and ends every connection. */
+  async stop(reason: CloseReason): Promise<void> {
+    this.#isStopping = true;
+    clearInterval(this.#tick);
+    for (const session of this.#sessions.values()) session.close(reason);
+    for (const connection of this.#connections) connection.close(reason);
+  }
+
+  async openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Promise<Session> {
+    const { devices, clock, supervisor, events } = this.#options;
+    const isSuper = features.includes(Feature.superPackets);
+    const device = isSuper ? devices.primary : (devices.plain ?? devices.primary);
+    if (device === devices.plain) await supervisor.routePlain(granted.lease);
+    const link = new PacketLink({
+      device,
+      buffers: this.#buffersOf(device),
+      lease: granted.lease,
+      ownAddress: 'source',
+      superPackets: isSuper,
+      limits: { mtu: device.mtu, uso: device.uso && features.includes(Feature.udpSuperPackets) },
+      drops: this.drops,
+    });
+    const session = new Session({
+      granted,
+      superPackets: isSuper,
+      link,
+      control: connection,
+      drops: this.drops,
+      now: clock.now(),
+      wallNow: clock.wallNow(),
+      log: this.#log,
+      ended: (ended, reason) => this.#sessionEnded(ended, reason),
+    });
+    this.counters.logins += 1;
+    this.#sessions.set(granted.key, session);
+    for (const address of addressesOf(granted)) this.#hosts.set(address, session);
+    events?.sessionOpened?.(session);
+    return session;
+  }
+
+  loginFailed(_connection: Connection, _code: string): void {
+    this.counters.loginFailures += 1;
+  }
+
+  connectionClosed(connection: Connection): void {
+    this.#connections.delete(connection);
+  }
+
+  #sessionEnded(session: Session, reason: CloseReason): void {
+    const { granted } = session;
+    this.#sessions.delete(granted.key);
+    for (const address of addressesOf(granted)) this.#hosts.delete(address);
+    const { devices, supervisor, auth, events } = this.#options;
+    const isPlain = devices.plain !== undefined && !session.superPackets;
+    (isPlain ? supervisor.unroutePlain(granted.lease) : Promise.resolve())
+      .then(() => auth.end(granted.key, reason))
+      .catch((error: unknown) => this.#log.error('a session could not be ended', { session: session.shortId, error }));
+    events?.sessionEnded?.(session, reason);
+  }
+
+  #buffersOf(device: TunDevice): PacketBufferPool {
+    const pool = this.#pools.get(device);
+    if (pool === undefined) throw new VpnError('ERR_INVARIANT', `the worker does not own the device ${device.name}`);
+    return pool;
+  }
+
+  #handleTick(): void {
+    const now = this.#options.clock.now();
+    for (const session of this.#sessions.values()) session.handleTick(now);
+    const deadline = now - this.#options.config.limits.loginSeconds * 1000;
+    for (const connection of this.#connections) {
+      if (connection.session === undefined && connection.openedAt < deadline) {
+        connection.fail(new VpnError('ERR_STAGE_TIMEOUT', 'the login took too long'));
+      }
+    }
+  }
+}
+
+/** Hands what a device reads to the session that has the destination address. */
+class SessionReader implements TunReader {
+  readonly #hosts: HostTable<Session>;
+  readonly #drops: Float64Array;
+
+  constructor(hosts: HostTable<Session>, drops: Float64Array) {
+    this.#hosts = hosts;
+    this.#drops = drops;
+  }
+
+  packet(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void {
+    const version = (bytes[PACKET_OFFSET] ?? 0) >>> 4;
+    const session =
+      version === 4
+        ? this.#hosts.lookup(bytes, PACKET_OFFSET + 16, 4)
+        : version === 6
+          ? this.#hosts.lookup(bytes, PACKET_OFFSET + 24, 6)
+          : undefined;
+    if (session === undefined) this.#drops[DropReason.noSession] = (this.#drops[DropReason.noSession] ?? 0) + 1;
+    else session.link.send(bytes, length, gsoType, flags, gsoSize);
+  }
+
+  idle(): void {}
+}
+
+function addressesOf({ lease }: SessionGrant): IpAddress[] {
+  return [lease.v4, lease.v6].filter((address) => address !== undefined);
+}
