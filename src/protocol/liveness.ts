@@ -23,6 +23,8 @@ export class Liveness {
   readonly #deadMs: number;
   #lastReceived: number;
   #lastPing: number;
+  /** When the first PING of this silence was sent; not later than `#lastReceived`: none was. */
+  #askedAt: number;
   #sequence = 0;
   #pingSentAt: number | undefined;
   #roundTripMs: number | undefined;
@@ -32,6 +34,7 @@ export class Liveness {
     this.#deadMs = options.deadMs;
     this.#lastReceived = now;
     this.#lastPing = now;
+    this.#askedAt = now;
   }
 
   /** Bytes came. On the path of every chunk. */
@@ -47,19 +50,17 @@ export class Liveness {
   /**
    * What is due: `ping`, send a PING with `pingPayload(now)`; `dead`, end the connection with `dead_peer`.
    *
-   * A process that slept wakes up with much silence behind it; it asks once more before it gives up only if no PING was
-   * sent in the meantime.
+   * Nobody is dead who has not been asked: after a sleep of this machine there is much silence but no PING in it.
    */
   handleTimeout(now: number): 'ping' | 'dead' | undefined {
-    const silence = now - this.#lastReceived;
-    if (silence >= this.#deadMs && this.#lastPing > this.#lastReceived) return 'dead';
-    if (silence >= this.#intervalMs && now - this.#lastPing >= this.#intervalMs) return 'ping';
-    return undefined;
+    if (this.#askedAt > this.#lastReceived && now >= this.#deadAt()) return 'dead';
+    return now >= this.#pingAt() ? 'ping' : undefined;
   }
 
   /** The payload for the next PING; it counts as sent now. */
   pingPayload(now: number): Uint8Array {
     this.#sequence = (this.#sequence + 1) >>> 0;
+    if (this.#askedAt <= this.#lastReceived) this.#askedAt = now;
     this.#lastPing = now;
     this.#pingSentAt = now;
     const payload = new Uint8Array(4);
@@ -79,9 +80,15 @@ export class Liveness {
 
   /** When `handleTimeout` may next have something to say. */
   nextTimeout(): number {
-    const nextPing = Math.max(this.#lastReceived, this.#lastPing) + this.#intervalMs;
-    const asked = this.#lastPing > this.#lastReceived;
-    return asked ? Math.min(nextPing, this.#lastReceived + this.#deadMs) : nextPing;
+    return this.#askedAt > this.#lastReceived ? Math.min(this.#pingAt(), this.#deadAt()) : this.#pingAt();
+  }
+
+  #pingAt(): number {
+    return Math.max(this.#lastReceived, this.#lastPing) + this.#intervalMs;
+  }
+
+  #deadAt(): number {
+    return Math.max(this.#lastReceived + this.#deadMs, this.#askedAt + this.#deadMs - this.#intervalMs);
   }
 }
 
