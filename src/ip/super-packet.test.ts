@@ -348,7 +348,9 @@ test('the headers of a packet are measured, or 0', () => {
   assert.equal(size(udp6({ extensions: [optionsHeader(0)] })), 56);
   assert.equal(size(icmpPacket()), 0);
   assert.equal(size(tcp4({ fragment: { more: true } })), 0);
+  assert.equal(size(tcp4({ payload: 0 })), 40);
   assert.equal(size(ipPacket(6, new Uint8Array(19))), 0);
+  assert.equal(size(ipPacket(6, new Uint8Array(12))), 0);
   assert.equal(size(ipPacket(17, new Uint8Array(7))), 0);
   assert.equal(size(changed(tcp4({ payload: 3 }), { 32: 0x60 })), 0);
   assert.equal(size(changed(tcp4(), { 32: 0x40 })), 0);

@@ -199,8 +199,7 @@ export function gsoTypeFromVirtio(virtioGsoType: number): GsoType | -1 {
  * @param gsoSize payload bytes per segment; 0 for a packet that is not segmented
  */
 export function segmentCount(length: number, headerLength: number, gsoSize: number): number {
-  if (gsoSize <= 0 || length - headerLength <= gsoSize) return 1;
-  return Math.ceil((length - headerLength) / gsoSize);
+  return gsoSize === 0 ? 1 : Math.max(1, Math.ceil((length - headerLength) / gsoSize));
 }
 
 /** Bytes of the IP and transport headers of a TCP or UDP packet; 0 when the walk does not reach one that fits. */
