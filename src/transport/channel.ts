@@ -11,6 +11,8 @@
 
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
+import { socketFd, UnsentGate } from '../os/socket.ts';
+import type { Endpoint } from './endpoint.ts';
 import { PacketQueue } from './packet-queue.ts';
 import { translateTlsError } from './tls.ts';
 
@@ -23,12 +25,6 @@ const DATA_QUEUE_BYTES = 1024 * 1024;
 const LINGER_MS = 1000;
 /** How long a queue must be unused before its memory goes. */
 const IDLE_QUEUE_MS = 5000;
-
-/** An address and port of one end. An IPv4 address mapped into IPv6 is written as IPv4. */
-export interface Endpoint {
-  readonly address: string;
-  readonly port: number;
-}
 
 /** What was read from the peer's certificate. */
 export interface PeerCertificate {
@@ -83,8 +79,11 @@ export interface SendGate {
 
 export interface ChannelOptions {
   facts: ChannelFacts;
-  /** Without one, writes are held back only by the one before. */
-  gate?: SendGate | undefined;
+  /**
+   * Called before the first data is sent; default the kernel's gate, where there is one. Without a gate, writes are held
+   * back only by the one before.
+   */
+  openGate?: (() => SendGate | undefined) | undefined;
   dataQueueBytes?: number | undefined;
   controlQueueBytes?: number | undefined;
 }
@@ -105,7 +104,9 @@ export class Channel {
   readonly facts: ChannelFacts;
   readonly counters: ChannelCounters = { sentBytes: 0, writes: 0, receivedBytes: 0, gateWaits: 0, refused: 0 };
   readonly #socket: TLSSocket;
-  readonly #gate: SendGate | undefined;
+  /** Only data is worth a second descriptor: a connection that carries none has no gate. */
+  #openGate: (() => SendGate | undefined) | undefined;
+  #gate: SendGate | undefined;
   readonly #control: PacketQueue;
   readonly #data: PacketQueue;
   /** The one callback of every write and of every wait for the gate. */
@@ -124,7 +125,7 @@ export class Channel {
   constructor(socket: TLSSocket, options: ChannelOptions) {
     this.facts = options.facts;
     this.#socket = socket;
-    this.#gate = options.gate;
+    this.#openGate = options.openGate ?? (() => openKernelGate(socket));
     this.#control = new PacketQueue(options.controlQueueBytes ?? CONTROL_QUEUE_BYTES);
     this.#data = new PacketQueue(options.dataQueueBytes ?? DATA_QUEUE_BYTES);
     this.#resume = (error) => {
@@ -204,6 +205,10 @@ export class Channel {
    */
   sendData(bytes: Uint8Array, start: number, end: number): boolean {
     if (this.#isClosing || this.#isClosed) return false;
+    if (this.#openGate !== undefined) {
+      this.#gate = this.#openGate();
+      this.#openGate = undefined;
+    }
     if (this.#isReady()) {
       this.#write(viewOf(bytes, start, end));
       return true;
@@ -309,4 +314,14 @@ export class Channel {
 
 function viewOf(bytes: Uint8Array, start: number, end: number): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start);
+}
+
+function openKernelGate(socket: TLSSocket): SendGate | undefined {
+  if (process.platform !== 'linux') return undefined;
+  try {
+    return new UnsentGate(socketFd(socket));
+  } catch {
+    // No descriptor (a pair of streams), or none left: the channel works without, with more waiting in the kernel.
+    return undefined;
+  }
 }

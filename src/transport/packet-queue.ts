@@ -7,8 +7,8 @@
  */
 
 import { VpnError } from '../base/errors.ts';
+import { FRAME_HEADER_BYTES } from '../protocol/frame.ts';
 
-const FRAME_HEADER_BYTES = 4;
 /** The first piece of memory: one frame of the largest size, and room for the next. */
 const FIRST_RING_BYTES = 128 * 1024;
 

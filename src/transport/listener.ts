@@ -1,0 +1,376 @@
+/**
+ * Accepts TLS connections on one port and sorts them: tunnels become channels, everything else meets the front door.
+ *
+ * Hides Node's TLS server. What a stranger can cost is bounded before any credential is looked at: connections per
+ * source, handshakes in flight, a deadline for the handshake, log lines per minute. The front door answers HTTP/1.1, so
+ * that the port looks like any web server's. It must not know what a channel carries, nor who may log in.
+ *
+ * @see docs/protocol.md §1
+ */
+
+import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http';
+import { createServer as createTcpServer, type Socket, type Server as TcpServer } from 'node:net';
+import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from 'node:tls';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { type ErrorCode, toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { Channel } from './channel.ts';
+import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
+import { LogLimit } from './log-limit.ts';
+import {
+  type ClientAuth,
+  certificateError,
+  checkHandshake,
+  chooseProtocol,
+  isTunnelProtocol,
+  type MinTlsVersion,
+  readFacts,
+  type ServerCredentials,
+  serverIdOf,
+  serverTlsOptions,
+  translateTlsError,
+} from './tls.ts';
+
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+const FRONT_DOOR_TIMEOUT_MS = 15_000;
+const MAX_HANDSHAKES = 512;
+/** An office behind one address has many clients, and each has a few connections. */
+const MAX_CONNECTIONS_PER_SOURCE = 256;
+
+export interface ListenerOptions {
+  /** A listening socket that the listener takes over; else `address` and `port`. */
+  fd?: number;
+  /** Default: all addresses of both families. */
+  address?: string;
+  /** 0: the system chooses. */
+  port?: number;
+  credentials: ServerCredentials;
+  /** Default false. */
+  requireClientAuth?: ClientAuth;
+  /** Default 1.3. */
+  minVersion?: MinTlsVersion;
+  /** From the accepted connection to the end of its handshake. */
+  handshakeTimeoutMs?: number;
+  /** The front door's: how long one connection may last. */
+  frontDoorTimeoutMs?: number;
+  /** How many connections may be in their handshake at once. */
+  maxHandshakes?: number;
+  /** How many connections one IPv4 address or IPv6 /64 may have. */
+  maxConnectionsPerSource?: number;
+  /** Whether a client without ALPN gets a tunnel and not the front door. */
+  greetWithoutAlpn?: boolean;
+  /** The front door's answers; default 404 to everything. */
+  http?: RequestListener;
+  dataQueueBytes?: number;
+  /** Takes over a connection whose handshake is complete. */
+  onChannel(channel: Channel): void;
+  log: Logger;
+  clock?: Clock;
+}
+
+/** Plain integers, read at scrape. */
+export interface ListenerCounters {
+  accepted: number;
+  channels: number;
+  frontDoor: number;
+  /** Refused unread: the source had too many connections. */
+  refusedSource: number;
+  /** Refused unread: too many handshakes were in flight. */
+  refusedHandshakes: number;
+  /** Handshakes that failed, by code. */
+  failed: Partial<Record<ErrorCode, number>>;
+}
+
+/** One accepted connection, until its socket closes. */
+interface Connection {
+  readonly raw: Socket;
+  readonly source: string;
+  readonly remote: Endpoint;
+  /** Of the certificate in force when the handshake began. */
+  readonly serverId: Uint8Array;
+  isHandshaking: boolean;
+}
+
+/** A port that clients connect to. */
+export class Listener {
+  readonly counters: ListenerCounters = {
+    accepted: 0,
+    channels: 0,
+    frontDoor: 0,
+    refusedSource: 0,
+    refusedHandshakes: 0,
+    failed: {},
+  };
+  readonly #options: ListenerOptions;
+  readonly #log: Logger;
+  readonly #lines: LogLimit;
+  readonly #tcp: TcpServer;
+  readonly #tls: TlsServer;
+  readonly #http: HttpServer;
+  readonly #connections = new Set<Connection>();
+  /** Also those whose socket has just closed: Node reports some failures after that. */
+  readonly #known = new WeakMap<object, Connection>();
+  readonly #bySource = new Map<string, number>();
+  readonly #frontDoorSockets = new Set<TLSSocket>();
+  #handshakes = 0;
+  #serverId: Uint8Array;
+
+  /**
+   * Opens the port.
+   *
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_PORT_TAKEN, ERR_PRIVILEGE, ERR_SYSCALL
+   */
+  static async open(options: ListenerOptions): Promise<Listener> {
+    const listener = new Listener(options);
+    await listener.#listen();
+    return listener;
+  }
+
+  private constructor(options: ListenerOptions) {
+    this.#options = options;
+    this.#log = options.log.child({ component: 'listener' });
+    this.#lines = new LogLimit(this.#log, options.clock ?? systemClock);
+    const tlsOptions = this.#tlsOptions(options.credentials);
+    this.#serverId = serverIdOf(options.credentials.cert);
+    this.#tcp = createTcpServer({ noDelay: true }, (raw) => this.#accept(raw));
+    // It never listens: it gets only the connections that have passed the limits.
+    this.#tls = createTlsServer({
+      ...tlsOptions,
+      handshakeTimeout: options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS,
+      ALPNCallback: ({ protocols }) => chooseProtocol(protocols),
+    });
+    this.#tls.on('secureConnection', (socket) => this.#secure(socket));
+    this.#tls.on('tlsClientError', (error, socket) => this.#fail(socket, error));
+    this.#http = createHttpServer({ maxHeaderSize: 8192, keepAlive: false }, options.http ?? notFound);
+    this.#http.on('clientError', (_error, socket) => socket.destroy());
+  }
+
+  /** Where it listens. */
+  get address(): Endpoint {
+    const address = this.#tcp.address();
+    if (address === null || typeof address === 'string') throw new VpnError('ERR_INVARIANT', 'the listener is closed');
+    return { address: address.address, port: address.port };
+  }
+
+  /** Connections open now, of whatever kind. */
+  get connectionCount(): number {
+    return this.#connections.size;
+  }
+
+  /** Handshakes in flight now. */
+  get handshakeCount(): number {
+    return this.#handshakes;
+  }
+
+  /**
+   * Uses these credentials for every handshake from now on. Connections that are open stay as they are. On an error the
+   * old credentials stay in force.
+   *
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE
+   */
+  reload(credentials: ServerCredentials): void {
+    this.#tls.setSecureContext(this.#tlsOptions(credentials));
+    this.#serverId = serverIdOf(credentials.cert);
+    this.#log.info('certificates reloaded');
+  }
+
+  /** Closes the port, handshakes and the front door. Channels belong to whoever took them, and stay. Idempotent. */
+  async close(): Promise<void> {
+    if (this.#tcp.listening) this.#tcp.close();
+    for (const { raw, isHandshaking } of this.#connections) if (isHandshaking) raw.destroy();
+    for (const socket of this.#frontDoorSockets) socket.destroy();
+  }
+
+  #tlsOptions(credentials: ServerCredentials): ReturnType<typeof serverTlsOptions> {
+    const { requireClientAuth = false, minVersion = '1.3' } = this.#options;
+    return serverTlsOptions(credentials, requireClientAuth, minVersion);
+  }
+
+  async #listen(): Promise<void> {
+    const { fd, address, port = 0 } = this.#options;
+    const opened = Promise.withResolvers<void>();
+    this.#tcp.once('listening', opened.resolve);
+    this.#tcp.once('error', opened.reject);
+    if (fd === undefined)
+      this.#tcp.listen({ port, exclusive: true, ...(address === undefined ? {} : { host: address }) });
+    else this.#tcp.listen({ fd });
+    try {
+      await opened.promise;
+    } catch (cause) {
+      throw listenError(cause, address ?? '::', port);
+    }
+    this.#tcp.off('error', opened.reject);
+    this.#tcp.on('error', (error) => {
+      this.#lines.write('warn', 'accept', 'a connection could not be accepted', { error });
+    });
+  }
+
+  #accept(raw: Socket): void {
+    const remote = remoteEnd(raw);
+    const source = sourceOf(remote.address);
+    const fromSource = this.#bySource.get(source) ?? 0;
+    if (fromSource >= (this.#options.maxConnectionsPerSource ?? MAX_CONNECTIONS_PER_SOURCE)) {
+      this.counters.refusedSource += 1;
+      this.#refuse(raw, remote, 'source', 'too many connections from one source');
+      return;
+    }
+    if (this.#handshakes >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) {
+      this.counters.refusedHandshakes += 1;
+      this.#refuse(raw, remote, 'handshakes', 'too many handshakes in flight');
+      return;
+    }
+    this.counters.accepted += 1;
+    this.#handshakes += 1;
+    this.#bySource.set(source, fromSource + 1);
+    const connection: Connection = { raw, source, remote, serverId: this.#serverId, isHandshaking: true };
+    this.#connections.add(connection);
+    this.#known.set(raw, connection);
+    raw.once('close', () => this.#forget(connection));
+    this.#tls.emit('connection', raw);
+  }
+
+  #refuse(raw: Socket, remote: Endpoint, kind: string, why: string): void {
+    // A reset leaves nothing behind at our end, not even TIME_WAIT.
+    raw.resetAndDestroy();
+    const fields = { peer: remote.address, code: 'ERR_TOO_MANY_CONNECTIONS' satisfies ErrorCode };
+    this.#lines.write('warn', kind, `connection refused: ${why}`, fields);
+  }
+
+  #forget(connection: Connection): void {
+    this.#endHandshake(connection);
+    this.#connections.delete(connection);
+    const left = (this.#bySource.get(connection.source) ?? 1) - 1;
+    if (left === 0) this.#bySource.delete(connection.source);
+    else this.#bySource.set(connection.source, left);
+  }
+
+  #endHandshake(connection: Connection): void {
+    if (!connection.isHandshaking) return;
+    connection.isHandshaking = false;
+    this.#handshakes -= 1;
+  }
+
+  #connectionOf(socket: TLSSocket): Connection | undefined {
+    // Node keeps the socket it was given in a private field, and offers no other way from the one to the other.
+    const raw: unknown = Reflect.get(socket, '_parent');
+    return typeof raw === 'object' && raw !== null ? this.#known.get(raw) : undefined;
+  }
+
+  #secure(socket: TLSSocket): void {
+    const connection = this.#connectionOf(socket);
+    if (connection === undefined || !this.#connections.has(connection)) {
+      socket.destroy();
+      return;
+    }
+    this.#endHandshake(connection);
+    // Until somebody takes the socket over, an error must find a listener.
+    socket.on('error', ignore);
+    const error = checkHandshake(socket) ?? this.#checkClient(socket);
+    if (error !== undefined) {
+      this.#count(connection.remote, error);
+      socket.destroy();
+      return;
+    }
+    const { alpnProtocol } = socket;
+    const isTunnel = typeof alpnProtocol === 'string' && alpnProtocol !== '';
+    if (isTunnel ? isTunnelProtocol(alpnProtocol) : this.#options.greetWithoutAlpn === true) {
+      this.#openChannel(socket, connection);
+    } else {
+      this.#openFrontDoor(socket);
+    }
+  }
+
+  /** With `requireClientAuth: true` Node has refused a bad certificate before this; `optional` is ours to check. */
+  #checkClient(socket: TLSSocket): VpnError | undefined {
+    if ((this.#options.requireClientAuth ?? false) === false || socket.authorized) return undefined;
+    if (socket.getPeerX509Certificate() !== undefined) return certificateError(String(socket.authorizationError));
+    if (this.#options.requireClientAuth === 'optional') return undefined;
+    return new VpnError('ERR_CERT_REQUIRED', 'this server requires a client certificate, and none was given');
+  }
+
+  #openChannel(socket: TLSSocket, connection: Connection): void {
+    const { raw, remote, serverId } = connection;
+    const local = localEnd(raw);
+    const facts = readFacts(socket, { local, remote, serverId, authorized: socket.authorized });
+    const channel = new Channel(socket, { facts, dataQueueBytes: this.#options.dataQueueBytes });
+    this.counters.channels += 1;
+    try {
+      this.#options.onChannel(channel);
+    } catch (error) {
+      this.#log.error('a new channel could not be taken', { peer: remote.address, error });
+      channel.destroy(toVpnError(error));
+    }
+  }
+
+  #openFrontDoor(socket: TLSSocket): void {
+    this.counters.frontDoor += 1;
+    this.#frontDoorSockets.add(socket);
+    const deadline = setTimeout(
+      () => socket.destroy(),
+      this.#options.frontDoorTimeoutMs ?? FRONT_DOOR_TIMEOUT_MS,
+    ).unref();
+    socket.once('close', () => {
+      clearTimeout(deadline);
+      this.#frontDoorSockets.delete(socket);
+    });
+    this.#http.emit('connection', socket);
+  }
+
+  #fail(socket: TLSSocket, error: Error): void {
+    const connection = this.#connectionOf(socket);
+    if (connection !== undefined) this.#endHandshake(connection);
+    this.#count(connection?.remote, handshakeError(socket, error));
+    socket.destroy();
+  }
+
+  #count(remote: Endpoint | undefined, error: VpnError): void {
+    const { code } = error;
+    this.counters.failed[code] = (this.counters.failed[code] ?? 0) + 1;
+    this.#lines.write('info', code, `connection failed: ${error.message}`, { peer: remote?.address, code });
+  }
+}
+
+function handshakeError(socket: TLSSocket, error: Error): VpnError {
+  if (!('code' in error) || error.code !== 'ECONNRESET') return translateTlsError(error, 'ERR_TLS_HANDSHAKE');
+  // A client certificate that Node has refused is reported as a lost connection.
+  const reason = socket.authorizationError;
+  if (reason != null) return certificateError(String(reason));
+  return new VpnError('ERR_PEER_GONE', 'the peer closed the connection during the handshake', { cause: error });
+}
+
+function listenError(cause: unknown, address: string, port: number): VpnError {
+  const errno = cause instanceof Error && 'code' in cause ? String(cause.code) : undefined;
+  const details = { errno, address, port };
+  const where = `listening on ${address} port ${port}`;
+  switch (errno) {
+    case 'EADDRINUSE':
+      return new VpnError(
+        'ERR_PORT_TAKEN',
+        `${where}: another program has this port; find it with: ss -ltnp 'sport = :${port}'`,
+        { cause, details },
+      );
+    case 'EACCES':
+    case 'EPERM':
+      return new VpnError(
+        'ERR_PRIVILEGE',
+        `${where}: permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE`,
+        { cause, details },
+      );
+    case 'EADDRNOTAVAIL':
+    case 'ENOTFOUND':
+      return new VpnError(
+        'ERR_CONFIG_VALUE',
+        `${where}: no interface of this machine has this address; see them with: ip address`,
+        { cause, details },
+      );
+    default:
+      return new VpnError('ERR_SYSCALL', `${where}: ${errno ?? String(cause)}`, { cause, details });
+  }
+}
+
+const notFound: RequestListener = (_request, response) => {
+  response.writeHead(404, { 'content-type': 'text/plain; charset=utf-8' });
+  response.end('Not Found\n');
+};
+
+function ignore(): void {}
