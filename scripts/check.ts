@@ -19,9 +19,10 @@ async function check(): Promise<boolean> {
   for (const suite of SUITES) {
     if (suite.name !== 'repository' && suite.name !== 'unit') continue;
     let output = '';
-    const result = await runSuite(suite, (text) => {
+    const keep = (text: string): void => {
       output += text;
-    });
+    };
+    const result = await runSuite(suite, keep, { failuresOnly: true });
     if (result.failed > 0) process.stdout.write(`${output}\n`);
     console.log(row(result.failed === 0, `${suite.name} tests`, result.ms, countsText(result)));
     outcomes.push(result.failed === 0);

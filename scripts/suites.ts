@@ -57,7 +57,7 @@ export const SUITES: readonly Suite[] = [
   },
   {
     name: 'unit',
-    patterns: ['src/**/*.test.ts', 'bin/**/*.test.ts', 'scripts/**/*.test.ts'],
+    patterns: ['{src,bin,scripts,test/bench,test/support}/**/*.test.ts'],
     concurrency: parallel,
     testTimeoutMs: 30_000,
     fileTimeoutMs: 60_000,
@@ -168,12 +168,12 @@ const CLOSING_LINE = /^(tests|suites|pass|fail|cancelled|skipped|todo|duration_m
 
 /**
  * Runs a suite; `write` gets the text of the spec reporter as it comes. A suite that outlives `limitMs` or `stop` is
- * ended and counts as failed.
+ * ended and counts as failed. With `failuresOnly` the tests that passed are not listed.
  */
 export async function runSuite(
   suite: Suite,
   write: (text: string) => void,
-  options: { limitMs?: number; stop?: AbortSignal } = {},
+  options: { limitMs?: number; stop?: AbortSignal; failuresOnly?: boolean } = {},
 ): Promise<SuiteResult> {
   const started = performance.now();
   const files = suiteFiles(suite);
@@ -216,6 +216,7 @@ export async function runSuite(
       }
       if (event.type === 'test:diagnostic' && event.data.nesting === 0 && CLOSING_LINE.test(event.data.message))
         continue;
+      if (options.failuresOnly === true && event.type === 'test:pass') continue;
       if (!report.write(event)) await new Promise((resolve) => report.once('drain', resolve));
     }
     await new Promise<void>((resolve) => {

@@ -218,8 +218,14 @@ test('every error code has a heading under its kind, with cause and remedy, and 
       documented.set(code, kind);
     }
   }
-  const expected = new Map(ERROR_CODES.map((code: ErrorCode) => [code, new VpnError(code, '').kind]));
-  assert.deepEqual(Object.fromEntries([...documented].sort()), Object.fromEntries([...expected].sort()));
+  const expected = new Map<string, string>(ERROR_CODES.map((code: ErrorCode) => [code, new VpnError(code, '').kind]));
+  const differences = [...new Set([...expected.keys(), ...documented.keys()])]
+    .filter((code) => expected.get(code) !== documented.get(code))
+    .map(
+      (code) =>
+        `${code}: ${expected.get(code) ?? 'no code'} in errors.ts, ${documented.get(code) ?? 'none'} in errors.md`,
+    );
+  assert.deepEqual(differences, []);
 });
 
 test('decisions are numbered without a gap and have their three parts', () => {

@@ -9,6 +9,8 @@
 export interface ImportSite {
   /** As written; undefined when it is computed at run time. */
   readonly specifier: string | undefined;
+  /** `import type` or `export type`: gone when the program runs. */
+  readonly typeOnly: boolean;
   /** 1-based. */
   readonly line: number;
 }
@@ -87,13 +89,16 @@ export function importsOf(text: string): ImportSite[] {
   const code = blankWords(text);
   const sites: ImportSite[] = [];
   const line = (offset: number): number => text.slice(0, offset).split('\n').length;
+  const statements = [...code.matchAll(/\b(?:import|export)\b/g)].map((match) => match.index);
   const literal = /(?:\bfrom|\bimport|\b(?:import|require|getBuiltinModule)\s*\()\s*(["'`])( *)\1/dg;
   for (const match of code.matchAll(literal)) {
     const [from, to] = match.indices?.[2] ?? [0, 0];
-    sites.push({ specifier: text.slice(from, to), line: line(from) });
+    const statement = code.slice(statements.findLast((start) => start < match.index) ?? match.index);
+    const typeOnly = match[0].startsWith('from') && /^(?:import|export)\s+type\b(?!\s*,|\s+from\b)/.test(statement);
+    sites.push({ specifier: text.slice(from, to), typeOnly, line: line(from) });
   }
   for (const match of code.matchAll(/\b(?:import|require|getBuiltinModule)\s*\(\s*(?!["'`] *["'`])/g)) {
-    sites.push({ specifier: undefined, line: line(match.index) });
+    sites.push({ specifier: undefined, typeOnly: false, line: line(match.index) });
   }
   return sites;
 }
