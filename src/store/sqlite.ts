@@ -8,14 +8,16 @@
 import { chmodSync, closeSync, existsSync, fsyncSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
-import { type Dialect, SqliteAdapter, SqliteDialect } from 'kysely';
-import { VpnError } from '../base/errors.ts';
+import { setTimeout } from 'node:timers/promises';
+import { type DatabaseConnection, type Dialect, type Driver, SqliteAdapter, SqliteDialect, SqliteDriver } from 'kysely';
+import { isVpnError, VpnError } from '../base/errors.ts';
 import { makePrivateFolder } from '../base/private-file.ts';
 
 /** Marks the file as ours ("CVPN"), so that another program's database is never migrated. */
 const APPLICATION_ID = 0x4356504e;
-/** How long a statement waits for another process's write; it blocks this one meanwhile. */
+/** How long a statement waits for another process's write by default. */
 const BUSY_TIMEOUT_MS = 2000;
+const BUSY_RETRY_MS = 5;
 const MAX_CACHED_STATEMENTS = 256;
 
 const SQLITE_BUSY = 5;
@@ -25,6 +27,11 @@ const SQLITE_FULL = 13;
 const SQLITE_NOTADB = 26;
 const SQLITE_CONSTRAINT_PRIMARYKEY = 1555;
 const SQLITE_CONSTRAINT_UNIQUE = 2067;
+
+export interface StoreOptions {
+  /** How long a statement waits for another process's write; default 2 s. */
+  readonly busyTimeoutMs?: number;
+}
 
 /** The dialect and what kysely has no word for. */
 export interface OpenedDatabase {
@@ -39,7 +46,10 @@ export interface OpenedDatabase {
  *
  * @throws {VpnError} ERR_STORE when it is locked, damaged or not ours. It is never replaced.
  */
-export async function openSqlite(path: string): Promise<OpenedDatabase> {
+export async function openSqlite(
+  path: string,
+  { busyTimeoutMs = BUSY_TIMEOUT_MS }: StoreOptions = {},
+): Promise<OpenedDatabase> {
   const inMemory = path === ':memory:';
   try {
     if (!inMemory) {
@@ -48,17 +58,19 @@ export async function openSqlite(path: string): Promise<OpenedDatabase> {
       if (!existsSync(path)) closeSync(openSync(path, 'a', 0o600));
       chmodSync(path, 0o600);
     }
-    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS, defensive: true, allowExtension: false });
+    const database = new DatabaseSync(path, { timeout: busyTimeoutMs, defensive: true, allowExtension: false });
     try {
       prepare(database, path);
       // Another process's first read or write shows a damaged header or a foreign file here, not at the first login.
       if (!inMemory) database.exec('pragma journal_mode = wal; pragma synchronous = normal');
+      // SQLite would wait by stopping the thread, and with it whoever in this process holds the lock.
+      database.exec('pragma busy_timeout = 0');
     } catch (cause) {
       database.close();
       throw cause;
     }
     return {
-      dialect: new Sqlite(new Adapter(database, path)),
+      dialect: new Sqlite(new Adapter(database, path), busyTimeoutMs),
       sync: () => {
         if (!inMemory) syncJournal(path);
       },
@@ -106,10 +118,18 @@ function numberOf(database: DatabaseSync, query: string): number {
   return Number(Object.values(database.prepare(query).get() ?? {})[0]);
 }
 
-/** SQLite rolls back a changed schema like any other change, which kysely's adapter denies. */
 class Sqlite extends SqliteDialect {
-  constructor(database: Adapter) {
+  readonly #database: Adapter;
+  readonly #busyTimeoutMs: number;
+
+  constructor(database: Adapter, busyTimeoutMs: number) {
     super({ database });
+    this.#database = database;
+    this.#busyTimeoutMs = busyTimeoutMs;
+  }
+
+  override createDriver(): Driver {
+    return new PatientDriver(this.#database, this.#busyTimeoutMs);
   }
 
   override createAdapter(): SqliteAdapter {
@@ -117,10 +137,43 @@ class Sqlite extends SqliteDialect {
   }
 }
 
+/** SQLite rolls back a changed schema like any other change, which kysely's adapter denies. */
 class TransactionalAdapter extends SqliteAdapter {
   override get supportsTransactionalDdl(): boolean {
     return true;
   }
+}
+
+/** Tries again while another process writes. A statement that found the database busy has done nothing. */
+class PatientDriver extends SqliteDriver {
+  readonly #busyTimeoutMs: number;
+
+  constructor(database: Adapter, busyTimeoutMs: number) {
+    super({ database });
+    this.#busyTimeoutMs = busyTimeoutMs;
+  }
+
+  override async acquireConnection(): Promise<DatabaseConnection> {
+    const inner = await super.acquireConnection();
+    return {
+      streamQuery: (query, chunkSize) => inner.streamQuery(query, chunkSize),
+      executeQuery: async (query) => {
+        for (let waitedMs = 0; ; waitedMs += BUSY_RETRY_MS) {
+          try {
+            return await inner.executeQuery(query);
+          } catch (error) {
+            if (!isBusy(error) || waitedMs >= this.#busyTimeoutMs) throw error;
+            await setTimeout(BUSY_RETRY_MS);
+          }
+        }
+      },
+    };
+  }
+}
+
+function isBusy(error: unknown): boolean {
+  const errcode = isVpnError(error, 'ERR_STORE') ? error.details.errcode : undefined;
+  return typeof errcode === 'number' && (errcode & 0xff) === SQLITE_BUSY;
 }
 
 /** The shape that kysely's driver expects. */

@@ -147,7 +147,7 @@ test('a store of a newer version is refused', async () => {
 
 test('a store that another process holds for writing is an error, not a hang', async () => {
   const path = fresh();
-  await using store = await openStore(path);
+  await using store = await openStore(path, { busyTimeoutMs: 50 });
   const other = new DatabaseSync(path);
   other.exec('begin immediate');
   try {
@@ -157,6 +157,21 @@ test('a store that another process holds for writing is an error, not a hang', a
     other.close();
   }
   await addUser(store, 'goes on');
+  assert.equal(await count(store), 1);
+});
+
+test('a statement and a transaction wait for the write of another process, and others run meanwhile', async () => {
+  const path = fresh();
+  await using store = await openStore(path);
+  const other = new DatabaseSync(path);
+  other.exec('begin immediate');
+  const waiting = [addUser(store, 'waits'), store.transaction((db) => db.selectFrom('users').selectAll().execute())];
+  // The event loop is free: this runs while they wait, or the test ends in a timeout of theirs.
+  setImmediate(() => {
+    other.exec('commit');
+    other.close();
+  });
+  await Promise.all(waiting);
   assert.equal(await count(store), 1);
 });
 

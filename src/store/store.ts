@@ -10,7 +10,7 @@ import { Kysely, type Transaction } from 'kysely';
 import { Migrator } from 'kysely/migration';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { MIGRATIONS, type Schema } from './schema.ts';
-import { openSqlite } from './sqlite.ts';
+import { openSqlite, type StoreOptions } from './sqlite.ts';
 
 /** What a query runs on: the store itself, or a transaction of it. */
 export type Queries = Kysely<Schema>;
@@ -57,8 +57,8 @@ export class Store {
  *
  * @throws {VpnError} ERR_STORE when the file is locked, damaged, another program's, or of a newer version
  */
-export async function openStore(path: string): Promise<Store> {
-  const { dialect, sync } = await openSqlite(path);
+export async function openStore(path: string, options: StoreOptions = {}): Promise<Store> {
+  const { dialect, sync } = await openSqlite(path, options);
   const db = new Kysely<Schema>({ dialect });
   const migrator = new Migrator({ db, provider: { getMigrations: async () => ({ ...MIGRATIONS }) } });
   const { error } = await migrator.migrateToLatest();

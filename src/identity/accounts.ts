@@ -1,0 +1,171 @@
+/**
+ * Users: who may have devices and sessions.
+ *
+ * Hides the tables. What changes an account is recorded, and is on disk before the call returns when it takes something
+ * away. It must not know how a user proves anything, nor end sessions: the caller does, when an account is taken away.
+ */
+
+import { randomBytes } from 'node:crypto';
+import type { Clock } from '../base/clock.ts';
+import { isVpnError, VpnError } from '../base/errors.ts';
+import { type Audit, AuditEvent } from '../store/audit.ts';
+import type { Queries, Store } from '../store/store.ts';
+import { normaliseName, parseName } from './names.ts';
+
+const MAX_GROUPS = 64;
+
+/** Times are milliseconds since the Unix epoch. */
+export interface Account {
+  readonly id: string;
+  readonly name: string;
+  /** Sorted. */
+  readonly groups: readonly string[];
+  readonly createdAt: number;
+  readonly disabledAt: number | undefined;
+  /** From this moment on no login is accepted. */
+  readonly expiresAt: number | undefined;
+  /** Devices that are not revoked. */
+  readonly devices: number;
+}
+
+export class Accounts {
+  readonly #store: Store;
+  readonly #audit: Audit;
+  readonly #clock: Clock;
+
+  constructor(parts: { store: Store; audit: Audit; clock: Clock }) {
+    this.#store = parts.store;
+    this.#audit = parts.audit;
+    this.#clock = parts.clock;
+  }
+
+  /**
+   * Adds a user.
+   *
+   * @throws {VpnError} ERR_BAD_REQUEST for a name that is none; ERR_CONFLICT when it is taken
+   */
+  async add(name: string, options: { groups?: readonly string[]; expiresAt?: number } = {}): Promise<Account> {
+    const user = parseName('user', name);
+    const groups = [...new Set((options.groups ?? []).map((group) => parseName('group', group)))].sort();
+    if (groups.length > MAX_GROUPS) {
+      throw new VpnError('ERR_BAD_REQUEST', `${groups.length} groups for one user, expected at most ${MAX_GROUPS}`);
+    }
+    const account = {
+      id: randomBytes(16).toString('hex'),
+      name: user,
+      groups,
+      createdAt: this.#now(),
+      disabledAt: undefined,
+      expiresAt: options.expiresAt,
+      devices: 0,
+    };
+    try {
+      await this.#store.transaction(async (db) => {
+        await db
+          .insertInto('users')
+          .values({
+            id: account.id,
+            name: user,
+            created_at: account.createdAt,
+            disabled_at: null,
+            expires_at: account.expiresAt ?? null,
+          })
+          .execute();
+        if (groups.length > 0) {
+          await db
+            .insertInto('user_groups')
+            .values(groups.map((group) => ({ user_id: account.id, name: group })))
+            .execute();
+        }
+        await this.#audit.append({ event: AuditEvent.userAdded, user, detail: { groups: groups.join(',') } }, db);
+      });
+    } catch (error) {
+      if (!isVpnError(error, 'ERR_CONFLICT')) throw error;
+      throw new VpnError('ERR_CONFLICT', `there is a user ${user} already`, { cause: error, details: { user } });
+    }
+    return account;
+  }
+
+  /** Every user, by name. */
+  async list(): Promise<Account[]> {
+    const users = await this.#store.db.selectFrom('users').selectAll().orderBy('name').execute();
+    const groups = await this.#store.db.selectFrom('user_groups').selectAll().orderBy('name').execute();
+    const counts = await this.#store.db
+      .selectFrom('devices')
+      .select(['user_id', (build) => build.fn.countAll<number | string>().as('count')])
+      .where('revoked_at', 'is', null)
+      .groupBy('user_id')
+      .execute();
+    const groupsOf = Map.groupBy(groups, (row) => row.user_id);
+    const countOf = new Map(counts.map((row) => [row.user_id, Number(row.count)]));
+    return users.map((row) => ({
+      id: row.id,
+      name: row.name,
+      groups: (groupsOf.get(row.id) ?? []).map((group) => group.name),
+      createdAt: Number(row.created_at),
+      disabledAt: optional(row.disabled_at),
+      expiresAt: optional(row.expires_at),
+      devices: countOf.get(row.id) ?? 0,
+    }));
+  }
+
+  /** @throws {VpnError} ERR_NOT_FOUND */
+  async show(name: string): Promise<Account> {
+    const wanted = normaliseName(name);
+    const account = (await this.list()).find((candidate) => candidate.name === wanted);
+    if (account === undefined) throw noUser(name);
+    return account;
+  }
+
+  /** No login is accepted from now on; again is no error. @throws {VpnError} ERR_NOT_FOUND */
+  async disable(name: string): Promise<void> {
+    await this.#change(name, AuditEvent.userDisabled, async (db, id) => {
+      await db
+        .updateTable('users')
+        .set({ disabled_at: this.#now() })
+        .where('id', '=', id)
+        .where('disabled_at', 'is', null)
+        .execute();
+    });
+  }
+
+  /** Takes `disable` back. @throws {VpnError} ERR_NOT_FOUND */
+  async enable(name: string): Promise<void> {
+    await this.#change(name, AuditEvent.userEnabled, async (db, id) => {
+      await db.updateTable('users').set({ disabled_at: null }).where('id', '=', id).execute();
+    });
+  }
+
+  /** Removes a user with all devices, tokens and session records. @throws {VpnError} ERR_NOT_FOUND */
+  async delete(name: string): Promise<void> {
+    await this.#change(name, AuditEvent.userDeleted, async (db, id) => {
+      await db.deleteFrom('users').where('id', '=', id).execute();
+    });
+  }
+
+  async #change(name: string, event: AuditEvent, work: (db: Queries, id: string) => Promise<void>): Promise<void> {
+    await this.#store.transaction(async (db) => {
+      const row = await db
+        .selectFrom('users')
+        .select(['id', 'name'])
+        .where('name', '=', normaliseName(name) ?? '')
+        .executeTakeFirst();
+      if (row === undefined) throw noUser(name);
+      await work(db, row.id);
+      await this.#audit.append({ event, user: row.name }, db);
+    });
+    this.#store.sync();
+  }
+
+  #now(): number {
+    return Math.trunc(this.#clock.wallNow());
+  }
+}
+
+function optional(time: number | null): number | undefined {
+  return time === null ? undefined : Number(time);
+}
+
+function noUser(name: string): VpnError {
+  return new VpnError('ERR_NOT_FOUND', `there is no user ${JSON.stringify(name.slice(0, 80))}`);
+}

@@ -1,0 +1,578 @@
+// The one verdict on a login: what lets a device in, everything that does not, and what each side is told.
+
+import assert from 'node:assert/strict';
+import { createHash, generateKeyPairSync, type KeyObject, randomBytes, sign } from 'node:crypto';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { ManualClock } from '../base/clock.ts';
+import { deviceSignatureInput } from '../protocol/keys.ts';
+import type { LoginEvidence } from '../protocol/login.ts';
+import { Audit } from '../store/audit.ts';
+import { openStore } from '../store/store.ts';
+import { Accounts } from './accounts.ts';
+import { Authenticator } from './authenticator.ts';
+import { Devices } from './devices.ts';
+import { EnrolmentTokens } from './enrolment.ts';
+import type { LoginPeer, LoginStep } from './steps/step.ts';
+
+let folder = '';
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'authenticator-'));
+});
+after(() => rm(folder, { recursive: true }));
+
+const SERVER_ID = new Uint8Array(32).fill(0x5e);
+const REJECTED = { accepted: false, code: 'rejected' };
+const USED = { accepted: false, code: 'profile_used' };
+
+async function setUp(path = ':memory:', plan?: (parts: { tokens: EnrolmentTokens }) => LoginStep[]) {
+  const store = await openStore(path);
+  const clock = new ManualClock();
+  const audit = new Audit(store, clock);
+  const parts = { store, audit, clock };
+  const tokens = new EnrolmentTokens(parts);
+  const steps = plan?.({ tokens });
+  const authenticator = new Authenticator({
+    ...parts,
+    tokens,
+    ...(steps === undefined ? {} : { plan: { login: steps, enrol: steps } }),
+  });
+  return { ...parts, tokens, authenticator, accounts: new Accounts(parts), devices: new Devices(parts) };
+}
+type World = Awaited<ReturnType<typeof setUp>>;
+
+class TestDevice {
+  readonly algorithm: 'p256' | 'ed25519';
+  readonly publicKey: Uint8Array;
+  readonly #private: KeyObject;
+
+  constructor(algorithm: 'p256' | 'ed25519' = 'p256') {
+    const pair =
+      algorithm === 'p256' ? generateKeyPairSync('ec', { namedCurve: 'P-256' }) : generateKeyPairSync('ed25519');
+    this.algorithm = algorithm;
+    this.publicKey = Uint8Array.from(pair.publicKey.export({ type: 'spki', format: 'der' }));
+    this.#private = pair.privateKey;
+  }
+
+  get id(): Uint8Array {
+    return Uint8Array.from(createHash('sha256').update(this.publicKey).digest().subarray(0, 16));
+  }
+
+  get hex(): string {
+    return this.id.toHex();
+  }
+
+  sign(bytes: Uint8Array): Uint8Array {
+    return this.algorithm === 'p256'
+      ? sign('sha256', bytes, { key: this.#private, dsaEncoding: 'ieee-p1363' })
+      : sign(null, bytes, this.#private);
+  }
+}
+
+let connections = 0;
+const peerOf = (remote = '192.0.2.1:4000'): LoginPeer => ({
+  binding: `0:${connections++}`,
+  remote,
+  serverId: SERVER_ID,
+});
+
+/** What a worker hands over for an honest client; `change` makes it a dishonest one. */
+function evidenceOf(
+  world: World,
+  device: TestDevice,
+  peer: LoginPeer,
+  options: {
+    token?: Uint8Array;
+    user?: string;
+    nonce?: Uint8Array;
+    change?: Partial<LoginEvidence>;
+    signs?: object;
+  } = {},
+): LoginEvidence {
+  const purpose = options.token === undefined ? 'login' : 'enrol';
+  const nonce = options.nonce ?? world.authenticator.issueNonce(peer.binding);
+  const signedBytes = deviceSignatureInput({
+    purpose,
+    serverName: 'vpn.example.org',
+    serverId: SERVER_ID,
+    exporterAuth: new Uint8Array(32).fill(1),
+    nonce,
+    deviceId: device.id,
+    transcript: new Uint8Array(32).fill(2),
+    ...options.signs,
+  });
+  return {
+    purpose,
+    deviceId: device.id,
+    algorithm: device.algorithm,
+    ...(purpose === 'enrol' ? { publicKey: device.publicKey } : {}),
+    serverName: 'vpn.example.org',
+    client: { name: 'laptop', version: '1', platform: 'linux' },
+    nonce,
+    signedBytes,
+    signature: device.sign(signedBytes),
+    steps: [],
+    attempt: 1,
+    ...(options.user === undefined ? {} : { user: options.user }),
+    ...(options.token === undefined ? {} : { token: options.token }),
+    ...options.change,
+  };
+}
+
+function attempt(
+  world: World,
+  device: TestDevice,
+  options: Parameters<typeof evidenceOf>[3] & { remote?: string } = {},
+) {
+  const peer = peerOf(options.remote);
+  return world.authenticator.verify(evidenceOf(world, device, peer, options), peer);
+}
+
+async function issue(world: World, user: string, options = {}): Promise<Uint8Array> {
+  return (await world.tokens.issue(user, options)).token.reveal();
+}
+
+const lastReason = async (world: World) => (await world.audit.list()).at(-1)?.reason ?? '';
+
+for (const algorithm of ['p256', 'ed25519'] as const) {
+  test(`a ${algorithm} device enrols with a token and logs in with its key alone`, async () => {
+    const world = await setUp();
+    await world.accounts.add('ada', { groups: ['staff', 'admin'] });
+    const device = new TestDevice(algorithm);
+    const token = await issue(world, 'ada');
+    const accepted = { accepted: true, user: 'ada', groups: ['admin', 'staff'], deviceId: device.hex };
+    assert.deepEqual(await attempt(world, device, { token, user: 'ada' }), { ...accepted, firstLogin: true });
+    assert.equal((await world.devices.show(device.hex)).state, 'enrolling');
+    assert.deepEqual(await attempt(world, device), { ...accepted, firstLogin: false });
+    const stored = await world.devices.show(device.hex);
+    assert.deepEqual(stored, {
+      id: device.hex,
+      user: 'ada',
+      name: 'laptop',
+      algorithm,
+      state: 'active',
+      createdAt: world.clock.wallNow(),
+      lastSeenAt: world.clock.wallNow(),
+    });
+    assert.deepEqual(
+      (await world.audit.list({ user: 'ada' })).map(({ event }) => event),
+      ['user.added', 'token.issued', 'device.enrolled', 'login.accepted', 'login.accepted'],
+    );
+    await world.store.close();
+  });
+}
+
+test('the steps depend on the purpose alone', async () => {
+  const { authenticator, store } = await setUp();
+  assert.deepEqual(authenticator.steps({ purpose: 'login' }), [{ kind: 'device' }]);
+  assert.deepEqual(authenticator.steps({ purpose: 'enrol' }), [{ kind: 'device' }, { kind: 'token' }]);
+  await store.close();
+});
+
+test('a lost ACCEPT locks nobody out: the same key may repeat its token until it has logged in', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  const token = await issue(world, 'ada');
+  for (let i = 0; i < 3; i++) assert.equal((await attempt(world, device, { token })).accepted, true);
+  // Not even the token's end stands in the way of a device that has it already.
+  world.clock.advance(80 * 3_600_000);
+  assert.equal((await attempt(world, device, { token })).accepted, true);
+  assert.equal((await attempt(world, device)).accepted, true);
+  assert.deepEqual(await attempt(world, device, { token }), USED);
+  assert.equal((await attempt(world, device)).accepted, true);
+  await world.store.close();
+});
+
+test('a second device with the same profile hears profile_used, and the record names both sources', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const [first, second] = [new TestDevice(), new TestDevice()];
+  const token = await issue(world, 'ada');
+  await attempt(world, first, { token, remote: '192.0.2.1:1111' });
+  assert.deepEqual(await attempt(world, second, { token, remote: '198.51.100.9:2222' }), USED);
+  const [row, ...more] = await world.audit.list({ event: 'token.reused' });
+  assert.deepEqual(more, []);
+  assert.equal(row?.user, 'ada');
+  assert.equal(row?.source, '198.51.100.9:2222');
+  assert.deepEqual(row?.detail, {
+    purpose: 'enrol',
+    token: Buffer.from(token).toString('hex', 0, 8),
+    firstDevice: first.hex,
+    firstSource: '192.0.2.1:1111',
+    secondDevice: second.hex,
+    secondSource: '198.51.100.9:2222',
+  });
+  assert.equal((await world.devices.list()).length, 1);
+  await world.store.close();
+});
+
+for (const gateways of [1, 2]) {
+  test(`of enrolments racing for one token through ${gateways} gateway(s), exactly one device gets in`, async () => {
+    const path = join(folder, `race-${gateways}.db`);
+    const world = await setUp(path);
+    const other = gateways === 1 ? world : await setUp(path);
+    await world.accounts.add('ada');
+    for (let round = 0; round < 5; round++) {
+      const token = await issue(world, 'ada');
+      const devices = Array.from({ length: 6 }, () => new TestDevice());
+      const verdicts = await Promise.all(
+        devices.map((device, i) => attempt(i % 2 === 0 ? world : other, device, { token, remote: `192.0.2.${i}:1` })),
+      );
+      const winners = devices.filter((_, i) => verdicts[i]?.accepted === true);
+      assert.equal(winners.length, 1);
+      assert.deepEqual(
+        verdicts.filter((verdict) => !verdict.accepted),
+        Array(5).fill(USED),
+      );
+      const known = await world.devices.list('ada');
+      assert.equal(known.length, round + 1);
+      assert.ok(known.some(({ id }) => id === winners[0]?.hex));
+      const id = Buffer.from(token).toString('hex', 0, 8);
+      const reused = (await world.audit.list({ event: 'token.reused' })).filter(({ detail }) => detail?.token === id);
+      assert.equal(reused.length, 5);
+      for (const { detail, source } of reused) {
+        assert.equal(detail?.firstDevice, winners[0]?.hex);
+        assert.equal(detail?.firstSource, `192.0.2.${devices.findIndex((device) => device === winners[0])}:1`);
+        assert.equal(detail?.secondSource, source);
+      }
+    }
+    await world.store.close();
+    if (gateways === 2) await other.store.close();
+  });
+}
+
+test('a token is refused after its time, and only its holder hears why', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  world.clock.advance(72 * 3_600_000 - 1);
+  const wrong = Uint8Array.from(token);
+  wrong[39] = (wrong[39] ?? 0) ^ 1;
+  assert.deepEqual(await attempt(world, new TestDevice(), { token: wrong }), REJECTED);
+  world.clock.advance(1);
+  const device = new TestDevice();
+  assert.deepEqual(await attempt(world, device, { token }), { accepted: false, code: 'token_expired' });
+  assert.deepEqual(await attempt(world, device, { token: wrong }), REJECTED);
+  assert.deepEqual(await attempt(world, device, { token, change: { signature: new Uint8Array(64) } }), REJECTED);
+  assert.deepEqual(await world.devices.list(), []);
+  await world.store.close();
+});
+
+test('a wrong, short, long, empty or missing token is rejected', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  const bad = [
+    randomBytes(40),
+    new Uint8Array(0),
+    token.subarray(0, 39),
+    Uint8Array.of(...token, 0),
+    Uint8Array.of(...token.subarray(0, 8), ...randomBytes(32)),
+  ];
+  for (const wrong of bad) assert.deepEqual(await attempt(world, new TestDevice(), { token: wrong }), REJECTED);
+  const peer = peerOf();
+  const { token: _, ...without } = evidenceOf(world, new TestDevice(), peer, { token });
+  assert.deepEqual(await world.authenticator.verify(without, peer), REJECTED);
+  assert.equal((await attempt(world, new TestDevice(), { token })).accepted, true);
+  await world.store.close();
+});
+
+test('a failed enrolment leaves the token unused', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  assert.deepEqual(
+    await attempt(world, new TestDevice(), { token, change: { signature: new Uint8Array(64) } }),
+    REJECTED,
+  );
+  assert.deepEqual(await attempt(world, new TestDevice(), { token, user: 'bob' }), REJECTED);
+  await world.accounts.disable('ada');
+  assert.deepEqual(await attempt(world, new TestDevice(), { token }), REJECTED);
+  await world.accounts.enable('ada');
+  assert.equal((await attempt(world, new TestDevice(), { token })).accepted, true);
+  await world.store.close();
+});
+
+test('a device that waits for approval hears so, keeps its token, and gets in once approved', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  const token = await issue(world, 'ada', { approve: true });
+  const pending = { accepted: false, code: 'approval_pending' };
+  assert.deepEqual(await attempt(world, device, { token }), pending);
+  assert.equal((await world.devices.show(device.hex)).state, 'pending');
+  assert.deepEqual(await attempt(world, device, { token }), pending);
+  assert.deepEqual(await attempt(world, device), pending);
+  assert.deepEqual(await attempt(world, device, { change: { signature: new Uint8Array(64) } }), REJECTED);
+  assert.deepEqual(await attempt(world, new TestDevice(), { token }), USED);
+  await world.devices.approve(device.hex.toUpperCase());
+  assert.equal((await attempt(world, device, { token })).accepted, true);
+  assert.equal((await attempt(world, device)).accepted, true);
+  await world.store.close();
+});
+
+test('a nonce is good once, on its own connection, for 60 seconds', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  assert.equal((await attempt(world, device, { token: await issue(world, 'ada') })).accepted, true);
+
+  const peer = peerOf();
+  const evidence = evidenceOf(world, device, peer);
+  assert.equal((await world.authenticator.verify(evidence, peer)).accepted, true);
+  assert.deepEqual(await world.authenticator.verify(evidence, peer), REJECTED, 'a replay');
+
+  const other = peerOf();
+  world.authenticator.issueNonce(other.binding);
+  const stolen = evidenceOf(world, device, peerOf());
+  assert.deepEqual(await world.authenticator.verify(stolen, other), REJECTED, 'a nonce of another connection');
+
+  const late = peerOf();
+  const old = evidenceOf(world, device, late);
+  world.clock.advance(60_000);
+  assert.deepEqual(await world.authenticator.verify(old, late), REJECTED, 'an old nonce');
+
+  const early = peerOf();
+  const inTime = evidenceOf(world, device, early);
+  world.clock.advance(59_999);
+  assert.equal((await world.authenticator.verify(inTime, early)).accepted, true);
+
+  assert.deepEqual(await attempt(world, device, { nonce: new Uint8Array(32) }), REJECTED, 'a nonce never made');
+  await world.store.close();
+});
+
+test('a worker cannot pass an old signature off under a fresh nonce, nor a signature over anything else', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  await attempt(world, device, { token: await issue(world, 'ada') });
+  const reasons: string[] = [];
+  const check = async (options: Parameters<typeof evidenceOf>[3]) => {
+    assert.deepEqual(await attempt(world, device, options), REJECTED);
+    reasons.push(await lastReason(world));
+  };
+  await check({ signs: { nonce: new Uint8Array(32).fill(3) } });
+  await check({ signs: { purpose: 'resume' } });
+  await check({ signs: { deviceId: new Uint8Array(16) } });
+  await check({ signs: { serverName: 'other.example.org' } });
+  await check({ signs: { serverId: new Uint8Array(32) } });
+  const free = new TextEncoder().encode('anything at all');
+  await check({ change: { signedBytes: free, signature: device.sign(free) } });
+  assert.equal(new Set(reasons).size, 6);
+  for (const reason of reasons) assert.doesNotMatch(reason, /device signature is wrong|unknown/);
+  await world.store.close();
+});
+
+test('every changed bit of a signature is refused', async () => {
+  for (const algorithm of ['p256', 'ed25519'] as const) {
+    const world = await setUp();
+    await world.accounts.add('ada');
+    const device = new TestDevice(algorithm);
+    await attempt(world, device, { token: await issue(world, 'ada') });
+    for (let bit = 0; bit < 512; bit += 37) {
+      const peer = peerOf();
+      const evidence = evidenceOf(world, device, peer);
+      const signature = Uint8Array.from(evidence.signature);
+      signature[bit >> 3] = (signature[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+      assert.deepEqual(await world.authenticator.verify({ ...evidence, signature }, peer), REJECTED);
+    }
+    for (const length of [0, 1, 63, 65, 200]) {
+      assert.deepEqual(await attempt(world, device, { change: { signature: new Uint8Array(length) } }), REJECTED);
+    }
+    await world.store.close();
+  }
+});
+
+test('a device has one algorithm', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice('p256');
+  await attempt(world, device, { token: await issue(world, 'ada') });
+  assert.deepEqual(await attempt(world, device, { change: { algorithm: 'ed25519' } }), REJECTED);
+  await world.store.close();
+});
+
+test('a public key in any other encoding, curve or kind does not enrol', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  const honest = new TestDevice();
+  const der = (key: KeyObject) => Uint8Array.from(key.export({ type: 'spki', format: 'der' }));
+  const offCurve = Uint8Array.from(honest.publicKey);
+  offCurve[90] = (offCurve[90] ?? 0) ^ 1;
+  const keys = [
+    der(generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey),
+    der(generateKeyPairSync('rsa', { modulusLength: 2048 }).publicKey),
+    der(generateKeyPairSync('ed25519').publicKey),
+    Uint8Array.of(...honest.publicKey, 0),
+    honest.publicKey.subarray(0, 90),
+    offCurve,
+    new Uint8Array(91),
+  ];
+  for (const publicKey of keys) {
+    assert.deepEqual(await attempt(world, honest, { token, change: { publicKey } }), REJECTED);
+  }
+  assert.deepEqual(await world.devices.list(), []);
+  await world.store.close();
+});
+
+test('unknown, wrong, revoked, disabled, expired and deleted all hear the same; the record knows the difference', async () => {
+  const world = await setUp();
+  const reasons: string[] = [];
+  const enrolled = async (user: string, options = {}) => {
+    await world.accounts.add(user, options);
+    const device = new TestDevice();
+    assert.equal((await attempt(world, device, { token: await issue(world, user) })).accepted, true);
+    return device;
+  };
+  const check = async (device: TestDevice, options = {}) => {
+    assert.deepEqual(await attempt(world, device, options), REJECTED);
+    reasons.push(await lastReason(world));
+  };
+  await check(new TestDevice());
+
+  const ada = await enrolled('ada');
+  await check(ada, { change: { signature: new Uint8Array(64) } });
+  await check(ada, { user: 'bob' });
+  await world.devices.revoke(ada.hex);
+  await check(ada);
+
+  const bob = await enrolled('bob');
+  await world.accounts.disable('bob');
+  await check(bob);
+  await world.accounts.enable('bob');
+  assert.equal((await attempt(world, bob)).accepted, true);
+
+  const carol = await enrolled('carol', { expiresAt: world.clock.wallNow() + 5000 });
+  world.clock.advance(5000);
+  await check(carol);
+
+  await world.accounts.delete('bob');
+  await check(bob);
+  assert.deepEqual(reasons, [
+    'the device is unknown or its key is none',
+    'the device signature is wrong',
+    "the name is not that of the steps' user",
+    'the device is revoked',
+    'the user is disabled',
+    'the account has expired',
+    'the device is unknown or its key is none',
+  ]);
+  await world.store.close();
+});
+
+test('a revoked key stays revoked whatever token comes with it', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  await attempt(world, device, { token: await issue(world, 'ada') });
+  await world.devices.revoke(device.hex);
+  const token = await issue(world, 'ada');
+  assert.deepEqual(await attempt(world, device, { token }), REJECTED);
+  await assert.rejects(world.devices.approve(device.hex), { code: 'ERR_CONFLICT' });
+  assert.equal((await attempt(world, new TestDevice(), { token })).accepted, true, 'the token was not used up');
+  await world.store.close();
+});
+
+test("a device cannot be enrolled for a second user, and that user's token stays unused", async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  await world.accounts.add('bob');
+  const device = new TestDevice();
+  await attempt(world, device, { token: await issue(world, 'ada') });
+  const token = await issue(world, 'bob');
+  assert.deepEqual(await attempt(world, device, { token }), REJECTED);
+  assert.equal((await world.devices.show(device.hex)).user, 'ada');
+  assert.equal((await attempt(world, new TestDevice(), { token })).accepted, true);
+  await world.store.close();
+});
+
+test('a known device may enrol again for its own user with a fresh profile', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const device = new TestDevice();
+  await attempt(world, device, { token: await issue(world, 'ada') });
+  await attempt(world, device);
+  assert.equal((await attempt(world, device, { token: await issue(world, 'ada') })).accepted, true);
+  assert.equal((await world.devices.list()).length, 1);
+  await world.store.close();
+});
+
+test('what one step would spend stays when another refuses, also at the last moment', async () => {
+  const spent: string[] = [];
+  const subject = { id: '', name: 'ada' };
+  const step = (kind: 'password' | 'totp', refuses: boolean): LoginStep => ({
+    kind,
+    examine: async () => ({
+      subject,
+      spend: async (db) => {
+        await db.updateTable('users').set({ expires_at: 1 }).execute();
+        spent.push(kind);
+        return refuses ? { code: 'rejected', reason: `${kind} was used meanwhile` } : undefined;
+      },
+    }),
+  });
+  const world = await setUp(':memory:', () => [step('password', false), step('totp', true)]);
+  subject.id = (await world.accounts.add('ada')).id;
+  assert.deepEqual(await attempt(world, new TestDevice()), REJECTED);
+  assert.deepEqual(spent, ['password', 'totp']);
+  assert.equal((await world.accounts.show('ada')).expiresAt, undefined);
+  assert.equal(await lastReason(world), 'totp was used meanwhile');
+  await world.store.close();
+});
+
+test('a plan without steps, or whose steps stand for nobody, lets nobody in', async () => {
+  for (const plan of [[], [{ kind: 'password' as const, examine: async () => ({}) }]]) {
+    const world = await setUp(':memory:', () => plan);
+    await world.accounts.add('ada');
+    assert.deepEqual(await attempt(world, new TestDevice(), { user: 'ada' }), REJECTED);
+    await world.store.close();
+  }
+});
+
+test('a flood of refusals is recorded in part and counted in whole, and hides no proven event', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  await attempt(world, new TestDevice(), { token });
+  const stranger = new TestDevice();
+  for (let i = 0; i < 400; i++) await attempt(world, stranger);
+  assert.equal((await world.audit.list({ event: 'login.refused' })).length, 200);
+  assert.deepEqual(await attempt(world, new TestDevice(), { token }), USED);
+  assert.equal((await world.audit.list({ event: 'token.reused' })).length, 1);
+  world.clock.advance(1000);
+  await attempt(world, stranger);
+  const last = (await world.audit.list({ event: 'login.refused' })).at(-1);
+  assert.equal(last?.detail?.unrecorded, 200);
+  await world.store.close();
+});
+
+test('no secret reaches the store, the record or an error', async () => {
+  const path = join(folder, 'secrets.db');
+  const world = await setUp(path);
+  await world.accounts.add('ada');
+  const issued = await world.tokens.issue('ada');
+  const token = issued.token.reveal();
+  assert.doesNotMatch(JSON.stringify(issued), new RegExp(Buffer.from(token).toString('base64url').slice(12, 30)));
+  await attempt(world, new TestDevice(), { token });
+  await attempt(world, new TestDevice(), { token });
+  await world.store.close();
+  const bytes = await readFile(path);
+  const secret = Buffer.from(token).subarray(8);
+  assert.equal(bytes.includes(secret), false);
+  for (const encoding of ['hex', 'base64', 'base64url'] as const) {
+    assert.equal(bytes.includes(secret.toString(encoding).slice(4, 24)), false);
+  }
+});
+
+test('when the store fails there is no verdict', async () => {
+  const world = await setUp();
+  const peer = peerOf();
+  const evidence = evidenceOf(world, new TestDevice(), peer);
+  await world.store.db.schema.dropTable('audit').execute();
+  await assert.rejects(world.authenticator.verify(evidence, peer), { code: 'ERR_STORE' });
+  await world.store.close();
+});

@@ -1,0 +1,302 @@
+/**
+ * The one verdict on a login.
+ *
+ * Hides the nonces, the steps and their order, and what is recorded. Default deny: the nonce must be the connection's,
+ * the signed bytes must say what is claimed, every step must pass, all for the same user, and account and device must be
+ * in good standing at the moment of the verdict. The client hears `rejected` and nothing else until everything but the
+ * one thing it is told has been proven; the record has the true reason. It must not know frames, TLS or sessions.
+ *
+ * @see wire.md §3
+ */
+
+import type { Clock } from '../base/clock.ts';
+import { isVpnError } from '../base/errors.ts';
+import { type DeviceSignatureFacts, parseDeviceSignatureInput } from '../protocol/keys.ts';
+import type { Challenge, ChallengeRequest, LoginEvidence } from '../protocol/login.ts';
+import type { RejectCode } from '../protocol/messages.ts';
+import { type Audit, AuditEvent } from '../store/audit.ts';
+import type { Queries, Store } from '../store/store.ts';
+import type { EnrolmentTokens } from './enrolment.ts';
+import { normaliseName } from './names.ts';
+import { Nonces } from './nonces.ts';
+import { nodePrimitives } from './primitives.ts';
+import { DeviceStep } from './steps/device.ts';
+import type { Attempt, Finding, LoginPeer, LoginStep, Refusal, Subject } from './steps/step.ts';
+import { TokenStep } from './steps/token.ts';
+
+export type Verdict =
+  | {
+      readonly accepted: true;
+      readonly user: string;
+      /** Sorted. */
+      readonly groups: readonly string[];
+      /** Hexadecimal. */
+      readonly deviceId: string;
+      /** No login of this device had been accepted before. */
+      readonly firstLogin: boolean;
+    }
+  | { readonly accepted: false; readonly code: RejectCode };
+
+/** The steps of each purpose, in the order in which they are asked. */
+export type LoginPlan = Readonly<Record<LoginEvidence['purpose'], readonly LoginStep[]>>;
+
+export interface AuthenticatorParts {
+  readonly store: Store;
+  readonly audit: Audit;
+  readonly clock: Clock;
+  readonly tokens: EnrolmentTokens;
+  /** Default: `device` for a login, `device` and `token` for an enrolment. */
+  readonly plan?: LoginPlan;
+}
+
+/** Refusals put on record per second in the long run, and at once. Beyond that they are counted, not lost sight of. */
+const RECORDS_PER_SECOND = 10;
+const MAX_RECORDS = 200;
+
+interface Standing {
+  readonly user: string;
+  readonly groups: readonly string[];
+  readonly firstLogin: boolean;
+}
+
+export class Authenticator {
+  readonly #store: Store;
+  readonly #audit: Audit;
+  readonly #clock: Clock;
+  readonly #tokens: EnrolmentTokens;
+  readonly #plan: LoginPlan;
+  readonly #nonces: Nonces;
+  /** Peers who have proven something must not be hidden by those who have not. */
+  readonly #provenRecords: RecordBudget;
+  readonly #otherRecords: RecordBudget;
+
+  constructor(parts: AuthenticatorParts) {
+    this.#store = parts.store;
+    this.#audit = parts.audit;
+    this.#clock = parts.clock;
+    this.#tokens = parts.tokens;
+    this.#nonces = new Nonces(parts.clock);
+    this.#provenRecords = new RecordBudget(parts.clock);
+    this.#otherRecords = new RecordBudget(parts.clock);
+    this.#plan = parts.plan ?? builtInPlan(parts);
+  }
+
+  /** A nonce for this connection: 32 bytes, single use, 60 s; one it had before is void. */
+  issueNonce(binding: string): Uint8Array {
+    return this.#nonces.issue(binding);
+  }
+
+  /** What to ask. It depends on the purpose, never on the name or device that somebody claims. */
+  steps(request: Pick<ChallengeRequest, 'purpose'>, _peer?: LoginPeer): Challenge['steps'] {
+    return this.#plan[request.purpose].map(({ kind }) => ({ kind }));
+  }
+
+  /**
+   * Decides on a login; uses up its nonce.
+   *
+   * @throws {VpnError} ERR_STORE: no verdict, and nothing was changed
+   */
+  async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<Verdict> {
+    const attempt: Attempt = {
+      evidence,
+      device: evidence.deviceId.toHex(),
+      peer,
+      now: Math.trunc(this.#clock.wallNow()),
+    };
+    const findings = [this.#examineBinding(attempt)];
+    for (const step of this.#plan[evidence.purpose]) findings.push(await step.examine(attempt));
+    const { subject, refusal } = conclude(findings, evidence.user);
+    if (refusal !== undefined) return this.#refuse(attempt, subject, refusal);
+    if (subject === undefined) {
+      return this.#refuse(attempt, subject, { code: 'rejected', reason: 'no step stands for a user' });
+    }
+    return this.#decide(attempt, subject, findings);
+  }
+
+  /** Whether the signed bytes are about this login, on this connection, now. */
+  #examineBinding({ evidence, device, peer }: Attempt): Finding {
+    const refuse = (reason: string): Finding => ({ refusal: { code: 'rejected', reason } });
+    const isFresh = this.#nonces.consume(peer.binding, evidence.nonce);
+    let facts: DeviceSignatureFacts;
+    try {
+      facts = parseDeviceSignatureInput(evidence.signedBytes);
+    } catch (error) {
+      if (!isVpnError(error, 'ERR_MESSAGE_SYNTAX')) throw error;
+      return refuse('the signed bytes are not the input of a device signature');
+    }
+    const { equal } = nodePrimitives;
+    if (!isFresh) return refuse('the nonce is unknown, used, too old or of another connection');
+    if (!equal(facts.nonce, evidence.nonce)) return refuse('the signature is over another nonce');
+    if (facts.purpose !== evidence.purpose) return refuse('the signature is for another purpose');
+    if (facts.deviceId.toHex() !== device) return refuse('the signature is of another device');
+    if (facts.serverName !== evidence.serverName) return refuse('the signature is for another server name');
+    if (!equal(facts.serverId, peer.serverId)) return refuse('the signature is for another server key');
+    return {};
+  }
+
+  /** All or nothing: spends, looks once more at who it is, and records, in one transaction. */
+  async #decide(attempt: Attempt, subject: Subject, findings: readonly Finding[]): Promise<Verdict> {
+    let standing: Standing | Refusal;
+    try {
+      standing = await this.#store.transaction(async (db) => {
+        for (const { spend } of findings) {
+          const refusal = await spend?.(db);
+          if (refusal !== undefined) return keepOrUndo(refusal);
+        }
+        const found = await this.#standingOf(db, attempt, subject);
+        if ('code' in found) return keepOrUndo(found);
+        await this.#recordAccepted(db, attempt, found);
+        return found;
+      });
+    } catch (error) {
+      if (!(error instanceof Undo)) throw error;
+      standing = error.refusal;
+    }
+    if (attempt.evidence.purpose === 'enrol') this.#store.sync();
+    if ('code' in standing) return this.#refuse(attempt, subject, standing);
+    return { accepted: true, ...standing, deviceId: attempt.device };
+  }
+
+  async #standingOf(db: Queries, { device, now }: Attempt, subject: Subject): Promise<Standing | Refusal> {
+    const row = await db
+      .selectFrom('devices')
+      .innerJoin('users', 'users.id', 'devices.user_id')
+      .select([
+        'users.name',
+        'users.disabled_at',
+        'users.expires_at',
+        'devices.approved_at',
+        'devices.revoked_at',
+        'devices.last_seen_at',
+      ])
+      .where('devices.id', '=', device)
+      .where('users.id', '=', subject.id)
+      .executeTakeFirst();
+    const groups = await db
+      .selectFrom('user_groups')
+      .select('name')
+      .where('user_id', '=', subject.id)
+      .orderBy('name')
+      .execute();
+    const rejected = (reason: string): Refusal => ({ code: 'rejected', reason });
+    if (row === undefined) return rejected('the user or the device is gone');
+    if (row.revoked_at !== null) return rejected('the device is revoked');
+    if (row.disabled_at !== null) return rejected('the user is disabled');
+    if (row.expires_at !== null && Number(row.expires_at) <= now) return rejected('the account has expired');
+    if (row.approved_at === null) {
+      return { code: 'approval_pending', reason: 'the device waits for an operator', keep: true };
+    }
+    return { user: row.name, groups: groups.map(({ name }) => name), firstLogin: row.last_seen_at === null };
+  }
+
+  async #recordAccepted(db: Queries, { evidence, device, peer, now }: Attempt, standing: Standing): Promise<void> {
+    await db.updateTable('devices').set({ last_seen_at: now }).where('id', '=', device).execute();
+    if (evidence.purpose === 'login') {
+      await db
+        .updateTable('devices')
+        .set({ first_login_at: now })
+        .where('id', '=', device)
+        .where('first_login_at', 'is', null)
+        .execute();
+      await this.#tokens.spend(db, device);
+    }
+    await this.#audit.append(
+      {
+        event: AuditEvent.loginAccepted,
+        user: standing.user,
+        device,
+        source: peer.remote,
+        detail: { purpose: evidence.purpose, steps: this.#plan[evidence.purpose].map(({ kind }) => kind).join(',') },
+      },
+      db,
+    );
+  }
+
+  async #refuse(attempt: Attempt, subject: Subject | undefined, refusal: Refusal): Promise<Verdict> {
+    const { evidence, device, peer } = attempt;
+    const budget = subject === undefined ? this.#otherRecords : this.#provenRecords;
+    const unrecorded = budget.take();
+    if (unrecorded !== undefined) {
+      await this.#audit.append({
+        event: refusal.event ?? AuditEvent.loginRefused,
+        user: subject?.name ?? evidence.user,
+        device,
+        source: peer.remote,
+        reason: refusal.reason,
+        detail: { purpose: evidence.purpose, ...refusal.detail, ...(unrecorded > 0 ? { unrecorded } : {}) },
+      });
+    }
+    return { accepted: false, code: refusal.code };
+  }
+}
+
+/** What the issue at hand asks of a client. */
+function builtInPlan({ store, tokens }: AuthenticatorParts): LoginPlan {
+  const device = new DeviceStep(store);
+  return { login: [device], enrol: [device, new TokenStep(tokens)] };
+}
+
+/** Thrown through a transaction to undo it. */
+class Undo extends Error {
+  readonly refusal: Refusal;
+
+  constructor(refusal: Refusal) {
+    super('undo');
+    this.refusal = refusal;
+  }
+}
+
+function keepOrUndo(refusal: Refusal): Refusal {
+  if (refusal.keep === true) return refusal;
+  throw new Undo(refusal);
+}
+
+/** Joins what the steps found, and the name that was typed. */
+function conclude(
+  findings: readonly Finding[],
+  typedName: string | undefined,
+): { subject: Subject | undefined; refusal: Refusal | undefined } {
+  const subjects = findings.flatMap(({ subject }) => subject ?? []);
+  const subject = subjects[0];
+  const refusals = findings.flatMap(({ refusal }) => refusal ?? []);
+  if (subjects.some(({ id }) => id !== subject?.id)) {
+    refusals.push({ code: 'rejected', reason: 'the steps stand for different users' });
+  }
+  if (typedName !== undefined && subject !== undefined && normaliseName(typedName) !== subject.name) {
+    refusals.push({ code: 'rejected', reason: "the name is not that of the steps' user" });
+  }
+  const [first] = refusals;
+  if (first === undefined) return { subject, refusal: undefined };
+  // Told only when it is all that is wrong: a guesser must not learn of a token by sending a bad signature with it.
+  const code = refusals.every((refusal) => refusal.code === first.code) ? first.code : 'rejected';
+  const telling = refusals.find(({ event }) => event !== undefined) ?? first;
+  return { subject, refusal: { ...telling, code, reason: refusals.map(({ reason }) => reason).join('; ') } };
+}
+
+/** Keeps strangers from filling the disk with refusals. */
+class RecordBudget {
+  readonly #clock: Clock;
+  #left = MAX_RECORDS;
+  #at: number;
+  #unrecorded = 0;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+    this.#at = clock.now();
+  }
+
+  /** Takes one record: the number that went unrecorded before it, or undefined when there is none left. */
+  take(): number | undefined {
+    const now = this.#clock.now();
+    this.#left = Math.min(MAX_RECORDS, this.#left + ((now - this.#at) / 1000) * RECORDS_PER_SECOND);
+    this.#at = now;
+    if (this.#left < 1) {
+      this.#unrecorded += 1;
+      return undefined;
+    }
+    this.#left -= 1;
+    const unrecorded = this.#unrecorded;
+    this.#unrecorded = 0;
+    return unrecorded;
+  }
+}

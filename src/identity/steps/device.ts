@@ -1,0 +1,55 @@
+/**
+ * The `device` step: the client holds the private key of its device.
+ *
+ * At a login the key is the one in the store; at an enrolment it is the one in the message, which another step vouches
+ * for. A signature is verified in any case, against a key that nobody holds when there is none to verify against.
+ *
+ * @see wire.md §3, `devSig`
+ */
+
+import { generateKeyPairSync, type KeyObject } from 'node:crypto';
+import type { DeviceAlgorithm } from '../../protocol/messages.ts';
+import type { Store } from '../../store/store.ts';
+import { parseDeviceKey, verifyDeviceSignature } from '../devices.ts';
+import type { Attempt, Finding, LoginStep, Subject } from './step.ts';
+
+export class DeviceStep implements LoginStep {
+  readonly kind = 'device';
+  readonly #store: Store;
+  readonly #nobody: Readonly<Record<DeviceAlgorithm, { key: KeyObject; encoded: Uint8Array }>> = {
+    p256: lostKey(generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey),
+    ed25519: lostKey(generateKeyPairSync('ed25519').publicKey),
+  };
+
+  constructor(store: Store) {
+    this.#store = store;
+  }
+
+  async examine({ evidence, device }: Attempt): Promise<Finding> {
+    const row = await this.#store.db
+      .selectFrom('devices')
+      .innerJoin('users', 'users.id', 'devices.user_id')
+      .select(['devices.algorithm', 'devices.public_key', 'users.id as user_id', 'users.name as user'])
+      .where('devices.id', '=', device)
+      .executeTakeFirst();
+    const { algorithm } = evidence;
+    const nobody = this.#nobody[algorithm];
+    const encoded = evidence.purpose === 'enrol' ? evidence.publicKey : row?.public_key;
+    const isSameAlgorithm = row === undefined || row.algorithm === algorithm;
+    const isKnown = isSameAlgorithm && encoded !== undefined;
+    // Reading a key and verifying with it both take time that must not tell whether there was one.
+    const key = parseDeviceKey(algorithm, isKnown ? encoded : nobody.encoded);
+    const signed = verifyDeviceSignature(algorithm, key ?? nobody.key, evidence.signedBytes, evidence.signature);
+    if (key === undefined || !isKnown) {
+      const reason = isSameAlgorithm ? 'the device is unknown or its key is none' : 'the device has another algorithm';
+      return { refusal: { code: 'rejected', reason } };
+    }
+    const subject: Subject | undefined = row === undefined ? undefined : { id: row.user_id, name: row.user };
+    return signed ? { subject } : { refusal: { code: 'rejected', reason: 'the device signature is wrong' } };
+  }
+}
+
+/** A public key whose private half is gone. */
+function lostKey(key: KeyObject): { key: KeyObject; encoded: Uint8Array } {
+  return { key, encoded: key.export({ type: 'spki', format: 'der' }) };
+}

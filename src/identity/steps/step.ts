@@ -1,0 +1,69 @@
+/**
+ * What every kind of login step is to the authenticator. Each kind is one file beside this one.
+ *
+ * A step works in two phases. It *examines* what the client sent and changes nothing; every step of a login examines,
+ * whatever the others found. Only when all of them pass does each *spend* what may be used once (a token, a code), all in
+ * one transaction with the verdict: a step never uses up a credential for a login that fails at another step.
+ *
+ * A step does the same work for a subject that exists and one that does not.
+ */
+
+import type { LoginEvidence } from '../../protocol/login.ts';
+import type { RejectCode, StepKind } from '../../protocol/messages.ts';
+import type { AuditEvent } from '../../store/audit.ts';
+import type { Queries } from '../../store/store.ts';
+
+/** The connection that a login came on. */
+export interface LoginPeer {
+  /** Worker and connection. */
+  readonly binding: string;
+  /** Address and port of the client. */
+  readonly remote: string;
+  /** SHA-256 of the public key of the server's leaf in this handshake. */
+  readonly serverId: Uint8Array;
+  /** The client certificate that TLS has verified. */
+  readonly certificate?: { readonly name: string; readonly serial: string; readonly issuer: string };
+}
+
+/** One login, as a step sees it. */
+export interface Attempt {
+  readonly evidence: LoginEvidence;
+  /** The device id in `evidence`, hexadecimal. */
+  readonly device: string;
+  readonly peer: LoginPeer;
+  /** Milliseconds since the Unix epoch. */
+  readonly now: number;
+}
+
+/** A user whom a step has proven to be there. */
+export interface Subject {
+  readonly id: string;
+  readonly name: string;
+}
+
+/** A no. */
+export interface Refusal {
+  /** What the client is told, if nothing else is wrong; `rejected` tells nothing. */
+  readonly code: RejectCode;
+  /** What is recorded; never a secret. */
+  readonly reason: string;
+  /** Recorded in place of a plain refusal. */
+  readonly event?: AuditEvent;
+  readonly detail?: Readonly<Record<string, string | number>>;
+  /** What was spent stays spent: the login is in order and only has to wait. */
+  readonly keep?: boolean;
+}
+
+/** What a step found. */
+export interface Finding {
+  readonly refusal?: Refusal;
+  /** Whom the step stands for; all that stand for somebody must stand for the same. */
+  readonly subject?: Subject | undefined;
+  /** Uses up what may be used once. Runs only after every step has passed; nothing but `db` may be awaited. */
+  readonly spend?: (db: Queries) => Promise<Refusal | undefined>;
+}
+
+export interface LoginStep {
+  readonly kind: StepKind;
+  examine(attempt: Attempt): Promise<Finding>;
+}
