@@ -1,0 +1,92 @@
+/**
+ * `npm run bench [-- AREA] [--quick] [--json]`: measures this product beside its peers on this machine.
+ *
+ * The composition root of the bench. Exits 0 whatever it measured, 69 when it could not measure, 64 on wrong usage.
+ * Progress goes to standard error, the report to standard output.
+ */
+
+import { parseArgs } from 'node:util';
+import { missingForLab } from '../lab/rig.ts';
+import { formatReport, type Report } from './report.ts';
+import { CustomVpn } from './systems/customvpn.ts';
+import { Ocserv } from './systems/ocserv.ts';
+import { OpenVpn } from './systems/openvpn.ts';
+import { RawLink } from './systems/raw.ts';
+import { WireguardGo } from './systems/wireguard-go.ts';
+import { FULL_EFFORT, measureTunnel, QUICK_EFFORT } from './tunnel.ts';
+
+type Measure = (quick: boolean, progress: (line: string) => void) => Promise<{ report: Report; measured: boolean }>;
+
+const AREAS: Readonly<Record<string, Measure>> = {
+  tunnel: (quick, progress) =>
+    measureTunnel(
+      [
+        new CustomVpn({ plain: false }),
+        new WireguardGo(),
+        new CustomVpn({ plain: true }),
+        new OpenVpn('udp'),
+        new OpenVpn('tcp'),
+        new Ocserv('tls'),
+        new Ocserv('dtls'),
+        new RawLink(),
+      ],
+      quick ? QUICK_EFFORT : FULL_EFFORT,
+      progress,
+    ),
+};
+
+const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;
+const TOOLS = { iperf3: 'iperf3', ss: 'iproute2', openssl: 'openssl' };
+
+process.exitCode = await main(process.argv.slice(2));
+
+async function main(argv: string[]): Promise<number> {
+  let options: ReturnType<typeof parse>;
+  try {
+    options = parse(argv);
+  } catch (error) {
+    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n${USAGE}`);
+    return 64;
+  }
+  const { values, positionals } = options;
+  const names = positionals.length === 0 ? Object.keys(AREAS) : positionals;
+  const unknown = names.find((name) => !(name in AREAS));
+  if (unknown !== undefined) {
+    process.stderr.write(`unknown area ${unknown}\n${USAGE}`);
+    return 64;
+  }
+  const lacking = missingForLab(TOOLS);
+  if (lacking.length > 0) {
+    process.stderr.write(`cannot measure here; missing:\n${lacking.map((line) => `  ${line}\n`).join('')}`);
+    return 69;
+  }
+  const progress = (line: string) => void process.stderr.write(`${line}\n`);
+  let whole: Report | undefined;
+  let measured = true;
+  for (const name of names) {
+    const part = await AREAS[name]?.(values.quick, progress);
+    if (part === undefined) continue;
+    measured &&= part.measured;
+    whole = whole === undefined ? part.report : join(whole, part.report);
+  }
+  if (whole === undefined) return 69;
+  process.stdout.write(values.json ? `${JSON.stringify(whole, null, 2)}\n` : formatReport(whole));
+  return measured ? 0 : 69;
+}
+
+function parse(argv: string[]) {
+  return parseArgs({
+    args: argv,
+    allowPositionals: true,
+    options: { quick: { type: 'boolean', default: false }, json: { type: 'boolean', default: false } },
+  });
+}
+
+function join(one: Report, other: Report): Report {
+  return {
+    machine: one.machine,
+    versions: { ...one.versions, ...other.versions },
+    rounds: Math.max(one.rounds, other.rounds),
+    results: [...one.results, ...other.results],
+  };
+}

@@ -1,0 +1,111 @@
+/**
+ * The measurements: one TCP flow, processor time beside it, and round trips.
+ *
+ * Hides `iperf3`, `ping` and `ss` and their output. A measurement is of whatever tunnel is up between two namespaces; it
+ * does not know which.
+ */
+
+import { cpuSeconds, LabError } from '../lab/process.ts';
+import type { Namespace } from '../lab/rig.ts';
+import { quantile } from './statistics.ts';
+import type { BenchNetwork, System, TunnelEnds } from './system.ts';
+
+const IPERF_PORT = 5201;
+const BYTES_PER_GB = 1e9;
+/** Between pings: far longer than a round trip, so that the tunnel is idle when each is sent. */
+const PING_INTERVAL_S = 0.005;
+
+/** `down`: from the server to the client. */
+export type Direction = 'down' | 'up';
+
+export interface FlowResult {
+  /** As received, Mbit/s. */
+  mbps: number;
+  /** Seconds of processor time per 10^9 bytes received; undefined where no process carries the traffic. */
+  serverCpuPerGb: number | undefined;
+  clientCpuPerGb: number | undefined;
+  /** What both ends of the inner connection used. */
+  congestion: string;
+}
+
+/** The part of iperf3's report that is read. */
+interface IperfReport {
+  error?: string;
+  end: {
+    sum_received: { bytes: number; bits_per_second: number };
+    sender_tcp_congestion?: string;
+    receiver_tcp_congestion?: string;
+  };
+}
+
+/** One TCP flow through a tunnel. @throws {LabError} when it carried nothing */
+export async function measureFlow(
+  network: BenchNetwork,
+  system: System,
+  ends: TunnelEnds,
+  direction: Direction,
+  options: { seconds: number; congestion: string },
+): Promise<FlowResult> {
+  const serve = ['iperf3', '-s', '-1', '-B', ends.server, '-p', String(IPERF_PORT), '--forceflush'];
+  await using listener = await network.server.start(serve, { ready: /Server listening/ });
+  const where = ['-c', ends.server, '-p', String(IPERF_PORT), '--connect-timeout', '5000'];
+  const how = ['-t', String(options.seconds), '-C', options.congestion, '-J', ...(direction === 'down' ? ['-R'] : [])];
+  const used = () => [system.server, system.client].map((side) => cpuSeconds(side.map((process) => process.pid)));
+  const [serverBefore = 0, clientBefore = 0] = used();
+  const { stdout } = await network.client.run(['iperf3', ...where, ...how], {
+    anyStatus: true,
+    timeoutMs: (options.seconds + 30) * 1000,
+  });
+  const [serverAfter = 0, clientAfter = 0] = used();
+  await listener.stop();
+  const report = parseReport(stdout, system.name);
+  const gigabytes = report.end.sum_received.bytes / BYTES_PER_GB;
+  if (!(gigabytes > 0)) throw new LabError(`${system.name}: no byte came through`);
+  const congestion = [report.end.sender_tcp_congestion, report.end.receiver_tcp_congestion];
+  return {
+    mbps: report.end.sum_received.bits_per_second / 1e6,
+    serverCpuPerGb: system.server.length === 0 ? undefined : (serverAfter - serverBefore) / gigabytes,
+    clientCpuPerGb: system.client.length === 0 ? undefined : (clientAfter - clientBefore) / gigabytes,
+    congestion: [...new Set(congestion.filter((name) => name !== undefined))].join('/'),
+  };
+}
+
+/** Round trips through an idle tunnel, in milliseconds. @throws {LabError} when more than a tenth stay unanswered */
+export async function measureRoundTrips(
+  from: Namespace,
+  address: string,
+  count: number,
+): Promise<{ p50: number; p99: number }> {
+  const argv = ['ping', '-n', '-c', String(count), '-i', String(PING_INTERVAL_S), '-W', '1', address];
+  const { stdout } = await from.run(argv, { anyStatus: true });
+  const times = [...stdout.matchAll(/ time=([\d.]+) ms/g)].map((match) => Number(match[1]));
+  const [p50, p99] = [quantile(times, 0.5), quantile(times, 0.99)];
+  if (p50 === undefined || p99 === undefined || times.length < count * 0.9) {
+    throw new LabError(`${times.length} of ${count} pings to ${address} were answered`);
+  }
+  return { p50, p99 };
+}
+
+/** The congestion controls of the TCP connections of a namespace to or from `address`: what carries the tunnel. */
+export async function outerCongestion(namespace: Namespace, address: string): Promise<string[]> {
+  const { stdout } = await namespace.run(['ss', '-Htni']);
+  const found = new Set<string>();
+  const lines = stdout.split('\n');
+  for (const [index, line] of lines.entries()) {
+    if (!line.includes(` ${address}:`)) continue;
+    const name = /^\s+(?:(?:ts|sack|ecn|ecnseen|fastopen) )*(\w+)/.exec(lines[index + 1] ?? '')?.[1];
+    if (name !== undefined) found.add(name);
+  }
+  return [...found];
+}
+
+function parseReport(text: string, name: string): IperfReport {
+  let report: IperfReport;
+  try {
+    report = JSON.parse(text) as IperfReport;
+  } catch (cause) {
+    throw new LabError(`${name}: iperf3 said ${text.slice(0, 500)}`, { cause });
+  }
+  if (report.error !== undefined) throw new LabError(`${name}: iperf3: ${report.error}`);
+  return report;
+}

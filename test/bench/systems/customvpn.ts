@@ -1,0 +1,86 @@
+/** CustomVPN by its own command line, as an administrator and a user would run it; with super-packets or without. */
+
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type BackgroundProcess, run } from '../../lab/process.ts';
+import {
+  type BenchNetwork,
+  firstPing,
+  INNER_SERVER,
+  OUTER_SERVER,
+  type System,
+  stopAll,
+  type TunnelEnds,
+} from '../system.ts';
+
+const ROOT = join(import.meta.dirname, '../../..');
+const COMMAND = join(ROOT, 'bin/customvpn');
+const LISTEN = `${OUTER_SERVER}:8443`;
+const POOLS = '10.88.0.0/24,fd88::/64';
+/** What the bench's traffic needs open on the gateway's own address: its input is closed otherwise. */
+const SERVICES = ['5201/tcp'];
+
+export class CustomVpn implements System {
+  readonly name: string;
+  server: readonly BackgroundProcess[] = [];
+  client: readonly BackgroundProcess[] = [];
+  readonly #plain: boolean;
+  #profile: string | undefined;
+
+  constructor(options: { plain: boolean }) {
+    this.#plain = options.plain;
+    this.name = options.plain ? 'customvpn-plain' : 'customvpn';
+  }
+
+  async missing(): Promise<undefined> {}
+
+  async version(): Promise<string> {
+    const { version } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8')) as { version: string };
+    const commit = await run(['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'], { anyStatus: true }).catch(
+      () => undefined,
+    );
+    const suffix = commit?.status === 0 ? ` (${commit.stdout.trim()})` : '';
+    return `${version}${suffix}, Node ${process.versions.node}, OpenSSL ${process.versions.openssl}`;
+  }
+
+  async up(network: BenchNetwork): Promise<TunnelEnds> {
+    const serverState = join(network.folder, 'gateway');
+    this.#profile ??= await prepare(serverState, network.folder);
+    this.server = [
+      await network.server.start([COMMAND, 'server', 'run', '--state', serverState], { ready: /^ready$/m }),
+    ];
+    const mode = this.#plain ? ['--plain'] : [];
+    const state = ['--state', join(network.folder, 'client')];
+    const since = performance.now();
+    this.client = [
+      await network.client.start([COMMAND, 'client', 'up', this.#profile, ...state, '--foreground', ...mode]),
+    ];
+    return { server: INNER_SERVER, firstPingMs: await firstPing(network, INNER_SERVER, since, this.client) };
+  }
+
+  async down(): Promise<void> {
+    await stopAll(...this.client);
+    await stopAll(...this.server);
+    this.server = this.client = [];
+  }
+}
+
+/** Makes a gateway's state, a user and a profile. @returns the profile's path */
+async function prepare(state: string, folder: string): Promise<string> {
+  const profile = join(folder, 'bench.profile');
+  const where = ['--name', OUTER_SERVER, '--listen', LISTEN, '--pool', POOLS];
+  await run([COMMAND, 'server', 'init', '--state', state, ...where]);
+  await setServices(join(state, 'server.toml'), SERVICES);
+  await run([COMMAND, 'user', 'add', 'bench', '--state', state]);
+  await run([COMMAND, 'profile', 'bench', '--out', profile, '--state', state]);
+  return profile;
+}
+
+/** Replaces the key, or puts it before the first table, where TOML takes it for a key of the whole file. */
+async function setServices(path: string, services: readonly string[]): Promise<void> {
+  const text = await readFile(path, 'utf8');
+  const line = `services = ${JSON.stringify(services)}`;
+  const key = /^services\s*=\s*\[[^\]]*\].*$/m;
+  const changed = key.test(text) ? text.replace(key, line) : `${line}\n${text}`;
+  await writeFile(path, changed);
+}
