@@ -177,6 +177,17 @@ const WALKS: readonly [string, Uint8Array, { offset: number; protocol: number } 
   ],
 ];
 
+test('the walk stays within a packet that is cut anywhere', () => {
+  const chain = tcpPacket({ version: 6, extensions: [optionsHeader(0), routingHeader(0), optionsHeader(60, 1)] });
+  for (const packet of [v4, chain]) {
+    for (let length = 0; length < packet.length; length++) {
+      const result = walkTransport(guard(placed(packet), 16, length), 16, length);
+      const whole = length >= (packet === v4 ? 20 : 72);
+      assert.equal(result < 0 ? -result : 0, whole ? 0 : DropReason.superTruncated, `${length} bytes`);
+    }
+  }
+});
+
 for (const [name, packet, expected] of WALKS) {
   test(`walkTransport: ${name}`, () => assert.deepEqual(walk(packet), expected));
 }
@@ -321,6 +332,15 @@ test('the hash spreads flows evenly over 256 buckets', () => {
   }
   // 100 expected in each; ten standard deviations is no chance.
   for (const count of buckets) assert.ok(count > 0 && count < 200, `a bucket of ${count}`);
+});
+
+test('a header alone has a hash, and ports only when all four bytes are there', () => {
+  for (const version of [4, 6] as const) {
+    const alone = hash(ipPacket(6, new Uint8Array(0), { version }));
+    assert.notEqual(alone, 0);
+    assert.equal(hash(ipPacket(6, Uint8Array.of(1, 2, 3), { version })), alone);
+    assert.notEqual(hash(ipPacket(6, Uint8Array.of(1, 2, 3, 4), { version })), alone);
+  }
 });
 
 test('a packet shorter than its header has hash 0', () => {
