@@ -75,7 +75,8 @@ export class Transcript {
       if (this.#bytes > MAX_TRANSCRIPT_BYTES) {
         throw new VpnError('ERR_FRAME_TOO_LONG', `a login of more than ${MAX_TRANSCRIPT_BYTES} bytes`);
       }
-      this.#parts.push(part.slice());
+      // Not `slice()`: a Node Buffer's is a view of memory that is used again.
+      this.#parts.push(new Uint8Array(part));
     }
   }
 
@@ -87,7 +88,7 @@ export class Transcript {
 
 /** The first 16 bytes of SHA-256 over a device's public key (SubjectPublicKeyInfo, DER). */
 export function deviceIdOf(primitives: Primitives, publicKey: Uint8Array): Uint8Array {
-  return primitives.sha256(publicKey).slice(0, DEVICE_ID_BYTES);
+  return new Uint8Array(primitives.sha256(publicKey).subarray(0, DEVICE_ID_BYTES));
 }
 
 /** SHA-256 over the public key (SubjectPublicKeyInfo, DER) of the server's leaf certificate. */
@@ -163,7 +164,7 @@ export function parseDeviceSignatureInput(bytes: Uint8Array): DeviceSignatureFac
   let at = start + 2;
   const take = (length: number): Uint8Array => {
     at += length;
-    return bytes.slice(at - length, at);
+    return new Uint8Array(bytes.subarray(at - length, at));
   };
   let serverName: string;
   try {

@@ -223,7 +223,7 @@ export class LoginServer {
         case FrameType.resume: {
           const message = decodeMessage('resume', payload);
           this.#state = 'handed';
-          return { kind: 'resume', message, payload: payload.slice() };
+          return { kind: 'resume', message, payload: new Uint8Array(payload) };
         }
       }
     }

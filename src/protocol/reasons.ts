@@ -70,9 +70,10 @@ export type Recovery = 'retry' | 'slow' | 'final';
 export function recoveryAfterError(error: VpnError): Recovery {
   switch (error.kind) {
     case 'transport':
-      return error.code.startsWith('ERR_CERT_') || error.code.startsWith('ERR_TLS_') || error.code === 'ERR_NOT_TLS'
-        ? 'final'
-        : 'retry';
+      // A handshake also fails while a server restarts; who answers without TLS may be a portal that wants a login.
+      if (error.code === 'ERR_TLS_HANDSHAKE') return 'retry';
+      if (error.code === 'ERR_NOT_TLS') return 'slow';
+      return error.code.startsWith('ERR_CERT_') || error.code.startsWith('ERR_TLS_') ? 'final' : 'retry';
     case 'resource':
       return 'retry';
     case 'auth':

@@ -17,15 +17,16 @@ import { FRAME_HEADER_BYTES } from '../../src/protocol/frame.ts';
 import { deviceIdOf, type Exporter, type Primitives } from '../../src/protocol/keys.ts';
 
 export const primitives: Primitives = {
-  sha256: (...parts) => parts.reduce((hash, part) => hash.update(part), createHash('sha256')).digest(),
-  hmacSha256: (key, ...parts) => parts.reduce((mac, part) => mac.update(part), createHmac('sha256', key)).digest(),
+  sha256: (...parts) => new Uint8Array(parts.reduce((hash, part) => hash.update(part), createHash('sha256')).digest()),
+  hmacSha256: (key, ...parts) =>
+    new Uint8Array(parts.reduce((mac, part) => mac.update(part), createHmac('sha256', key)).digest()),
   equal: (a, b) => a.length === b.length && timingSafeEqual(a, b),
   randomBytes: (length) => randomBytes(length),
 };
 
 /** The exporter of one imagined connection: both ends that are given the same name share it. */
 export function exporterOf(connection: string): Exporter {
-  return (label, context) => createHmac('sha256', connection).update(`${label}\0`).update(context).digest();
+  return (label, context) => primitives.hmacSha256(utf8(connection), utf8(`${label}\0`), context);
 }
 
 export interface TestDevice {
@@ -39,7 +40,7 @@ export interface TestDevice {
 export function createDevice(algorithm: 'p256' | 'ed25519' = 'p256'): TestDevice {
   const pair: { publicKey: KeyObject; privateKey: KeyObject } =
     algorithm === 'p256' ? generateKeyPairSync('ec', { namedCurve: 'P-256' }) : generateKeyPairSync('ed25519');
-  const publicKey = pair.publicKey.export({ type: 'spki', format: 'der' });
+  const publicKey = new Uint8Array(pair.publicKey.export({ type: 'spki', format: 'der' }));
   const hash = algorithm === 'p256' ? 'sha256' : null;
   return {
     id: deviceIdOf(primitives, publicKey),
