@@ -30,7 +30,7 @@ const IDLE_QUEUE_MS = 5000;
 export interface PeerCertificate {
   /** The subject's common name, or the whole subject when it has none. */
   readonly name: string;
-  /** Hexadecimal, upper case. */
+  /** Lower-case hexadecimal. */
   readonly serial: string;
   readonly issuer: string;
   /** Base64 SHA-256 of the public key (SPKI). */

@@ -312,7 +312,7 @@ export function readFacts(
 function describeCertificate(certificate: X509Certificate): PeerCertificate {
   return {
     name: nameOf(certificate),
-    serial: certificate.serialNumber,
+    serial: certificate.serialNumber.toLowerCase(),
     issuer: certificate.issuer,
     pin: Buffer.from(keyHash(certificate)).toString('base64'),
     notAfter: certificate.validToDate.getTime(),
