@@ -63,6 +63,7 @@ export const RULESET_COUNTERS = [
   'drop_connections',
   'drop_client_to_client',
   'drop_destination',
+  'drop_redirect',
 ] as const;
 
 export type RulesetCounter = (typeof RULESET_COUNTERS)[number];
@@ -87,6 +88,7 @@ export function gatewayRuleset(input: RulesetInput): string {
     destinationChain(),
     inputChain(input),
     forwardChain(input),
+    outputChain(),
     postroutingChain(input),
   ];
   return [...counters(), ...sets(input), ...chains].join('\n');
@@ -271,6 +273,18 @@ function forwardChain(input: RulesetInput): string {
     chain('to_tunnel', [...answers, drop('drop_unsolicited')]),
     chain('forward', rules, 'filter hook forward priority filter'),
   ].join('\n');
+}
+
+/** Two clients share a device, so the kernel would tell them to talk to each other without it. */
+function outputChain(): string {
+  return chain(
+    'output',
+    [
+      `oifname @tunnels icmp type redirect ${drop('drop_redirect')}`,
+      `oifname @tunnels icmpv6 type nd-redirect ${drop('drop_redirect')}`,
+    ],
+    'filter hook output priority filter',
+  );
 }
 
 /** Ports are chosen at random, so that no client can guess or claim the one of another's connection. */
