@@ -83,7 +83,8 @@ test(
   },
 );
 
-test('a signal removes the lab too', options, async () => {
+/** A program of its own that opens a lab with a process in it, and then waits. */
+async function openElsewhere() {
   const program = `
     import { Rig } from ${JSON.stringify(new URL('./rig.ts', import.meta.url).href)};
     const rig = await Rig.open();
@@ -91,9 +92,8 @@ test('a signal removes the lab too', options, async () => {
     await a.start(['sleep', '602']);
     console.log(rig.id);
   `;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
+  const argv = ['--input-type=module', '-e', program];
+  const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'ignore'] });
   let id = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     id += text;
@@ -101,9 +101,25 @@ test('a signal removes the lab too', options, async () => {
   await until('the lab to be up', () => id.endsWith('\n'));
   id = id.trim();
   assert.equal(existsSync(`/run/netns/${id}a`), true);
+  assert.equal(processesOfRun(id).size, 1);
+  return { child, id };
+}
+
+test('a signal removes the lab too', options, async () => {
+  const { child, id } = await openElsewhere();
   child.kill('SIGINT');
-  const [status] = await once(child, 'close');
+  const [status] = await once(child, 'exit');
   assert.equal(status, 130);
+  assert.equal(existsSync(`/run/netns/${id}a`), false);
+  assert.equal(processesOfRun(id).size, 0);
+});
+
+test('what a killed run has left is removed by the next one', options, async () => {
+  const { child, id } = await openElsewhere();
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  assert.equal(existsSync(`/run/netns/${id}a`), true);
+  await using _rig = await Rig.open();
   assert.equal(existsSync(`/run/netns/${id}a`), false);
   assert.equal(processesOfRun(id).size, 0);
 });
