@@ -174,6 +174,23 @@ test('a token is found by its whole secret only, and its row holds only the hash
   await store.close();
 });
 
+test('a token is bound once; a snapshot taken before it was bound or spent does not help', async () => {
+  const { accounts, tokens, store } = await setUp();
+  await accounts.add('ada');
+  const token = await tokens.find((await tokens.issue('ada')).token.reveal());
+  assert.ok(token);
+  const bind = (device: string) =>
+    store.transaction((db) =>
+      tokens.bind(db, token, { device, algorithm: 'p256', publicKey: new Uint8Array(91), name: 'x', source: 's' }),
+    );
+  assert.equal(await bind('aa'), 'bound');
+  assert.equal(await bind('bb'), 'taken');
+  assert.equal(await bind('aa'), 'repeated');
+  await store.transaction((db) => tokens.spend(db, 'aa'));
+  assert.equal(await bind('aa'), 'taken');
+  await store.close();
+});
+
 test('tokens that ended long ago are forgotten', async () => {
   const { accounts, tokens, clock, store } = await setUp();
   await accounts.add('ada');

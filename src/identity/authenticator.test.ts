@@ -393,6 +393,7 @@ test('a device has one algorithm', async () => {
   const device = new TestDevice('p256');
   await attempt(world, device, { token: await issue(world, 'ada') });
   assert.deepEqual(await attempt(world, device, { change: { algorithm: 'ed25519' } }), REJECTED);
+  assert.equal(await lastReason(world), 'the device has another algorithm');
   await world.store.close();
 });
 
@@ -404,7 +405,10 @@ test('a public key in any other encoding, curve or kind does not enrol', async (
   const der = (key: KeyObject) => Uint8Array.from(key.export({ type: 'spki', format: 'der' }));
   const offCurve = Uint8Array.from(honest.publicKey);
   offCurve[90] = (offCurve[90] ?? 0) ^ 1;
+  const hybrid = Uint8Array.from(honest.publicKey);
+  hybrid[26] = 6 | ((hybrid[90] ?? 0) & 1);
   const keys = [
+    hybrid,
     der(generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey),
     der(generateKeyPairSync('rsa', { modulusLength: 2048 }).publicKey),
     der(generateKeyPairSync('ed25519').publicKey),
@@ -414,8 +418,23 @@ test('a public key in any other encoding, curve or kind does not enrol', async (
     new Uint8Array(91),
   ];
   for (const publicKey of keys) {
-    assert.deepEqual(await attempt(world, honest, { token, change: { publicKey } }), REJECTED);
+    const device = Object.assign(new TestDevice(), { publicKey, sign: (bytes: Uint8Array) => honest.sign(bytes) });
+    assert.deepEqual(await attempt(world, device, { token }), REJECTED);
   }
+  assert.deepEqual(await world.devices.list(), []);
+  await world.store.close();
+});
+
+test('a worker cannot enrol a key under the id of another', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const token = await issue(world, 'ada');
+  const [device, other] = [new TestDevice(), new TestDevice()];
+  const change = { publicKey: other.publicKey };
+  const peer = peerOf();
+  const evidence = evidenceOf(world, device, peer, { token, change });
+  const signature = other.sign(evidence.signedBytes);
+  assert.deepEqual(await world.authenticator.verify({ ...evidence, signature }, peer), REJECTED);
   assert.deepEqual(await world.devices.list(), []);
   await world.store.close();
 });
@@ -522,6 +541,32 @@ test('what one step would spend stays when another refuses, also at the last mom
   assert.deepEqual(spent, ['password', 'totp']);
   assert.equal((await world.accounts.show('ada')).expiresAt, undefined);
   assert.equal(await lastReason(world), 'totp was used meanwhile');
+  await world.store.close();
+});
+
+test('a reason that would tell something is told only when nothing else is wrong, in whatever order', async () => {
+  const expired = { code: 'token_expired', reason: 'too old' } as const;
+  const wrong = { code: 'rejected', reason: 'wrong' } as const;
+  for (const [refusals, code] of [
+    [[expired, wrong], 'rejected'],
+    [[wrong, expired], 'rejected'],
+    [[expired], 'token_expired'],
+  ] as const) {
+    const world = await setUp(':memory:', () =>
+      refusals.map((refusal) => ({ kind: 'password', examine: async () => ({ refusal }) })),
+    );
+    assert.deepEqual(await attempt(world, new TestDevice()), { accepted: false, code });
+    assert.equal(await lastReason(world), refusals.map(({ reason }) => reason).join('; '));
+    await world.store.close();
+  }
+});
+
+test('steps that stand for different users let nobody in', async () => {
+  const world = await setUp(':memory:', () =>
+    ['ada', 'bob'].map((name) => ({ kind: 'password', examine: async () => ({ subject: { id: name, name } }) })),
+  );
+  assert.deepEqual(await attempt(world, new TestDevice()), REJECTED);
+  assert.equal(await lastReason(world), 'the steps stand for different users');
   await world.store.close();
 });
 

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { createPrivateKey, X509Certificate } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
 import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -10,7 +11,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import tls from 'node:tls';
 import { promisify } from 'node:util';
-import { ManualClock } from '../base/clock.ts';
+import { type Clock, ManualClock } from '../base/clock.ts';
 import { Pki, spkiPin } from './pki.ts';
 
 let root = '';
@@ -318,6 +319,30 @@ test('revocations made at once, by two processes, are all in the list', async ()
     const outcome = await handshake({ server, client: await pair(certFile, keyFile), ca: a.caPem, crl });
     assert.equal(outcome.server, 'CERT_REVOKED');
   }
+});
+
+test('a revocation that another process makes while the list is being written is in the list', async () => {
+  let whileSigning = () => {};
+  const clock: Clock = {
+    now: () => 0,
+    wallNow: () => {
+      whileSigning();
+      return Date.now();
+    },
+  };
+  const pki = await create({ clock });
+  const [ada, bob] = [await pki.issue('ada'), await pki.issue('bob')];
+  let calls = 0;
+  whileSigning = () => {
+    // The first call dates the revocation; the second comes between reading the revocations and writing the list.
+    if (++calls === 2)
+      writeFileSync(join(pki.paths.folder, 'revoked', bob.certificate.serial), '2026-01-01T00:00:00Z\n');
+  };
+  await pki.revoke(ada.certificate.serial);
+  const server = await pair(pki.paths.server, pki.paths.serverKey);
+  const client = await pair(bob.certFile, bob.keyFile);
+  const crl = await text(pki.paths.crl);
+  assert.equal((await handshake({ server, client, ca: pki.caPem, crl })).server, 'CERT_REVOKED');
 });
 
 test('a revocation whose list was never written is in the list after open', async () => {

@@ -6,7 +6,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
+import { Kysely } from 'kysely';
+import { Migrator } from 'kysely/migration';
 import { isVpnError } from '../base/errors.ts';
+import { openSqlite } from './sqlite.ts';
 import { openStore, type Store } from './store.ts';
 
 let folder = '';
@@ -162,17 +165,55 @@ test('a store that another process holds for writing is an error, not a hang', a
 
 test('a statement and a transaction wait for the write of another process, and others run meanwhile', async () => {
   const path = fresh();
-  await using store = await openStore(path);
+  await using store = await openStore(path, { busyTimeoutMs: 20_000 });
   const other = new DatabaseSync(path);
   other.exec('begin immediate');
+  const start = performance.now();
   const waiting = [addUser(store, 'waits'), store.transaction((db) => db.selectFrom('users').selectAll().execute())];
-  // The event loop is free: this runs while they wait, or the test ends in a timeout of theirs.
   setImmediate(() => {
     other.exec('commit');
     other.close();
   });
   await Promise.all(waiting);
+  assert.ok(performance.now() - start < 10_000, 'the event loop stood still while they waited');
   assert.equal(await count(store), 1);
+});
+
+test('transactions of two processes that read before they write do not fail each other', async () => {
+  const path = fresh();
+  const stores = await Promise.all([openStore(path), openStore(path)]);
+  const work = (store: Store, name: string) =>
+    store.transaction(async (db) => {
+      const known = await db.selectFrom('users').selectAll().execute();
+      await db
+        .insertInto('users')
+        .values({ id: name, name: `${name}-${known.length}`, created_at: 1, disabled_at: null, expires_at: null })
+        .execute();
+    });
+  await Promise.all(stores.map((store, i) => work(store, `user${i}`)));
+  const rows = await stores[0].db.selectFrom('users').select('name').execute();
+  assert.deepEqual(rows.map(({ name }) => name.split('-')[1]).sort(), ['0', '1']);
+  for (const store of stores) await store.close();
+});
+
+test('a migration that fails half way leaves nothing', async () => {
+  const { dialect } = await openSqlite(':memory:');
+  const db = new Kysely<unknown>({ dialect });
+  const migrations = {
+    '1': {
+      up: async (inner: Kysely<unknown>) => {
+        await inner.schema.createTable('half').addColumn('x', 'text').execute();
+        throw new Error('stop');
+      },
+    },
+  };
+  const { error } = await new Migrator({ db, provider: { getMigrations: async () => migrations } }).migrateToLatest();
+  assert.ok(error instanceof Error);
+  assert.deepEqual(
+    (await db.introspection.getTables()).map(({ name }) => name),
+    [],
+  );
+  await db.destroy();
 });
 
 test('two stores opened at once on a new file agree on its schema', async () => {

@@ -8,9 +8,11 @@
  */
 
 import { generateKeyPairSync, type KeyObject } from 'node:crypto';
+import { deviceIdOf } from '../../protocol/keys.ts';
 import type { DeviceAlgorithm } from '../../protocol/messages.ts';
 import type { Store } from '../../store/store.ts';
 import { parseDeviceKey, verifyDeviceSignature } from '../devices.ts';
+import { nodePrimitives } from '../primitives.ts';
 import type { Attempt, Finding, LoginStep, Subject } from './step.ts';
 
 export class DeviceStep implements LoginStep {
@@ -36,7 +38,8 @@ export class DeviceStep implements LoginStep {
     const nobody = this.#nobody[algorithm];
     const encoded = evidence.purpose === 'enrol' ? evidence.publicKey : row?.public_key;
     const isSameAlgorithm = row === undefined || row.algorithm === algorithm;
-    const isKnown = isSameAlgorithm && encoded !== undefined;
+    // A worker has compared id and key already, but it is not believed here.
+    const isKnown = isSameAlgorithm && encoded !== undefined && deviceIdOf(nodePrimitives, encoded).toHex() === device;
     // Reading a key and verifying with it both take time that must not tell whether there was one.
     const key = parseDeviceKey(algorithm, isKnown ? encoded : nobody.encoded);
     const signed = verifyDeviceSignature(algorithm, key ?? nobody.key, evidence.signedBytes, evidence.signature);
