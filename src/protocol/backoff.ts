@@ -3,7 +3,7 @@
  *
  * Hides the growth and the jitter. It must not know why a connection ended (see `reasons.ts`), nor wait itself.
  *
- * @see docs/protocol.md §11.3
+ * @see docs/protocol.md §11
  */
 
 export const FIRST_DELAY_MS = 250;

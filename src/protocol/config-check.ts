@@ -37,6 +37,8 @@ export interface ClientLimits {
   defaultRoute: boolean;
   /** Pushed routes must lie within one of these; absent: any network. A default route is judged by `defaultRoute`. */
   routes?: readonly Prefix[];
+  /** How many routes are accepted; at most, and by default, `MAX_ACCEPTED_ROUTES`. */
+  maxRoutes?: number;
   /** Whether name servers are accepted. */
   dns: boolean;
   /** Pushed domains must be one of these or below; absent: any. */
@@ -119,6 +121,7 @@ function readRoutes(
   refuse: Refuse,
 ): Prefix[] {
   const routes = new Map<string, Prefix>();
+  const limit = Math.min(limits.maxRoutes ?? MAX_ACCEPTED_ROUTES, MAX_ACCEPTED_ROUTES);
   for (const text of config.routes) {
     const item = `routes ${text}`;
     const prefix = read(() => parsePrefix(text));
@@ -128,7 +131,7 @@ function readRoutes(
     }
     const why = refusalOfRoute(prefix, limits, has);
     if (why !== undefined) refuse(item, why);
-    else if (routes.size >= MAX_ACCEPTED_ROUTES) refuse(item, `more than ${MAX_ACCEPTED_ROUTES} routes`);
+    else if (routes.size >= limit) refuse(item, `more than ${limit} routes`);
     else routes.set(formatPrefix(prefix), prefix);
   }
   return [...routes.values()];

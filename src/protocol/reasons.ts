@@ -3,7 +3,7 @@
  *
  * Hides the tables. It must not know timers or connections; `backoff.ts` says how long to wait.
  *
- * @see docs/protocol.md §6.4, §9
+ * @see docs/protocol.md §4.3, §11
  */
 
 import { type ErrorCode, VpnError } from '../base/errors.ts';

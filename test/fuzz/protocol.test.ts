@@ -12,7 +12,7 @@ import { LoginClient, LoginServer } from '../../src/protocol/login.ts';
 import { decodeMessage, encodeMessage, type MessageName } from '../../src/protocol/messages.ts';
 import { createDevice, exporterOf, primitives, split, utf8 } from '../support/protocol.ts';
 
-const RUNS = Number(process.env['FUZZ_RUNS'] ?? 300);
+const RUNS = Number(process.env.FUZZ_RUNS ?? 300);
 const NAMES: MessageName[] = [
   'login',
   'challenge',
@@ -227,11 +227,14 @@ test('any CONFIG that can be read is judged without an exception, within what a 
       v6: fc.record({ address: text, gateway: text }),
     }),
     routes: fc.array(text, { maxLength: 20 }),
-    dns: fc.record({ servers: fc.array(text, { maxLength: 12 }), domains: fc.constant(['corp.example']) }),
+    dns: fc.record({
+      servers: fc.array(text, { maxLength: 12 }),
+      domains: fc.constantFrom<string[]>(['corp.example']),
+    }),
     mtu: fc.nat(65_535),
     ping: fc.record({ intervalSeconds: fc.nat(), deadSeconds: fc.nat() }),
     data: fc.record({ mode: fc.constantFrom('inline' as const, 'attached' as const), channels: fc.nat(255) }),
-    transports: fc.constant([]),
+    transports: fc.constantFrom<string[]>([]),
     pins: fc.array(text, { maxLength: 3 }),
   });
   fc.assert(
