@@ -72,6 +72,7 @@ const CODES = {
   ERR_POOL_EXHAUSTED: 'resource',
   ERR_TOO_MANY_SESSIONS: 'resource',
   ERR_TOO_MANY_CONNECTIONS: 'resource',
+  ERR_BUSY: 'resource',
 
   // A client of the control API.
   ERR_BAD_REQUEST: 'control',

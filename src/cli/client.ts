@@ -106,8 +106,8 @@ function formatProbe(result: ProbeResult): string {
   const { certificate, tls } = result;
   return facts([
     ['server', `${result.server} (${result.address})`],
-    ['reachable', `${good('yes')}, ${result.connectMs.toFixed(1)} ms`],
-    ['tls', `${tls.protocol}, ${tls.cipher}, ${tls.group}, ${tls.handshakeMs.toFixed(1)} ms`],
+    ['reachable', `${good('yes')}, connected in ${result.connectMs.toFixed(1)} ms`],
+    ['tls', `${tls.protocol}, ${tls.cipher}, ${tls.group}`],
     ['certificate', `${certificate.subject}, until ${certificate.notAfter.slice(0, 10)}`],
     ['issued by', certificate.issuer],
     ['trusted here', certificate.trusted ? good('yes') : `${warning('no')}: ${certificate.reason ?? ''}`],

@@ -34,14 +34,20 @@ export interface ClientRun {
 }
 
 export interface ProbeResult {
-  server: string;
-  reachable: boolean;
-  address: string;
-  connectMs: number;
-  tls: { protocol: string; cipher: string; group: string; handshakeMs: number };
-  certificate: { subject: string; issuer: string; notAfter: string; pin: string; trusted: boolean; reason?: string };
-  hello: string;
-  echoMs: number;
+  readonly server: string;
+  readonly address: string;
+  readonly connectMs: number;
+  readonly tls: { readonly protocol: string; readonly cipher: string; readonly group: string };
+  readonly certificate: {
+    readonly subject: string;
+    readonly issuer: string;
+    readonly notAfter: string;
+    readonly pin: string;
+    readonly trusted: boolean;
+    readonly reason?: string;
+  };
+  readonly hello: string;
+  readonly echoMs: number;
 }
 
 export interface Requirement {

@@ -33,8 +33,8 @@ export const gatewayConfigSchema = z.strictObject({
   port: z.number().int().min(0).max(65_535).default(443),
   names: z
     .array(text)
-    .min(1)
     .max(16)
+    .default([])
     .describe('names or addresses by which clients reach the gateway; the first is verified'),
 
   certFile: text.default('certs/server.pem'),
@@ -54,7 +54,12 @@ export const gatewayConfigSchema = z.strictObject({
     .default('cvpn0')
     .describe('TUN device; a second one with "p" appended serves peers without super-packets'),
   mtu: z.number().int().min(1280).max(9000).default(1500).describe('of the TUN devices'),
-  pool: z.array(prefix).min(1).max(2).describe('client addresses: one IPv4 prefix, one IPv6 prefix, or both'),
+  pool: z
+    .array(prefix)
+    .min(1)
+    .max(2)
+    .default(['10.88.0.0/24'])
+    .describe('client addresses: one IPv4 prefix, one IPv6 prefix, or both'),
   routes: z.array(prefix).max(1000).default([]).describe('networks that clients may reach; pushed to them'),
   dns: z.array(address).max(8).default([]),
   dnsDomains: z.array(z.string().min(1).max(253)).max(64).default([]),

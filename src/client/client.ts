@@ -1,0 +1,368 @@
+/**
+ * A VPN client that stays connected: dial, log in, carry packets, come back when the gateway went away.
+ *
+ * Hides sessions, backoff and the order of things. It knows neither files nor the command line: keys, certificates and the
+ * machine's network are handed in, so that it also runs inside another program, and without root.
+ */
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Clock, systemClock } from '../base/clock.ts';
+import { toVpnError, VpnError } from '../base/errors.ts';
+import { type Logger, silentLogger } from '../base/log.ts';
+import { nodePrimitives } from '../base/primitives.ts';
+import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
+import type { TunDevice, TunReader } from '../os/tun.ts';
+import { Backoff } from '../protocol/backoff.ts';
+import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
+import { Feature } from '../protocol/features.ts';
+import type { AcceptMessage } from '../protocol/messages.ts';
+import { recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
+import type { ChannelFacts } from '../transport/channel.ts';
+import { loadClientCredentials } from '../transport/credentials.ts';
+import { dial } from '../transport/dial.ts';
+import { PacketBufferPool, PacketLink } from '../transport/packet-link.ts';
+import { DeviceKey } from './device-key.ts';
+import { ClientSession, type SessionEnd } from './session.ts';
+
+/** What a client has of its own machine: a TUN device with addresses and routes. */
+export interface ClientHost {
+  /** Opens the device. Called once, before anything is dialled. */
+  open(): Promise<TunDevice>;
+  /** Makes MTU, addresses and routes match a configuration; called again for each new one. */
+  apply(config: AcceptedConfig): Promise<void>;
+  /** Puts the machine back as it was and closes the device. Idempotent. */
+  close(): Promise<void>;
+}
+
+export interface ClientOptions {
+  /** Names or addresses to dial, tried in order. */
+  serverHost: string | readonly string[];
+  /** Default 443. */
+  serverPort?: number;
+  /** The name that the certificate must carry; default the (first) host. */
+  serverName?: string;
+  /** A client certificate and key, PEM files. */
+  certFile?: string;
+  keyFile?: string;
+  /** CAs that may have signed the server's certificate, PEM file; or `ca` as text. Default: the system's. */
+  caFile?: string;
+  ca?: string;
+  /** Base64 SHA-256 of public keys, one of which must be in the verified chain. */
+  pins?: readonly string[];
+  /** False is loud: no secret is sent and no default route or DNS accepted. Default true. */
+  verifyServer?: boolean;
+  /** Default: a key that lives as long as this object, good for one enrolment. */
+  deviceKey?: DeviceKey;
+  /** The one-time token that enrols the device. */
+  token?: Uint8Array;
+  user?: string;
+  /** What a server may push; default: no default route, no DNS. */
+  limits?: Partial<Omit<ClientLimits, 'serverVerified'>>;
+  /** Offer super-packets when the device has them; default true. */
+  superPackets?: boolean;
+  /** Without one the client carries no packets: echoes and control only. */
+  host?: ClientHost;
+  /** The device has been enrolled: the token is spent and should be forgotten. */
+  onEnrolled?: () => void | Promise<void>;
+  onState?: (state: ClientState) => void;
+  log?: Logger;
+  clock?: Clock;
+  /** Told to the server. */
+  version?: string;
+}
+
+export type ClientState = 'idle' | 'connecting' | 'connected' | 'waiting' | 'stopping' | 'stopped';
+
+/** What an operator wants to see. */
+export interface ClientSnapshot {
+  readonly state: ClientState;
+  /** Milliseconds since the Unix epoch. */
+  readonly since: number;
+  readonly user: string | undefined;
+  readonly device: TunDevice | undefined;
+  readonly config: AcceptedConfig | undefined;
+  readonly refused: readonly RefusedItem[];
+  readonly tls: ChannelFacts | undefined;
+  readonly superPackets: boolean;
+  readonly channels: number;
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+  readonly roundTripMs: number | undefined;
+  readonly reconnects: number;
+  readonly lastError: VpnError | undefined;
+  /** Packets dropped, by reason. */
+  readonly drops: Readonly<Record<string, number>>;
+}
+
+export class VpnClient {
+  readonly #options: ClientOptions;
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #device: DeviceKey;
+  readonly #drops = new Float64Array(DROP_REASON_NAMES.length);
+  readonly #stopped = Promise.withResolvers<void>();
+  readonly #abort = new AbortController();
+  #token: Uint8Array | undefined;
+  #state: ClientState = 'idle';
+  #since: number;
+  #session: ClientSession | undefined;
+  #tun: TunDevice | undefined;
+  #buffers: PacketBufferPool | undefined;
+  #link: PacketLink | undefined;
+  #carried = { sentBytes: 0, receivedBytes: 0 };
+  #reconnects = 0;
+  #lastError: VpnError | undefined;
+  #first: PromiseWithResolvers<void> | undefined;
+  #hasConnected = false;
+
+  constructor(options: ClientOptions) {
+    this.#options = options;
+    this.#log = (options.log ?? silentLogger).child({ component: 'client' });
+    this.#clock = options.clock ?? systemClock;
+    this.#device = options.deviceKey ?? DeviceKey.generate();
+    this.#token = options.token;
+    this.#since = this.#clock.wallNow();
+    if (options.verifyServer === false) {
+      this.#log.warn('the server certificate is NOT verified: anyone on the way can read and change the traffic');
+    } else if (options.token !== undefined && (options.pins ?? []).length === 0) {
+      throw new VpnError(
+        'ERR_CONFIG_VALUE',
+        'an enrolment token needs a pin, so that it reaches the right server only',
+      );
+    }
+  }
+
+  /**
+   * Connects, and stays connected until `disconnect`. Resolves when packets (or echoes) can flow.
+   *
+   * @throws {VpnError} what makes trying again useless: a refused login, a wrong certificate. Other failures of the first
+   *   attempt are retried too, unless `once` is set.
+   */
+  async connect(options: { once?: boolean } = {}): Promise<void> {
+    if (this.#first !== undefined) throw new VpnError('ERR_CONFLICT', 'this client has been connected before');
+    this.#first = Promise.withResolvers<void>();
+    this.#run(options.once === true)
+      .catch((error: unknown) => {
+        this.#lastError = toVpnError(error);
+        this.#first?.reject(error);
+      })
+      .finally(() => this.#finish());
+    await this.#first.promise;
+  }
+
+  /** Ends the session, puts the machine back as it was; resolves when that is done. Idempotent. */
+  async disconnect(): Promise<void> {
+    if (this.#state === 'idle') return;
+    if (this.#state !== 'stopped') this.#setState('stopping');
+    this.#abort.abort();
+    this.#session?.close();
+    await this.#stopped.promise;
+  }
+
+  /** Whether `disconnect` is why it stopped, or will. */
+  get wasAskedToStop(): boolean {
+    return this.#abort.signal.aborted;
+  }
+
+  /** Resolves when the client has stopped for good; see `snapshot.lastError` for why. */
+  get stopped(): Promise<void> {
+    return this.#stopped.promise;
+  }
+
+  /**
+   * Sends a payload of at most 65,575 bytes, which the server returns.
+   *
+   * @throws {VpnError} ERR_PEER_GONE, ERR_FRAME_TOO_LONG, ERR_BUSY
+   */
+  async echo(payload: Uint8Array): Promise<Uint8Array> {
+    if (this.#session === undefined) throw new VpnError('ERR_PEER_GONE', 'the client is not connected');
+    return await this.#session.echo(payload);
+  }
+
+  get snapshot(): ClientSnapshot {
+    const session = this.#session;
+    const counters = this.#link?.counters;
+    return {
+      state: this.#state,
+      since: this.#since,
+      user: session?.accepted.user,
+      device: this.#tun,
+      config: session?.config,
+      refused: session?.refused ?? [],
+      tls: session?.channel.facts,
+      superPackets: session?.accepted.features.includes(Feature.superPackets) ?? false,
+      channels: session?.dataChannels ?? 0,
+      sentBytes: this.#carried.sentBytes + (counters?.sentBytes ?? 0),
+      receivedBytes: this.#carried.receivedBytes + (counters?.receivedBytes ?? 0),
+      roundTripMs: session?.roundTripMs,
+      reconnects: this.#reconnects,
+      lastError: this.#lastError,
+      drops: Object.fromEntries(
+        DROP_REASON_NAMES.map((name, reason) => [name, this.#drops[reason] ?? 0] as const).filter(
+          ([, count]) => count > 0,
+        ),
+      ),
+    };
+  }
+
+  /** Session after session until told to stop, or until trying again is useless. */
+  async #run(once: boolean): Promise<void> {
+    const backoff = new Backoff();
+    await this.#openDevice();
+    while (!this.#abort.signal.aborted) {
+      this.#setState('connecting');
+      let end: SessionEnd;
+      try {
+        const session = await this.#open();
+        const openedAt = this.#clock.now();
+        this.#setState('connected');
+        this.#lastError = undefined;
+        this.#hasConnected = true;
+        this.#first?.resolve();
+        end = await session.ended;
+        backoff.ended(this.#clock.now() - openedAt);
+      } catch (error) {
+        end = { error: toVpnError(error) };
+        if (once && !this.#hasConnected) throw error;
+      }
+      this.#forgetSession();
+      if (this.#abort.signal.aborted) break;
+      const recovery =
+        end.error !== undefined ? recoveryAfterError(end.error) : recoveryAfterClose(end.reason ?? 'peer_disconnect');
+      this.#lastError =
+        end.error ?? new VpnError('ERR_PEER_GONE', `the server closed the session: ${end.reason ?? 'no reason'}`);
+      if (recovery === 'final') throw this.#lastError;
+      const delayMs = recovery === 'slow' ? backoff.slow(Math.random()) : backoff.next(Math.random());
+      this.#log.warn('not connected; trying again', {
+        code: this.#lastError.code,
+        reason: this.#lastError.message,
+        delayMs: Math.round(delayMs),
+      });
+      this.#setState('waiting');
+      this.#reconnects += 1;
+      await sleep(delayMs, undefined, { signal: this.#abort.signal }).catch(() => {});
+    }
+    this.#first?.reject(new VpnError('ERR_PEER_GONE', 'the client was stopped before it was connected'));
+  }
+
+  async #open(): Promise<ClientSession> {
+    const options = this.#options;
+    const [firstHost = ''] = typeof options.serverHost === 'string' ? [options.serverHost] : options.serverHost;
+    const serverName = options.serverName ?? firstHost;
+    const serverVerified = options.verifyServer !== false;
+    const token = serverVerified ? this.#token : undefined;
+    const files = await loadClientCredentials(options);
+    const credentials = { ...files, ca: options.ca ?? files.ca };
+    const session = await ClientSession.open({
+      dial: (worker) =>
+        dial({
+          ...credentials,
+          host: options.serverHost,
+          port: options.serverPort ?? 443,
+          serverName,
+          pins: options.pins ?? [],
+          verifyServer: serverVerified,
+          ...(worker === undefined ? {} : { worker }),
+          signal: this.#abort.signal,
+          log: this.#log,
+        }),
+      device: this.#device,
+      token,
+      user: options.user,
+      serverName,
+      serverVerified,
+      features: this.#features(),
+      limits: { defaultRoute: false, dns: false, outside: [], ...options.limits, serverVerified },
+      version: options.version ?? 'library',
+      primitives: nodePrimitives,
+      now: () => this.#clock.now(),
+      log: this.#log,
+      openLink: (config, accepted) => this.#openLink(config, accepted),
+    });
+    this.#session = session;
+    const { facts } = session.channel;
+    this.#log.info('connected', {
+      server: serverName,
+      user: session.accepted.user,
+      tls: facts.protocol,
+      group: facts.group,
+    });
+    if (token !== undefined) {
+      this.#token = undefined;
+      await options.onEnrolled?.();
+    }
+    return session;
+  }
+
+  async #openDevice(): Promise<void> {
+    const tun = await this.#options.host?.open();
+    if (tun === undefined) return;
+    this.#tun = tun;
+    this.#buffers = new PacketBufferPool(tun);
+    tun.start(this.#reader);
+  }
+
+  #features(): string[] {
+    const features: string[] = [Feature.attach];
+    if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
+    features.push(Feature.superPackets);
+    if (this.#tun.uso) features.push(Feature.udpSuperPackets);
+    return features;
+  }
+
+  /** Called for the first CONFIG of a session and for every later one, which keeps the link. */
+  async #openLink(config: AcceptedConfig, { features }: AcceptMessage): Promise<PacketLink | undefined> {
+    const { host } = this.#options;
+    const tun = this.#tun;
+    const buffers = this.#buffers;
+    if (host === undefined || tun === undefined || buffers === undefined) return undefined;
+    await host.apply(config);
+    if (this.#session !== undefined) return this.#link;
+    const { v4, v6 } = config.addresses;
+    this.#link = new PacketLink({
+      device: tun,
+      buffers,
+      lease: { ...(v4 === undefined ? {} : { v4: v4.address }), ...(v6 === undefined ? {} : { v6: v6.address }) },
+      ownAddress: 'destination',
+      superPackets: features.includes(Feature.superPackets),
+      limits: { mtu: config.mtu, uso: tun.uso && features.includes(Feature.udpSuperPackets) },
+      drops: this.#drops,
+    });
+    return this.#link;
+  }
+
+  /** One reader for the life of the device: sessions come and go behind it. */
+  readonly #reader: TunReader = {
+    packet: (bytes, length, gsoType, flags, gsoSize) => this.#link?.send(bytes, length, gsoType, flags, gsoSize),
+    idle: () => {},
+  };
+
+  #forgetSession(): void {
+    const counters = this.#link?.counters;
+    if (counters !== undefined) {
+      this.#carried.sentBytes += counters.sentBytes;
+      this.#carried.receivedBytes += counters.receivedBytes;
+    }
+    this.#link = undefined;
+    this.#session = undefined;
+  }
+
+  async #finish(): Promise<void> {
+    this.#session?.close();
+    this.#forgetSession();
+    try {
+      await this.#options.host?.close();
+    } catch (error) {
+      this.#log.error('the machine could not be put back', { error });
+    }
+    this.#setState('stopped');
+    this.#stopped.resolve();
+  }
+
+  #setState(state: ClientState): void {
+    if (this.#state === state || (this.#state === 'stopping' && state !== 'stopped')) return;
+    this.#state = state;
+    this.#since = this.#clock.wallNow();
+    this.#options.onState?.(state);
+  }
+}

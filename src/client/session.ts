@@ -1,0 +1,532 @@
+/**
+ * One session with a gateway, from the greeting to its end.
+ *
+ * Hides the connections: a control connection that logs in and stays, and a data connection bound to the session by mutual
+ * proof, or data inline. Its owner gives it a way to dial, answers for the device, and learns one thing: how it ended.
+ * Reconnecting is the owner's business.
+ */
+
+import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { AttachClient, MAX_MOVES } from '../protocol/attach.ts';
+import { type AcceptedConfig, type ClientLimits, checkConfig, type RefusedItem } from '../protocol/config-check.ts';
+import { Feature } from '../protocol/features.ts';
+import { encodeFrame, FrameDecoder, type FrameSink, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
+import { attachKey, type Exporter, type Primitives } from '../protocol/keys.ts';
+import { Liveness } from '../protocol/liveness.ts';
+import { LoginClient, type LoginClientOutput } from '../protocol/login.ts';
+import {
+  type AcceptMessage,
+  type CloseReason,
+  type ConfigMessage,
+  decodeMessage,
+  encodeMessage,
+} from '../protocol/messages.ts';
+import { closeReasonOf } from '../protocol/reasons.ts';
+import type { Channel, ChannelHandler } from '../transport/channel.ts';
+import type { PacketLink, PacketReceiver } from '../transport/packet-link.ts';
+import type { DeviceKey } from './device-key.ts';
+
+const EMPTY = new Uint8Array(0);
+const TICK_MS = 1000;
+const LOGIN_TIMEOUT_MS = 30_000;
+const ATTACH_TIMEOUT_MS = 10_000;
+/** The server returns echoes through a bounded queue; more in flight could overflow it. */
+const MAX_ECHO_BYTES_IN_FLIGHT = 256 * 1024;
+
+export interface ClientSessionOptions {
+  /** Opens a connection to the gateway; a data connection names the worker that its session belongs to. */
+  dial: (worker?: number) => Promise<Channel>;
+  device: DeviceKey;
+  /** The one-time token of a profile: enrols the device. */
+  token?: Uint8Array | undefined;
+  user?: string | undefined;
+  /** The name that was verified, as dialled. */
+  serverName: string;
+  serverVerified: boolean;
+  features: readonly string[];
+  limits: ClientLimits;
+  version: string;
+  primitives: Primitives;
+  /** Monotonic milliseconds. */
+  now: () => number;
+  log: Logger;
+  /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
+  openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
+}
+
+/** How a session ended: with an error, or with the reason the server gave. */
+export interface SessionEnd {
+  readonly error?: VpnError;
+  readonly reason?: CloseReason;
+}
+
+interface PendingEcho {
+  readonly bytes: number;
+  resolve(payload: Uint8Array): void;
+  reject(error: VpnError): void;
+}
+
+export class ClientSession {
+  readonly accepted: AcceptMessage;
+  readonly channel: Channel;
+  readonly #options: ClientSessionOptions;
+  readonly #control: ServerConnection;
+  readonly #attachKey: Uint8Array;
+  readonly #liveness: Liveness;
+  readonly #tick: NodeJS.Timeout;
+  readonly #ended = Promise.withResolvers<SessionEnd>();
+  readonly #echoes: PendingEcho[] = [];
+  #echoBytes = 0;
+  #config: AcceptedConfig;
+  #refused: readonly RefusedItem[];
+  #link: PacketLink | undefined;
+  #data: ServerConnection | undefined;
+  #generation = 0;
+  #isOver = false;
+
+  /** Logs in and makes the tunnel ready; resolves when packets can flow. @throws {VpnError} whatever stopped it */
+  static async open(options: ClientSessionOptions): Promise<ClientSession> {
+    const channel = await options.dial();
+    const control = new ServerConnection(channel);
+    try {
+      const login = await withTimeout(logIn(control, options), LOGIN_TIMEOUT_MS, 'the server did not finish the login');
+      const session = new ClientSession(options, control, login);
+      await session.#start();
+      return session;
+    } catch (error) {
+      control.fail(toVpnError(error));
+      throw error;
+    }
+  }
+
+  private constructor(options: ClientSessionOptions, control: ServerConnection, login: LoginResult) {
+    this.#options = options;
+    this.#control = control;
+    this.channel = control.channel;
+    this.accepted = login.accept;
+    this.#attachKey = attachKey(options.primitives, login.secret);
+    const { accepted, refused } = checkConfig(login.config, options.limits);
+    this.#config = accepted;
+    this.#refused = refused;
+    this.#liveness = new Liveness(accepted.ping, options.now());
+    this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
+    this.#tick.unref();
+    control.onControl = (type, payload) => this.#receive(control, type, payload);
+    control.onClosed = (error) => this.#end(error === undefined ? {} : { error });
+    for (const frame of login.early) this.#receive(control, frame.type, frame.payload);
+  }
+
+  /** Resolves when the session is over; never rejects. */
+  get ended(): Promise<SessionEnd> {
+    return this.#ended.promise;
+  }
+
+  get config(): AcceptedConfig {
+    return this.#config;
+  }
+
+  /** What the server pushed and this client does not use. */
+  get refused(): readonly RefusedItem[] {
+    return this.#refused;
+  }
+
+  get link(): PacketLink | undefined {
+    return this.#link;
+  }
+
+  /** Data connections; 0 when data flows inline. */
+  get dataChannels(): number {
+    return this.#data === undefined ? 0 : 1;
+  }
+
+  get roundTripMs(): number | undefined {
+    return this.#liveness.roundTripMs;
+  }
+
+  /**
+   * Sends a payload that the server returns.
+   *
+   * @throws {VpnError} ERR_FRAME_TOO_LONG, ERR_BUSY (too much in flight), ERR_PEER_GONE
+   */
+  echo(payload: Uint8Array): Promise<Uint8Array> {
+    if (payload.length > MAX_PACKET_PAYLOAD_BYTES) {
+      throw new VpnError(
+        'ERR_FRAME_TOO_LONG',
+        `an echo has at most ${MAX_PACKET_PAYLOAD_BYTES} bytes, got ${payload.length}`,
+      );
+    }
+    if (this.#isOver) throw new VpnError('ERR_PEER_GONE', 'the session is over');
+    if (this.#echoBytes + payload.length > MAX_ECHO_BYTES_IN_FLIGHT) {
+      throw new VpnError('ERR_BUSY', 'more than 256 KiB of echoes are in flight; wait for one to return');
+    }
+    this.#echoBytes += payload.length;
+    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+    this.#echoes.push({ bytes: payload.length, resolve, reject });
+    this.channel.sendControl(encodeFrame(FrameType.echo, payload));
+    return promise;
+  }
+
+  /** Tells the server and ends the session. */
+  close(reason: CloseReason = 'peer_disconnect'): void {
+    if (this.#isOver) return;
+    this.#control.close(reason);
+    this.#end({});
+  }
+
+  async #start(): Promise<void> {
+    // The second handshake runs while the machine is being set up.
+    const isAttached = this.#config.data.mode === 'attached' && this.accepted.features.includes(Feature.attach);
+    const attached = isAttached ? this.#attach() : Promise.resolve(undefined);
+    attached.catch(() => {});
+    this.#link = await this.#options.openLink(this.#config, this.accepted);
+    await attached;
+    if (this.#isOver) throw (await this.ended).error ?? new VpnError('ERR_PEER_GONE', 'the server closed the session');
+    if (this.#link !== undefined) {
+      this.#control.receiver = this.#link.createReceiver();
+      if (this.#data !== undefined) this.#data.receiver = this.#link.createReceiver();
+      this.#link.channel = (this.#data ?? this.#control).channel;
+    }
+  }
+
+  /** Dials the data connection and proves that it belongs here; after two MOVEDs data goes inline. */
+  async #attach(): Promise<void> {
+    let hint = this.accepted.worker;
+    for (let move = 0; move <= MAX_MOVES; move++) {
+      const connection = new ServerConnection(await this.#options.dial(hint));
+      try {
+        const moved = await withTimeout(
+          this.#prove(connection),
+          ATTACH_TIMEOUT_MS,
+          'the server did not answer an ATTACH',
+        );
+        if (moved === undefined) {
+          if (this.#isOver) connection.close('peer_disconnect');
+          else this.#adopt(connection);
+          return;
+        }
+        hint = moved;
+        connection.close('peer_disconnect');
+      } catch (error) {
+        connection.fail(toVpnError(error));
+        throw error;
+      }
+    }
+    this.#options.log.warn('the data connection was moved too often; data goes over the control connection');
+  }
+
+  /** Resolves with undefined when attached, or with the worker that owns the session. */
+  async #prove(connection: ServerConnection): Promise<number | undefined> {
+    const { primitives } = this.#options;
+    const attach = new AttachClient({
+      primitives,
+      exporter: connection.exporter,
+      session: this.accepted.session,
+      epoch: this.accepted.epoch,
+      key: this.#attachKey,
+      slot: 0,
+      generation: this.#generation++,
+    });
+    const done = Promise.withResolvers<number | undefined>();
+    connection.onGreeting = () => connection.channel.sendControl(attach.start());
+    connection.onControl = (type, payload) => {
+      const output = attach.receive(type, payload);
+      switch (output.kind) {
+        case 'attached':
+          connection.setPhase('data');
+          done.resolve(undefined);
+          break;
+        case 'moved':
+          done.resolve(output.worker);
+          break;
+        case 'failed':
+          done.reject(output.error);
+          break;
+        case 'closed':
+          done.reject(new VpnError('ERR_PEER_GONE', `the server closed the data connection: ${output.reason}`));
+          break;
+      }
+    };
+    connection.onClosed = (error) =>
+      done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the data connection was closed'));
+    connection.start();
+    return await done.promise;
+  }
+
+  #adopt(connection: ServerConnection): void {
+    this.#data = connection;
+    connection.onControl = (type, payload) => this.#receive(connection, type, payload);
+    connection.onClosed = (error) => {
+      if (this.#data !== connection) return;
+      this.#data = undefined;
+      if (this.#link !== undefined) this.#link.channel = undefined;
+      if (!this.#isOver) this.#reattach(error);
+    };
+    if (this.#link !== undefined) {
+      connection.receiver = this.#link.createReceiver();
+      this.#link.channel = connection.channel;
+    }
+  }
+
+  /** A lost data connection does not end the session; a second loss in a row does. */
+  #reattach(error: VpnError | undefined): void {
+    this.#options.log.info('the data connection was lost; dialling another', { code: error?.code });
+    this.#attach().catch((cause: unknown) => {
+      const failure = toVpnError(cause);
+      this.#control.fail(failure);
+      this.#end({ error: failure });
+    });
+  }
+
+  #receive(connection: ServerConnection, type: number, payload: Uint8Array): void {
+    switch (type) {
+      case FrameType.ping:
+        connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
+        break;
+      case FrameType.pong:
+        this.#liveness.pong(payload, this.#options.now());
+        break;
+      case FrameType.echo: {
+        const echo = this.#echoes.shift();
+        if (echo === undefined) break;
+        this.#echoBytes -= echo.bytes;
+        echo.resolve(payload.slice());
+        break;
+      }
+      case FrameType.config:
+        this.#reconfigure(payload);
+        break;
+      case FrameType.close: {
+        const { reason } = decodeMessage('close', payload);
+        connection.channel.close();
+        if (connection === this.#control) this.#end({ reason });
+        break;
+      }
+    }
+  }
+
+  #reconfigure(payload: Uint8Array): void {
+    const { accepted, refused } = checkConfig(decodeMessage('config', payload), this.#options.limits);
+    this.#config = accepted;
+    this.#refused = refused;
+    this.#options.openLink(accepted, this.accepted).catch((error: unknown) => {
+      this.#options.log.error('the pushed configuration could not be applied', { error });
+    });
+  }
+
+  #handleTick(): void {
+    const now = this.#options.now();
+    if (this.#control.heard || this.#data?.heard === true) {
+      this.#control.heard = false;
+      if (this.#data !== undefined) this.#data.heard = false;
+      this.#liveness.received(now);
+    }
+    const due = this.#liveness.handleTimeout(now);
+    if (due === 'ping') {
+      this.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
+    } else if (due === 'dead') {
+      const error = new VpnError('ERR_PEER_GONE', 'the server has not answered for too long');
+      this.#control.fail(error);
+      this.#end({ error });
+    }
+  }
+
+  #end(end: SessionEnd): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    clearInterval(this.#tick);
+    if (this.#link !== undefined) this.#link.channel = undefined;
+    this.#data?.close('peer_disconnect');
+    const gone = new VpnError('ERR_PEER_GONE', 'the session ended before the echo returned');
+    for (const echo of this.#echoes.splice(0)) echo.reject(gone);
+    this.#ended.resolve(end);
+  }
+}
+
+interface LoginResult {
+  accept: AcceptMessage;
+  secret: Uint8Array;
+  config: ConfigMessage;
+  /** Frames that came in one piece with CONFIG. */
+  early: { type: number; payload: Uint8Array }[];
+}
+
+/** Drives the login machine over a fresh connection until CONFIG has come. */
+async function logIn(connection: ServerConnection, options: ClientSessionOptions): Promise<LoginResult> {
+  const { device, token, user, primitives } = options;
+  const done = Promise.withResolvers<LoginResult>();
+  const login = new LoginClient({
+    primitives,
+    exporter: connection.exporter,
+    serverId: connection.channel.facts.serverId,
+    features: options.features,
+    purpose: token === undefined ? 'login' : 'enrol',
+    serverName: options.serverName,
+    serverVerified: options.serverVerified,
+    device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
+    ...(user === undefined ? {} : { user }),
+    client: { name: 'customvpn', version: options.version, platform: process.platform },
+  });
+  let accepted: { accept: AcceptMessage; secret: Uint8Array } | undefined;
+  let result: LoginResult | undefined;
+
+  const drive = (output: LoginClientOutput): void => {
+    switch (output.kind) {
+      case 'nothing':
+        break;
+      case 'send':
+        connection.channel.sendControl(output.frame);
+        break;
+      case 'answer': {
+        const missing = output.steps.find(
+          ({ kind }) => kind !== 'device' && kind !== 'certificate' && (kind !== 'token' || token === undefined),
+        );
+        if (missing !== undefined) {
+          login.giveUp();
+          done.reject(
+            new VpnError('ERR_AUTH_REJECTED', `the server asks for a ${missing.kind}, which this client does not have`),
+          );
+          break;
+        }
+        drive(login.answer({ signature: device.sign(output.signedBytes), ...(token === undefined ? {} : { token }) }));
+        break;
+      }
+      case 'accepted':
+        connection.setPhase('session');
+        accepted = output;
+        break;
+      case 'failed':
+        if (output.frame !== undefined) connection.channel.sendControl(output.frame);
+        done.reject(output.error);
+        break;
+      case 'closed':
+        done.reject(
+          new VpnError('ERR_PEER_GONE', `the server closed the connection during the login: ${output.reason}`),
+        );
+        break;
+    }
+  };
+  connection.onGreeting = (line) => drive(login.start(line));
+  connection.onControl = (type, payload) => {
+    if (accepted === undefined) drive(login.receive(type, payload));
+    else if (result !== undefined) result.early.push({ type, payload: payload.slice() });
+    else if (type === FrameType.config) {
+      result = { ...accepted, config: decodeMessage('config', payload), early: [] };
+      done.resolve(result);
+    } else if (type === FrameType.close) {
+      const { reason } = decodeMessage('close', payload);
+      done.reject(new VpnError('ERR_PEER_GONE', `the server closed the session: ${reason}`));
+    } else
+      throw new VpnError('ERR_FRAME_STATE', `frame type ${type} came where CONFIG was expected`, { details: { type } });
+  };
+  connection.onClosed = (error) => {
+    login.stop();
+    done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the login'));
+  };
+  connection.start();
+  return await done.promise;
+}
+
+/** A connection to the gateway whose handlers change as it advances. */
+class ServerConnection implements FrameSink, ChannelHandler {
+  target: Uint8Array = EMPTY;
+  targetOffset = 0;
+  /** Whether any byte has come since the last tick. */
+  heard = false;
+  receiver: PacketReceiver | undefined;
+  onGreeting: (line: Uint8Array) => void = () => {};
+  onControl: (type: number, payload: Uint8Array) => void = () => {};
+  onClosed: (error?: VpnError) => void = () => {};
+  readonly channel: Channel;
+  readonly exporter: Exporter;
+  readonly #decoder = new FrameDecoder(this, 'server');
+  #failure: VpnError | undefined;
+  /** Where packets go that come before the tunnel is ready. */
+  #discarded: Uint8Array | undefined;
+
+  constructor(channel: Channel) {
+    this.channel = channel;
+    this.exporter = (label, context) => channel.exporter(label, context);
+  }
+
+  start(): void {
+    this.channel.start(this);
+  }
+
+  setPhase(phase: 'session' | 'data'): void {
+    this.#decoder.setPhase(phase);
+  }
+
+  close(reason: CloseReason): void {
+    this.channel.close(encodeMessage('close', { reason }));
+  }
+
+  /** Ends the connection because of an error, which `onClosed` then gets. */
+  fail(error: VpnError): void {
+    this.#failure ??= error;
+    this.#decoder.stop();
+    this.close(closeReasonOf(error));
+  }
+
+  bytes(chunk: Uint8Array): void {
+    this.heard = true;
+    try {
+      this.#decoder.push(chunk);
+    } catch (error) {
+      this.fail(toVpnError(error));
+      this.onClosed(toVpnError(error));
+    }
+  }
+
+  closed(error?: VpnError): void {
+    this.receiver?.release();
+    let failure = this.#failure ?? error;
+    try {
+      this.#decoder.end();
+    } catch (truncated) {
+      if (isVpnError(truncated)) failure ??= truncated;
+    }
+    this.onClosed(failure);
+  }
+
+  greeting(line: Uint8Array): void {
+    this.#decoder.setPhase('login');
+    this.onGreeting(line);
+  }
+
+  reserve(type: number, length: number, whole: boolean): void {
+    if (this.receiver === undefined) {
+      this.#discarded ??= new Uint8Array(MAX_PACKET_PAYLOAD_BYTES + 16);
+      this.target = this.#discarded;
+      this.targetOffset = 0;
+      return;
+    }
+    this.receiver.reserve(type, length, whole);
+    this.target = this.receiver.target;
+    this.targetOffset = this.receiver.targetOffset;
+  }
+
+  data(type: number, length: number): void {
+    if (this.target === this.#discarded) return;
+    this.receiver?.data(type, length);
+  }
+
+  control(type: number, payload: Uint8Array): void {
+    this.onControl(type, payload);
+  }
+
+  unknown(): void {}
+}
+
+async function withTimeout<T>(promise: Promise<T>, timeoutMs: number, what: string): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(
+    () => reject(new VpnError('ERR_STAGE_TIMEOUT', `${what} within ${timeoutMs / 1000} s`)),
+    timeoutMs,
+  );
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

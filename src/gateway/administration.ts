@@ -1,0 +1,165 @@
+/**
+ * The operations on what a gateway keeps: users, devices, profiles, certificates.
+ *
+ * Implements the part of the control API that works whether the gateway runs or not. When it runs, every change that takes
+ * a right away also ends the sessions that relied on it, before the operation answers.
+ */
+
+import { VpnError } from '../base/errors.ts';
+import type { CertificateInfo, DeviceInfo, GatewayApi, UserInfo } from '../control/operations.ts';
+import { formatProfile, newProfileId } from '../control/profile.ts';
+import type { Account } from '../identity/accounts.ts';
+import type { Device } from '../identity/devices.ts';
+import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
+import { loadServerCredentials } from '../transport/credentials.ts';
+import type { GatewayConfig } from './config.ts';
+import type { GatewayState } from './state.ts';
+
+const DAY_MS = 86_400_000;
+const HOUR_MS = 3_600_000;
+
+/** The operations that need no running gateway. */
+export type Administration = Omit<
+  GatewayApi,
+  'server.status' | 'server.reload' | 'server.stop' | 'session.list' | 'session.kick'
+>;
+
+/** The sessions that a change concerns. */
+export interface Concerned {
+  readonly user?: string;
+  /** Device id, hexadecimal. */
+  readonly device?: string;
+  /** Serial number of a client certificate, hexadecimal. */
+  readonly serial?: string;
+}
+
+/** What a running gateway does about changes. */
+export interface LiveGateway {
+  /** Ends sessions; returns how many. */
+  endSessions(concerned: Concerned): number;
+  /** Certificates or the revocation list have changed on disk. */
+  reloadCertificates(): Promise<void>;
+}
+
+/** Implements the operations on `state`. */
+export function createAdministration(
+  state: GatewayState,
+  config: () => GatewayConfig,
+  live: LiveGateway,
+  wallNow: () => number,
+): Administration {
+  const { accounts, devices, tokens } = state;
+  const certificate = (facts: CertificateFacts): CertificateInfo => ({
+    ...facts,
+    notBefore: facts.notBefore.toISOString(),
+    notAfter: facts.notAfter.toISOString(),
+    daysLeft: Math.floor((facts.notAfter.getTime() - wallNow()) / DAY_MS),
+  });
+
+  return {
+    'user.add': async ({ name, groups }) => userInfo(await accounts.add(name, { groups: groups ?? [] })),
+    'user.list': async () => (await accounts.list()).map(userInfo),
+    'user.show': async ({ name }) => {
+      const account = await accounts.show(name);
+      return { ...userInfo(account), devices: (await devices.list(account.name)).map(deviceInfo) };
+    },
+    'user.disable': async ({ name }) => {
+      await accounts.disable(name);
+      return { kicked: live.endSessions({ user: name.normalize('NFC') }) };
+    },
+    'user.enable': async ({ name }) => {
+      await accounts.enable(name);
+      return {};
+    },
+    'user.delete': async ({ name }) => {
+      const { name: user } = await accounts.show(name);
+      const kicked = live.endSessions({ user });
+      await accounts.delete(name);
+      return { kicked };
+    },
+    'device.list': async ({ user }) => (await devices.list(user)).map(deviceInfo),
+    'device.approve': async ({ id }) => {
+      await devices.approve(id);
+      return {};
+    },
+    'device.revoke': async ({ id }) => {
+      await devices.revoke(id);
+      return { kicked: live.endSessions({ device: id.toLowerCase() }) };
+    },
+    'profile.create': async ({ user, pin, validHours, approve }) => {
+      const { name: account } = await accounts.show(user);
+      const { names, port } = config();
+      const [name] = names;
+      if (name === undefined) {
+        throw new VpnError('ERR_CONFIG_VALUE', 'names: a profile needs a name by which clients reach the gateway');
+      }
+      const trust = await trustOf(state, config(), pin ?? 'ca');
+      const { token, expiresAt } = await tokens.issue(account, {
+        lifeMs: (validHours ?? 72) * HOUR_MS,
+        approve: approve ?? false,
+      });
+      const profile = formatProfile({
+        version: 1,
+        id: newProfileId(),
+        name: account,
+        server: { hosts: [...names], port, name },
+        ...trust,
+        token,
+      });
+      return { profile, expiresAt: new Date(expiresAt).toISOString() };
+    },
+    'pki.show': async () => (await state.pki.show()).map(certificate),
+    'pki.issue': async ({ name }) => {
+      const issued = await state.pki.issue(name);
+      return { certificate: certificate(issued.certificate), keyFile: issued.keyFile };
+    },
+    'pki.revoke': async ({ serial }) => {
+      const facts = await state.pki.revoke(serial);
+      await live.reloadCertificates();
+      return { certificate: certificate(facts), kicked: live.endSessions({ serial: facts.serial }) };
+    },
+    'pki.renew': async () => {
+      const { certificate: facts } = await state.pki.renew();
+      await live.reloadCertificates();
+      return certificate(facts);
+    },
+  };
+}
+
+function userInfo(account: Account): UserInfo {
+  return {
+    name: account.name,
+    groups: [...account.groups],
+    disabled: account.disabledAt !== undefined,
+    createdAt: new Date(account.createdAt).toISOString(),
+    devices: account.devices,
+  };
+}
+
+function deviceInfo(device: Device): DeviceInfo {
+  const { id, user, name, algorithm, state, createdAt, lastSeenAt } = device;
+  return {
+    id,
+    user,
+    name,
+    algorithm,
+    state,
+    createdAt: new Date(createdAt).toISOString(),
+    lastSeenAt: lastSeenAt === undefined ? null : new Date(lastSeenAt).toISOString(),
+  };
+}
+
+/** What a client is to trust: the built-in CA, or what the operator's own certificate comes from. */
+async function trustOf(
+  state: GatewayState,
+  config: GatewayConfig,
+  pin: 'ca' | 'leaf',
+): Promise<{ ca?: string; pins: string[] }> {
+  if (state.hasPki) {
+    const { pki } = state;
+    const pins = await pki.pins();
+    return { ca: pki.caPem, pins: pin === 'leaf' ? [pins.leaf, pins.backup] : [pins.ca] };
+  }
+  const { cert, ca } = await loadServerCredentials(config);
+  return { ...(ca === undefined ? {} : { ca }), pins: [spkiPin(pin === 'ca' && ca !== undefined ? ca : cert)] };
+}

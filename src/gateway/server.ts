@@ -1,0 +1,414 @@
+/**
+ * A VPN gateway as one object: construct, start, stop.
+ *
+ * Wires supervisor, auth and worker together in one process and hides that they are three. It runs the command line's
+ * gateway, and embeds in another program: with the kernel's TUN devices, with devices of the caller's, or with none, when
+ * it carries no packets but logins and echoes.
+ */
+
+import { type Clock, systemClock } from '../base/clock.ts';
+import { VpnError } from '../base/errors.ts';
+import { type Logger, silentLogger } from '../base/log.ts';
+import { nodePrimitives } from '../base/primitives.ts';
+import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
+import { formatIp, formatPrefix, parsePrefix } from '../ip/address.ts';
+import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
+import type { LeasePool } from '../ip/lease-pool.ts';
+import type { CloseReason } from '../protocol/messages.ts';
+import { loadServerCredentials } from '../transport/credentials.ts';
+import { Listener } from '../transport/listener.ts';
+import { type Administration, type Concerned, createAdministration } from './administration.ts';
+import { Auth, type LoginFacts } from './auth/auth.ts';
+import {
+  type GatewayConfig,
+  type GatewayOptions,
+  gatewayConfigSchema,
+  RELOADABLE_KEYS,
+  resolveFiles,
+} from './config.ts';
+import { openPool } from './init.ts';
+import { GatewayState } from './state.ts';
+import { DetachedSupervisor } from './supervisor/detached.ts';
+import { HostSupervisor, type Supervisor } from './supervisor/supervisor.ts';
+import type { Session } from './worker/session.ts';
+import { Worker, type WorkerDevices } from './worker/worker.ts';
+
+const WORKER_ID = 0;
+const CERTIFICATE_WARNING_DAYS = 30;
+
+/** What a hook learns of a session. */
+export interface SessionFacts {
+  /** Enough of the id to tell sessions apart; not the whole. */
+  readonly id: string;
+  readonly user: string;
+  /** Device id, hexadecimal. */
+  readonly device: string;
+  readonly addresses: readonly string[];
+  /** Address and port of the client. */
+  readonly remote: string;
+  /** Bytes of packets; final in `onSessionEnd`. */
+  readonly receivedBytes: number;
+  readonly sentBytes: number;
+}
+
+/** What an application may add. Hooks are called outside the packet path; what they throw is logged. */
+export interface ServerHooks {
+  /** Has the last word on a login that the built-in steps have accepted. Anything but true refuses it. */
+  authorizeLogin?(login: LoginFacts): boolean | Promise<boolean>;
+  onSessionStart?(session: SessionFacts): void;
+  onSessionEnd?(session: SessionFacts, reason: CloseReason): void;
+}
+
+export type ServerConfig = GatewayOptions & {
+  /** A directory made by `initGateway`; without one, users and sessions live in memory. */
+  stateDir?: string;
+  /** `kernel` (default): TUN devices, routes and packet rules, as root. `none`: no packets. Or devices of your own. */
+  tun?: 'kernel' | 'none' | WorkerDevices;
+  hooks?: ServerHooks;
+  log?: Logger;
+  clock?: Clock;
+  /** Reported by `status`. */
+  version?: string;
+};
+
+/** Everything that exists only while the gateway runs. */
+interface Running {
+  state: GatewayState;
+  supervisor: Supervisor;
+  auth: Auth;
+  worker: Worker;
+  listener: Listener;
+  pool: LeasePool;
+  administration: Administration;
+  since: number;
+}
+
+export class VpnServer {
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #hooks: ServerHooks;
+  readonly #tun: 'kernel' | 'none' | WorkerDevices;
+  readonly #stateDir: string | undefined;
+  readonly #version: string;
+  readonly #stopped = Promise.withResolvers<void>();
+  #config: GatewayConfig;
+  #running: Running | undefined;
+  #isStopping = false;
+
+  /** @throws {VpnError} ERR_CONFIG_VALUE */
+  constructor(options: ServerConfig) {
+    const { stateDir, tun, hooks, log, clock, version, ...config } = options;
+    const parsed = gatewayConfigSchema.safeParse(config);
+    if (!parsed.success) {
+      const issue = parsed.error.issues[0];
+      throw new VpnError('ERR_CONFIG_VALUE', `${issue?.path.join('.') ?? 'options'}: ${issue?.message ?? 'not valid'}`);
+    }
+    this.#config = stateDir === undefined ? parsed.data : resolveFiles(parsed.data, stateDir);
+    this.#stateDir = stateDir;
+    this.#tun = tun ?? 'kernel';
+    this.#hooks = hooks ?? {};
+    this.#log = log ?? silentLogger;
+    this.#clock = clock ?? systemClock;
+    this.#version = version ?? 'library';
+  }
+
+  /**
+   * Starts the gateway; resolves when clients can connect. Reads and checks everything before it touches the host, and puts
+   * the host back if a later step fails.
+   *
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_FILE, ERR_CONFIG_VALUE, ERR_PORT_TAKEN, ERR_PRIVILEGE,
+   *   ERR_TUN_OPEN, ERR_HOST_APPLY, ERR_STORE
+   */
+  async start(): Promise<void> {
+    if (this.#running !== undefined) throw new VpnError('ERR_CONFLICT', 'the gateway runs already');
+    await using undo = new AsyncDisposableStack();
+    const config = this.#config;
+    const clock = this.#clock;
+    const credentials = await loadServerCredentials(config);
+    const pool = openPool(config);
+    const state = undo.use(
+      this.#stateDir === undefined
+        ? await GatewayState.inMemory(clock)
+        : await GatewayState.open(this.#stateDir, clock),
+    );
+    // A gateway that starts cannot take up the sessions of one that has died.
+    await state.sessions.endAll('shutdown');
+    const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
+    const auth = new Auth({
+      workerId: WORKER_ID,
+      config,
+      authenticator: state.authenticator,
+      sessions: state.sessions,
+      pool,
+      primitives: nodePrimitives,
+      clock,
+      log: this.#log,
+      authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
+    });
+    const worker = new Worker({
+      id: WORKER_ID,
+      config,
+      auth,
+      supervisor,
+      devices: supervisor.devices,
+      primitives: nodePrimitives,
+      clock,
+      log: this.#log,
+      events: {
+        sessionOpened: (session) => this.#tellHook(() => this.#hooks.onSessionStart?.(sessionFacts(session))),
+        sessionEnded: (session, reason) =>
+          this.#tellHook(() => this.#hooks.onSessionEnd?.(sessionFacts(session), reason)),
+      },
+    });
+    auth.worker = worker;
+    const listener = undo.adopt(
+      await Listener.open({
+        fd: supervisor.takeListenSocket(),
+        credentials,
+        requireClientAuth: config.requireClientAuth,
+        minVersion: config.minVersion,
+        handshakeTimeoutMs: config.limits.handshakeSeconds * 1000,
+        maxHandshakes: config.limits.handshakesInFlight,
+        maxConnectionsPerSource: config.limits.connectionsPerSource,
+        greetWithoutAlpn: config.greetWithoutAlpn,
+        dataQueueBytes: config.data.queueBytes,
+        onChannel: (channel) => worker.accept(channel),
+        log: this.#log,
+        clock,
+      }),
+      (opened) => opened.close(),
+    );
+    worker.start();
+    const administration = createAdministration(
+      state,
+      () => ({ ...this.#config, port: this.address.port }),
+      {
+        endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
+        reloadCertificates: async () => listener.reload(await loadServerCredentials(this.#config)),
+      },
+      () => clock.wallNow(),
+    );
+    this.#running = { state, supervisor, auth, worker, listener, pool, administration, since: clock.wallNow() };
+    undo.move();
+    this.#log.info('gateway runs', {
+      component: 'server',
+      listen: this.#listenText(),
+      congestion: supervisor.congestion,
+      devices: [supervisor.devices.primary, supervisor.devices.plain].flatMap((device) => device?.name ?? []).join(' '),
+    });
+    for (const warning of await this.#warnings()) this.#log.warn(warning, { component: 'server' });
+  }
+
+  /** Where it listens. @throws {VpnError} ERR_NOT_RUNNING */
+  get address(): { address: string; port: number } {
+    return this.#live().listener.address;
+  }
+
+  /** Resolves when the gateway has stopped. */
+  get stopped(): Promise<void> {
+    return this.#stopped.promise;
+  }
+
+  /** Tells the clients, ends everything, and puts the host back as it was. Idempotent. */
+  async stop(): Promise<void> {
+    const running = this.#running;
+    if (running === undefined) return;
+    if (this.#isStopping) return await this.#stopped.promise;
+    this.#isStopping = true;
+    await using undo = new AsyncDisposableStack();
+    undo.defer(() => {
+      this.#running = undefined;
+      this.#stopped.resolve();
+    });
+    undo.use(running.state);
+    undo.defer(() => running.supervisor.close());
+    undo.defer(() => running.worker.stop('shutdown'));
+    undo.defer(() => running.listener.close());
+  }
+
+  /**
+   * Uses a new configuration without dropping a connection; certificates are read again in any case.
+   *
+   * @returns the keys whose change took effect, and those that need a restart and were left as they are
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_HOST_APPLY; then the old configuration stays
+   */
+  async reload(next: GatewayConfig = this.#config): Promise<{ applied: string[]; needsRestart: string[] }> {
+    const running = this.#live();
+    const keys = Object.keys(next) as (keyof GatewayConfig)[];
+    const changed = keys.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(this.#config[key]));
+    const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
+    const merged = { ...this.#config, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
+    const credentials = await loadServerCredentials(merged);
+    running.listener.reload(credentials);
+    if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
+    this.#config = merged;
+    if (applied.length > 0) running.auth.reconfigure(merged);
+    this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
+    return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
+  }
+
+  /** Users, devices, profiles and certificates. @throws {VpnError} ERR_NOT_RUNNING */
+  get administration(): Administration {
+    return this.#live().administration;
+  }
+
+  /** The whole control API; `readConfig` says where `server.reload` finds the new configuration. */
+  api(readConfig: () => Promise<GatewayConfig>): GatewayApi {
+    return {
+      ...this.administration,
+      'server.status': () => this.#status(),
+      'server.reload': async () => await this.reload(await readConfig()),
+      'server.stop': async () => {
+        const sessions = this.#live().worker.sessions.length;
+        setImmediate(() => void this.stop());
+        return { sessions };
+      },
+      'session.list': async () => this.sessions,
+      'session.kick': async ({ id }) => ({ kicked: this.kick(id) }),
+    };
+  }
+
+  /** The live sessions, oldest first. */
+  get sessions(): SessionInfo[] {
+    return this.#live().worker.sessions.map(sessionInfo);
+  }
+
+  /**
+   * Ends the session whose id starts with `id`, hexadecimal.
+   *
+   * @throws {VpnError} ERR_NOT_FOUND; ERR_BAD_REQUEST when several sessions match
+   */
+  kick(id: string): number {
+    const matching = this.#live().worker.sessions.filter(({ granted }) => granted.key.startsWith(id.toLowerCase()));
+    const [session, another] = matching;
+    if (session === undefined)
+      throw new VpnError('ERR_NOT_FOUND', `no session starts with ${id}; see: customvpn server sessions`);
+    if (another !== undefined)
+      throw new VpnError('ERR_BAD_REQUEST', `${matching.length} sessions start with ${id}; give more digits`);
+    session.close('admin');
+    return 1;
+  }
+
+  #live(): Running {
+    if (this.#running === undefined) throw new VpnError('ERR_NOT_RUNNING', 'the gateway does not run');
+    return this.#running;
+  }
+
+  async #openSupervisor(config: GatewayConfig, pool: LeasePool): Promise<Supervisor> {
+    if (this.#tun === 'kernel') {
+      return await HostSupervisor.open({ config, pool, stateDir: this.#stateDir, log: this.#log });
+    }
+    return DetachedSupervisor.open({ config, devices: this.#tun === 'none' ? undefined : this.#tun });
+  }
+
+  async #status(): Promise<GatewayStatus> {
+    const { worker, listener, supervisor, pool, state, since, administration } = this.#live();
+    const { primary, plain } = supervisor.devices;
+    const { failed, ...connections } = listener.counters;
+    const failures = Object.entries(failed).map(([code, count]) => [`handshake_${code.toLowerCase()}`, count ?? 0]);
+    return {
+      version: this.#version,
+      pid: process.pid,
+      since: new Date(since).toISOString(),
+      listen: [this.#listenText()],
+      names: [...this.#config.names],
+      devices: [primary, plain].flatMap((device) =>
+        device === undefined
+          ? []
+          : [{ name: device.name, superPackets: device.superPackets, udpSegmentation: device.uso, mtu: device.mtu }],
+      ),
+      congestionControl: supervisor.congestion,
+      sessions: worker.sessions.length,
+      pool: this.#config.pool.map((prefix) => ({
+        prefix: formatPrefix(parsePrefix(prefix)),
+        used: pool.leased,
+        size: String(pool.size),
+      })),
+      certificates: state.hasPki ? await administration['pki.show']({}) : [],
+      counters: {
+        ...connections,
+        ...Object.fromEntries(failures),
+        ...worker.counters,
+        ...(await supervisor.counters()),
+      },
+      drops: Object.fromEntries(DROP_REASON_NAMES.map((name, reason) => [name, worker.drops[reason] ?? 0])),
+      warnings: await this.#warnings(),
+    };
+  }
+
+  /** What an operator should know before it breaks. */
+  async #warnings(): Promise<string[]> {
+    const { supervisor, state, administration } = this.#live();
+    const ending = state.hasPki
+      ? (await administration['pki.show']({})).filter(
+          ({ revoked, daysLeft }) => !revoked && daysLeft < CERTIFICATE_WARNING_DAYS,
+        )
+      : [];
+    return [
+      ...(await supervisor.warnings()),
+      ...ending.map(
+        ({ role, name, daysLeft }) =>
+          `the ${role} certificate of ${name} ends in ${daysLeft} days${role === 'server' ? '; renew it with: customvpn pki renew' : ''}`,
+      ),
+    ];
+  }
+
+  #listenText(): string {
+    const { address, port } = this.address;
+    return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+  }
+
+  #tellHook(call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      this.#log.error('a session hook failed', { component: 'server', error });
+    }
+  }
+}
+
+function isConcerned(
+  session: { user: string; device: string; certificate?: { serial: string } | undefined },
+  { user, device, serial }: Concerned,
+): boolean {
+  if (user !== undefined && session.user === user) return true;
+  if (device !== undefined && session.device === device) return true;
+  return (
+    serial !== undefined && session.certificate?.serial.toLowerCase().replace(/^0+/, '') === serial.replace(/^0+/, '')
+  );
+}
+
+function addressesOf({ granted: { lease } }: Session): string[] {
+  return [lease.v4, lease.v6].flatMap((address) => (address === undefined ? [] : [formatIp(address)]));
+}
+
+function sessionFacts(session: Session): SessionFacts {
+  const { receivedBytes, sentBytes } = session.link.counters;
+  const { user, device } = session.granted;
+  return {
+    id: session.shortId,
+    user,
+    device,
+    addresses: addressesOf(session),
+    remote: session.remote,
+    receivedBytes,
+    sentBytes,
+  };
+}
+
+function sessionInfo(session: Session): SessionInfo {
+  const { receivedBytes, sentBytes } = session.link.counters;
+  return {
+    id: session.shortId,
+    user: session.user,
+    device: session.granted.device,
+    addresses: addressesOf(session),
+    peer: session.remote,
+    superPackets: session.superPackets,
+    channels: session.dataChannels,
+    since: new Date(session.since).toISOString(),
+    receivedBytes,
+    sentBytes,
+    roundTripMs: session.roundTripMs ?? null,
+  };
+}

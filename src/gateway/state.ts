@@ -1,0 +1,145 @@
+/**
+ * What a gateway keeps: its configuration, certificates, keys and store, in one state directory.
+ *
+ * Hides the layout of that directory from everything that uses its parts. A gateway that is embedded in another program
+ * may live in memory instead. Opening reads and checks everything and changes nothing of the host.
+ *
+ * ```
+ * DIR/server.toml        the configuration
+ * DIR/certs/             CA, server and client certificates and keys, CRL
+ * DIR/store.sqlite       users, devices, tokens, sessions, audit
+ * DIR/master.key         seals secrets in the store
+ * DIR/run/control.sock   the running gateway
+ * DIR/run/host.journal   what it has changed on the host
+ * ```
+ */
+
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import type { Clock } from '../base/clock.ts';
+import { readConfig } from '../base/config.ts';
+import { VpnError } from '../base/errors.ts';
+import { Accounts } from '../identity/accounts.ts';
+import { Authenticator } from '../identity/authenticator.ts';
+import { Devices } from '../identity/devices.ts';
+import { EnrolmentTokens } from '../identity/enrolment.ts';
+import { Pki } from '../identity/pki.ts';
+import { Audit } from '../store/audit.ts';
+import { Sessions } from '../store/sessions.ts';
+import { openStore, type Store } from '../store/store.ts';
+import { Vault } from '../store/vault.ts';
+import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
+
+const MASTER_KEY_BYTES = 32;
+
+/** Where things are under a state directory. */
+export function statePaths(dir: string): {
+  config: string;
+  certs: string;
+  store: string;
+  masterKey: string;
+  control: string;
+  journal: string;
+} {
+  const at = (...parts: string[]) => resolve(dir, ...parts);
+  return {
+    config: at('server.toml'),
+    certs: at('certs'),
+    store: at('store.sqlite'),
+    masterKey: at('master.key'),
+    control: at('run', 'control.sock'),
+    journal: at('run', 'host.journal'),
+  };
+}
+
+/**
+ * Reads a gateway's configuration; file names in it become absolute.
+ *
+ * @throws {VpnError} ERR_CONFIG_FILE, ERR_CONFIG_SYNTAX, ERR_CONFIG_KEY, ERR_CONFIG_VALUE
+ */
+export async function readGatewayConfig(file: string): Promise<GatewayConfig> {
+  return resolveFiles(await readConfig(file, gatewayConfigSchema), dirname(resolve(file)));
+}
+
+/** The parts of a gateway that outlive a run. */
+export class GatewayState implements AsyncDisposable {
+  /** Undefined for a gateway in memory. */
+  readonly dir: string | undefined;
+  readonly accounts: Accounts;
+  readonly devices: Devices;
+  readonly tokens: EnrolmentTokens;
+  readonly audit: Audit;
+  readonly sessions: Sessions;
+  readonly authenticator: Authenticator;
+  readonly #store: Store;
+  readonly #pki: Pki | undefined;
+
+  private constructor(parts: {
+    dir: string | undefined;
+    store: Store;
+    vault: Vault;
+    pki: Pki | undefined;
+    clock: Clock;
+  }) {
+    const { dir, store, vault, pki, clock } = parts;
+    this.dir = dir;
+    this.#store = store;
+    this.#pki = pki;
+    this.audit = new Audit(store, clock);
+    const shared = { store, audit: this.audit, clock };
+    this.accounts = new Accounts(shared);
+    this.devices = new Devices(shared);
+    this.tokens = new EnrolmentTokens(shared);
+    this.sessions = new Sessions({ ...shared, vault });
+    this.authenticator = new Authenticator({ ...shared, tokens: this.tokens });
+  }
+
+  /**
+   * Opens a state directory that `server init` has made.
+   *
+   * @throws {VpnError} ERR_CONFIG_FILE when it is none; ERR_STORE, ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH
+   */
+  static async open(dir: string, clock: Clock): Promise<GatewayState> {
+    const paths = statePaths(dir);
+    if (!existsSync(paths.config)) {
+      throw new VpnError(
+        'ERR_CONFIG_FILE',
+        `${dir} is no state directory: there is no ${paths.config}; make one with: customvpn server init --state ${dir} --name HOST`,
+        {
+          details: { path: paths.config },
+        },
+      );
+    }
+    const vault = await Vault.open(paths.masterKey);
+    // Certificates of another authority need no PKI of ours.
+    const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
+    const store = await openStore(paths.store);
+    return new GatewayState({ dir: resolve(dir), store, vault, pki, clock });
+  }
+
+  /** State that is gone with the process. */
+  static async inMemory(clock: Clock): Promise<GatewayState> {
+    const vault = new Vault(randomBytes(MASTER_KEY_BYTES));
+    return new GatewayState({ dir: undefined, store: await openStore(':memory:'), vault, pki: undefined, clock });
+  }
+
+  /** @throws {VpnError} ERR_NOT_FOUND when the certificates come from elsewhere */
+  get pki(): Pki {
+    if (this.#pki === undefined) {
+      throw new VpnError(
+        'ERR_NOT_FOUND',
+        'this gateway has no certificate authority of its own: its certificates come from elsewhere',
+      );
+    }
+    return this.#pki;
+  }
+
+  get hasPki(): boolean {
+    return this.#pki !== undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#store.close();
+  }
+}

@@ -1,0 +1,59 @@
+/**
+ * The supervisor of a gateway that leaves its host alone: devices of the caller's, or none.
+ *
+ * For a gateway inside another program or a test. It opens the listening socket and nothing else.
+ */
+
+import { MemoryTun } from '../../os/tun-memory.ts';
+import type { GatewayConfig } from '../config.ts';
+import type { WorkerDevices } from '../worker/worker.ts';
+import { openGatewaySocket, type Supervisor } from './supervisor.ts';
+
+export class DetachedSupervisor implements Supervisor {
+  readonly devices: WorkerDevices;
+  readonly congestion: string;
+  readonly #socket: ReturnType<typeof openGatewaySocket>;
+  readonly #ownsDevices: boolean;
+
+  private constructor(devices: WorkerDevices | undefined, config: GatewayConfig) {
+    this.#socket = openGatewaySocket(config);
+    this.congestion = this.#socket.congestion;
+    this.#ownsDevices = devices === undefined;
+    this.devices = devices ?? { primary: discardingTun(config) };
+  }
+
+  /** @throws {VpnError} ERR_PORT_TAKEN, ERR_PRIVILEGE, ERR_CONFIG_VALUE */
+  static open(options: { config: GatewayConfig; devices: WorkerDevices | undefined }): DetachedSupervisor {
+    return new DetachedSupervisor(options.devices, options.config);
+  }
+
+  takeListenSocket(): number {
+    return this.#socket.take();
+  }
+
+  async update(): Promise<void> {}
+
+  async routePlain(): Promise<void> {}
+
+  async unroutePlain(): Promise<void> {}
+
+  async counters(): Promise<Record<string, number>> {
+    return {};
+  }
+
+  async warnings(): Promise<string[]> {
+    return [];
+  }
+
+  async close(): Promise<void> {
+    this.#socket.close();
+    if (this.#ownsDevices) await this.devices.primary.close();
+  }
+}
+
+/** Takes packets and forgets them. */
+function discardingTun(config: GatewayConfig): MemoryTun {
+  const tun = new MemoryTun({ name: 'none', mtu: config.mtu });
+  tun.onWritten = () => {};
+  return tun;
+}

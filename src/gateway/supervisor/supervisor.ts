@@ -1,0 +1,287 @@
+/**
+ * The privileged part of a gateway: listening socket, TUN devices, addresses, routes, packet rules, kernel settings.
+ *
+ * Hides the host from auth and workers, and puts everything back when it is closed, and after a crash when it is opened
+ * again. It parses nothing that comes from the network: its whole input is a checked configuration and leases.
+ */
+
+import { rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import { formatIp, type IpAddress, type Prefix, parsePrefix } from '../../ip/address.ts';
+import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
+import { HostNetwork, RouteBatch } from '../../os/host.ts';
+import { findForeignDrops, readCounters, replaceTable, runNft } from '../../os/nft.ts';
+import { closeFd, openListenSocket } from '../../os/socket.ts';
+import type { TunDevice } from '../../os/tun.ts';
+import { openTun } from '../../os/tun-linux.ts';
+import type { GatewayConfig } from '../config.ts';
+import type { SupervisorPort } from '../ipc/ports.ts';
+import type { WorkerDevices } from '../worker/worker.ts';
+import { GATEWAY_TABLE, gatewayRuleset, moveHost, RULESET_COUNTERS, type RulesetInput } from './ruleset.ts';
+
+const CONGESTION = 'bbr';
+/** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
+const NOT_SENT_LOWAT_BYTES = 8192;
+const BACKLOG = 4096;
+/** Connections that the kernel tracks for one client address. */
+const CONNECTIONS_PER_ADDRESS = 4096;
+const PLAIN_DEVICE_INDEX = 1;
+
+/** What a gateway needs of its privileged part. */
+export interface Supervisor extends SupervisorPort {
+  readonly devices: WorkerDevices;
+  /** The congestion control in force on the listening socket. */
+  readonly congestion: string;
+  /** The listening socket; whoever takes it closes it. */
+  takeListenSocket(): number;
+  /** Applies changed routes and services. @throws {VpnError} ERR_HOST_APPLY; the old rules stay */
+  update(config: GatewayConfig): Promise<void>;
+  /** Packets by kernel rule. */
+  counters(): Promise<Record<string, number>>;
+  /** What stands in the way of clients on this host, with the command that mends it. */
+  warnings(): Promise<string[]>;
+  close(): Promise<void>;
+}
+
+/** The gateway's listening socket, until somebody takes it. */
+export function openGatewaySocket(config: GatewayConfig): {
+  port: number;
+  congestion: string;
+  take(): number;
+  close(): void;
+} {
+  const { fd, port, congestion } = openListenSocket({
+    address: config.address,
+    port: config.port,
+    backlog: BACKLOG,
+    congestion: CONGESTION,
+    notSentLowat: NOT_SENT_LOWAT_BYTES,
+    noDelay: true,
+  });
+  let isOurs = true;
+  const release = (): boolean => {
+    const was = isOurs;
+    isOurs = false;
+    return was;
+  };
+  return {
+    port,
+    congestion,
+    take: () => {
+      if (!release()) throw new VpnError('ERR_INVARIANT', 'the listening socket has been taken');
+      return fd;
+    },
+    close: () => {
+      if (release()) closeFd(fd);
+    },
+  };
+}
+
+export interface HostSupervisorOptions {
+  config: GatewayConfig;
+  pool: LeasePool;
+  /** Where the journal of changes lives; a temporary folder for a gateway without state. */
+  stateDir: string | undefined;
+  log: Logger;
+}
+
+export class HostSupervisor implements Supervisor {
+  readonly devices: WorkerDevices;
+  readonly congestion: string;
+  readonly #options: HostSupervisorOptions;
+  readonly #log: Logger;
+  readonly #socket: ReturnType<typeof openGatewaySocket>;
+  readonly #host: HostNetwork;
+  readonly #plain: TunDevice;
+  readonly #routes: RouteBatch;
+  readonly #port: number;
+  readonly #plainHosts = new Set<IpAddress>();
+  #config: GatewayConfig;
+  #generation = 1;
+
+  private constructor(
+    options: HostSupervisorOptions,
+    parts: {
+      socket: ReturnType<typeof openGatewaySocket>;
+      host: HostNetwork;
+      primary: TunDevice;
+      plain: TunDevice;
+      routes: RouteBatch;
+    },
+  ) {
+    this.#options = options;
+    this.#config = options.config;
+    this.#log = options.log.child({ component: 'supervisor' });
+    this.#socket = parts.socket;
+    this.#port = parts.socket.port;
+    this.congestion = parts.socket.congestion;
+    this.#host = parts.host;
+    this.#plain = parts.plain;
+    this.#routes = parts.routes;
+    this.devices = { primary: parts.primary, plain: parts.plain };
+  }
+
+  /**
+   * Takes back what a crashed gateway left, then opens and configures everything; on an error nothing stays.
+   *
+   * @throws {VpnError} ERR_PORT_TAKEN, ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_HOST_APPLY, ERR_UNSUPPORTED
+   */
+  static async open(options: HostSupervisorOptions): Promise<HostSupervisor> {
+    const { config, log } = options;
+    await using undo = new AsyncDisposableStack();
+    const socket = undo.adopt(openGatewaySocket(config), (opened) => opened.close());
+    const journalPath = journalOf(options.stateDir);
+    if (options.stateDir === undefined) undo.defer(() => rmSync(journalPath, { force: true }));
+    const host = undo.adopt(await HostNetwork.open({ journalPath, log }), (opened) => opened.revert());
+    const primary = undo.adopt(
+      openTun({ name: config.device, superPackets: config.data.superPackets, mtu: config.mtu }),
+      (opened) => opened.close(),
+    );
+    const plain = undo.adopt(openTun({ name: `${config.device}p`, superPackets: false, mtu: config.mtu }), (opened) =>
+      opened.close(),
+    );
+    const routes = undo.adopt(await RouteBatch.open({ log }), (opened) => opened.close());
+    const supervisor = new HostSupervisor(options, { socket, host, primary, plain, routes });
+    await supervisor.#configure();
+    if (socket.congestion !== CONGESTION) {
+      log.warn(`the kernel offers no ${CONGESTION}: throughput on lossy paths will be low`, {
+        component: 'supervisor',
+        congestion: socket.congestion,
+      });
+    }
+    undo.move();
+    return supervisor;
+  }
+
+  takeListenSocket(): number {
+    return this.#socket.take();
+  }
+
+  async update(config: GatewayConfig): Promise<void> {
+    const generation = this.#generation + 1;
+    await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(config, generation)));
+    this.#generation = generation;
+    this.#config = config;
+  }
+
+  async routePlain(lease: Lease): Promise<void> {
+    for (const address of addressesOf(lease)) {
+      this.#plainHosts.add(address);
+      await runNft(moveHost(PLAIN_DEVICE_INDEX, address, 'here'));
+      await this.#routes.add({ prefix: hostPrefix(address), device: this.#plain.name });
+    }
+  }
+
+  async unroutePlain(lease: Lease): Promise<void> {
+    for (const address of addressesOf(lease)) {
+      if (!this.#plainHosts.delete(address)) continue;
+      await this.#routes.remove({ prefix: hostPrefix(address), device: this.#plain.name });
+      await runNft(moveHost(PLAIN_DEVICE_INDEX, address, 'back'));
+    }
+  }
+
+  async counters(): Promise<Record<string, number>> {
+    const counters = await readCounters(GATEWAY_TABLE);
+    return Object.fromEntries(RULESET_COUNTERS.map((name) => [`rule_${name}`, counters.get(name)?.packets ?? 0]));
+  }
+
+  async warnings(): Promise<string[]> {
+    const drops = await findForeignDrops({
+      own: GATEWAY_TABLE,
+      devices: [this.devices.primary.name, this.#plain.name],
+      listen: [{ protocol: 'tcp', port: this.#port }],
+    });
+    return drops.map(
+      ({ owner, table, chain, hook, advice }) =>
+        `${owner === 'other' ? 'another firewall' : owner} drops ${hook === 'forward' ? "clients' traffic" : 'connections to the gateway'} ` +
+        `(table ${table}, chain ${chain}); mend it with: ${advice.join(' && ')}`,
+    );
+  }
+
+  async close(): Promise<void> {
+    await using undo = new AsyncDisposableStack();
+    if (this.#options.stateDir === undefined) undo.defer(() => rmSync(journalOf(undefined), { force: true }));
+    undo.defer(() => this.#plain.close());
+    undo.defer(() => this.devices.primary.close());
+    undo.defer(() => this.#host.revert());
+    undo.defer(() => this.#routes.close());
+    undo.defer(() => this.#socket.close());
+    this.#log.debug('putting the host back');
+  }
+
+  /** Rules first: nothing is forwarded before they stand. */
+  async #configure(): Promise<void> {
+    const config = this.#config;
+    const host = this.#host;
+    const { pool } = this.#options;
+    await host.apply({
+      kind: 'nft',
+      table: GATEWAY_TABLE,
+      body: gatewayRuleset(this.#rules(config, this.#generation)),
+    });
+    for (const device of [this.devices.primary, this.#plain]) {
+      await host.apply({ kind: 'link', device: device.name, up: true, addressGeneration: 'none', queueLength: 1000 });
+    }
+    const [device] = [this.devices.primary.name];
+    for (const gateway of [pool.gateway4, pool.gateway6]) {
+      if (gateway !== undefined) await host.apply({ kind: 'address', device, address: formatIp(gateway) });
+    }
+    for (const prefix of config.pool) await host.apply({ kind: 'route', prefix, device });
+    const { v4, v6 } = prefixesOf(config);
+    if (v4 !== undefined) await host.apply({ kind: 'sysctl', key: 'net.ipv4.ip_forward', value: '1' });
+    if (v6 !== undefined) await host.apply({ kind: 'forwarding6' });
+  }
+
+  #rules(config: GatewayConfig, generation: number): RulesetInput {
+    const { pool } = this.#options;
+    const { v4, v6 } = prefixesOf(config);
+    const blocks = [v4, v6].filter((prefix) => prefix !== undefined);
+    return {
+      devices: [
+        { name: this.devices.primary.name, kind: config.data.superPackets ? 'super' : 'plain', blocks, hosts: [] },
+        { name: this.#plain.name, kind: 'plain', blocks: [], hosts: [...this.#plainHosts] },
+      ],
+      ...(v4 === undefined || pool.gateway4 === undefined ? {} : { pool4: v4, gateway4: pool.gateway4 }),
+      ...(v6 === undefined || pool.gateway6 === undefined ? {} : { pool6: v6, gateway6: pool.gateway6 }),
+      allowed: config.routes.map(parsePrefix),
+      clientToClient: config.clientToClient,
+      services: config.services.map(parseService),
+      listenPorts: [this.#port],
+      masquerade4: config.nat4,
+      masquerade6: config.nat6,
+      generation,
+      connectionsPerAddress: CONNECTIONS_PER_ADDRESS,
+    };
+  }
+}
+
+function journalOf(stateDir: string | undefined): string {
+  return stateDir === undefined
+    ? join(tmpdir(), `customvpn-${process.pid}.journal`)
+    : join(stateDir, 'run', 'host.journal');
+}
+
+function prefixesOf(config: GatewayConfig): { v4: Prefix | undefined; v6: Prefix | undefined } {
+  const prefixes = config.pool.map(parsePrefix);
+  return {
+    v4: prefixes.find(({ address }) => address.version === 4),
+    v6: prefixes.find(({ address }) => address.version === 6),
+  };
+}
+
+function addressesOf({ v4, v6 }: Lease): IpAddress[] {
+  return [v4, v6].filter((address) => address !== undefined);
+}
+
+function hostPrefix(address: IpAddress): string {
+  return `${formatIp(address)}/${address.version === 4 ? 32 : 128}`;
+}
+
+function parseService(text: string): { protocol: 'tcp' | 'udp'; port: number } {
+  const [first = '', second = ''] = text.split('/');
+  const [protocol, port] = /^\d+$/.test(first) ? [second, first] : [first, second];
+  return { protocol: protocol === 'udp' ? 'udp' : 'tcp', port: Number(port) };
+}
