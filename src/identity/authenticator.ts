@@ -230,7 +230,7 @@ export class Authenticator {
   }
 }
 
-/** What the issue at hand asks of a client. */
+/** The steps where none are configured. */
 function builtInPlan({ store, tokens }: AuthenticatorParts): LoginPlan {
   const device = new DeviceStep(store);
   return { login: [device], enrol: [device, new TokenStep(tokens)] };

@@ -169,7 +169,7 @@ test('another authority, an expired certificate and one not yet valid are refuse
   assert.equal((await handshake({ server, client, ca: pki.caPem })).server, 'CERT_HAS_EXPIRED');
 });
 
-test('certificates have the extensions and the serial numbers of RFC 5280', async () => {
+test('certificates have the extensions and the serial numbers of RFC 5280', async (t) => {
   const pki = await create();
   const { certFile } = await pki.issue('ada');
   const [ca, server, client] = await Promise.all([pki.paths.ca, pki.paths.server, certFile].map(text));
@@ -191,7 +191,8 @@ test('certificates have the extensions and the serial numbers of RFC 5280', asyn
   try {
     caText = await described(pki.paths.ca);
   } catch {
-    return; // No openssl on this machine: the facts above stand.
+    t.diagnostic('there is no openssl command here: the extensions were not compared');
+    return;
   }
   const [serverText, clientText] = [await described(pki.paths.server), await described(certFile)];
   assert.match(caText, /Basic Constraints: critical\s+CA:TRUE, pathlen:0/);
