@@ -145,6 +145,11 @@ export class Channel {
     return this.#control.queuedBytes + this.#data.queuedBytes;
   }
 
+  /** Memory of both queues, used or not. */
+  get heldBytes(): number {
+    return this.#control.heldBytes + this.#data.heldBytes;
+  }
+
   get isClosed(): boolean {
     return this.#isClosed || this.#isClosing;
   }
