@@ -32,6 +32,7 @@ const DEBIAN_PACKAGES = {
   iperf3: 'iperf3',
   tcpdump: 'tcpdump',
   ethtool: 'ethtool',
+  sysctl: 'procps',
   openssl: 'openssl',
   curl: 'curl',
   openvpn: 'openvpn',
@@ -40,7 +41,7 @@ const DEBIAN_PACKAGES = {
   wg: 'wireguard-tools',
 };
 
-const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool'];
+const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
 const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl'];
 
 /**
@@ -226,7 +227,7 @@ async function installPackages() {
     if (packagesReady()) return;
     const [command, ...first] = npmCommand();
     say('fetching the npm packages (once; about 400 MB on disk, with a Node of its own)');
-    const status = await runStep(
+    const { status } = await runStep(
       command,
       [
         ...first,
@@ -306,16 +307,34 @@ async function installDebianPackages(commands) {
     // Programs are wanted, not daemons: systemctl then starts nothing.
     SYSTEMD_OFFLINE: '1',
   };
-  const install = ['-y', '-q', '--no-install-recommends', '-o', 'DPkg::Lock::Timeout=120', 'install'];
-  const installed = async (names) => (await runStep(apt, [...install, ...names], env, { quiet: true })) === 0;
-  if (await installed(packages)) return disableServices(commands);
-  await runStep(apt, ['-q', 'update'], env, { quiet: true });
-  if (!(await installed(packages))) {
-    // One name that this release does not have must not keep the others out.
-    if (packages.length > 1) for (const name of packages) await installed([name]);
-    else await runStep(apt, [...install, ...packages], env);
+  const options = ['-y', '-q', '--no-install-recommends', '-o', 'DPkg::Lock::Timeout=120'];
+  const update = () => {
+    say('reading the list of Debian packages');
+    return runStep(apt, ['-q', 'update'], env, { quiet: true });
+  };
+  const install = (names) => runStep(apt, [...options, 'install', ...names], env, { quiet: true });
+
+  const fresh = !hasPackageLists();
+  if (fresh) await update();
+  let result = await install(packages);
+  if (result.status !== 0 && !fresh) {
+    await update();
+    result = await install(packages);
   }
-  await disableServices(commands);
+  // One name that this release does not have must not keep the others out.
+  if (result.status !== 0 && packages.length > 1) for (const name of packages) await install([name]);
+  const missing = missingCommands(commands);
+  if (missing.length > 0)
+    say(`apt-get could not install ${debianPackages(missing).join(', ')}; it said:\n${result.output}`);
+  await disableServices(commands.filter((name) => !missing.includes(name)));
+}
+
+function hasPackageLists() {
+  try {
+    return fs.readdirSync('/var/lib/apt/lists').some((name) => name.includes('_Packages'));
+  } catch {
+    return false;
+  }
 }
 
 async function disableServices(commands) {
@@ -465,8 +484,8 @@ function waitFor(child) {
 }
 
 /**
- * One step of the set-up: its output goes to standard error, or with `quiet` is shown only if it fails. Says every ten
- * seconds that it goes on. Resolves to the exit status.
+ * One step of the set-up: its output goes to standard error, or with `quiet` is kept instead. Says every ten
+ * seconds that it goes on. Resolves to the exit status and what was kept.
  */
 async function runStep(command, args, env, { quiet = false } = {}) {
   const started = Date.now();
@@ -485,8 +504,7 @@ async function runStep(command, args, env, { quiet = false } = {}) {
     const { status, signal } = await waitFor(child);
     if (signal !== null) throw new SetupError(128 + os.constants.signals[signal], `${name} was ended by ${signal}`);
     if (status === 0) say(`… done in ${seconds()} s`);
-    else if (quiet && kept.trim() !== '') fs.writeSync(2, `${kept.trimEnd()}\n`);
-    return status;
+    return { status, output: kept.trimEnd() };
   } finally {
     clearInterval(heart);
   }
