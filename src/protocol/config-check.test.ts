@@ -102,6 +102,13 @@ test('REQ-CONFIG-005: routes lie within what the profile lists', () => {
   );
 });
 
+test('REQ-CONFIG-005: a network around an allowed one is not within it', () => {
+  assert.deepEqual(routesOf(['10.0.0.0/8', '10.0.0.0/16'], { routes: [parsePrefix('10.0.0.0/16')] }), {
+    taken: ['10.0.0.0/16'],
+    refused: ['10.0.0.0/8'],
+  });
+});
+
 test('REQ-CONFIG-006: at most 1,000 routes', () => {
   const routes = Array.from({ length: 1_001 }, (_, i) => `10.${i >> 8}.${i & 255}.0/24`);
   const { taken, refused } = routesOf(routes);

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { code, utf8 } from '../../test/support/protocol.ts';
 import { isVpnError, VpnError } from '../base/errors.ts';
@@ -24,6 +26,9 @@ import {
 } from './frame.ts';
 
 const OFFSET = 16;
+
+setFlagsFromString('--expose-gc');
+const collectGarbage: () => void = runInNewContext('gc');
 
 /** Records every call as text, and keeps data payloads at an offset as the packet path does. */
 class Recorder implements FrameSink {
@@ -54,6 +59,15 @@ class Recorder implements FrameSink {
     this.seen.push(`greeting ${hash(line)}`);
   }
 }
+
+const SILENT: FrameSink = {
+  target: new Uint8Array(0),
+  targetOffset: 0,
+  reserve: () => {},
+  data: () => {},
+  control: () => {},
+  unknown: () => {},
+};
 
 /** Short payloads in full, long ones by length and sum. */
 function hash(bytes: Uint8Array): string {
@@ -146,7 +160,7 @@ test('REQ-FRAME-002: the type numbers', () => {
 });
 
 test('REQ-FRAME-003: frames mean the same however bytes come', () => {
-  const sizes = [0, 1, 47, 48, 49, 200];
+  const sizes = [0, 1, 23, 24, 25, 200];
   const bytes = concat(
     ...sizes.map((size) => frame(FrameType.ping, size)),
     ...sizes.slice(1).map((size) => frame(FrameType.packet, size)),
@@ -379,6 +393,23 @@ test('REQ-FRAME-014: an announced length alone makes no memory', () => {
   });
   const taken = process.memoryUsage().arrayBuffers - before;
   assert.ok(taken < decoders.length * 8_192, `${taken} bytes for ${decoders.length} announced frames`);
+});
+
+test('REQ-FRAME-014: the memory of a long frame is given back when it is done', () => {
+  const long = frame(FrameType.config, MAX_CONTROL_PAYLOAD_BYTES);
+  collectGarbage();
+  const before = process.memoryUsage().arrayBuffers;
+  const decoders = Array.from({ length: 200 }, () => {
+    const decoder = new FrameDecoder({ ...SILENT }, 'server');
+    decoder.push(encodeGreeting());
+    decoder.setPhase('session');
+    decoder.push(long.subarray(0, 1_000));
+    decoder.push(long.subarray(1_000));
+    return decoder;
+  });
+  collectGarbage();
+  const taken = process.memoryUsage().arrayBuffers - before;
+  assert.ok(taken < (decoders.length * MAX_CONTROL_PAYLOAD_BYTES) / 2, `${taken} bytes kept by idle decoders`);
 });
 
 test('REQ-GREETING-001: the server opens with one line, then frames', () => {

@@ -187,7 +187,7 @@ const KEPT_BUFFER_BYTES = 4_096;
 /** What a half-received control frame allocates at most beyond twice what has come of it. */
 const FIRST_BUFFER_BYTES = 4_096;
 /** Below this, a byte loop is faster than a view and a `set`. */
-const LOOP_COPY_BYTES = 48;
+const LOOP_COPY_BYTES = 24;
 
 /**
  * Reads frames out of the bytes of one connection, in any chunking.
