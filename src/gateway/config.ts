@@ -84,8 +84,8 @@ export const gatewayConfigSchema = z.strictObject({
       absoluteSeconds: seconds(60, 31_536_000).default(604_800).describe('a session ends after this, however busy'),
       idleSeconds: seconds(60, 31_536_000).default(86_400).describe('a session ends when no packet came for this long'),
       graceSeconds: seconds(0, 86_400).default(120).describe('how long addresses are kept for a client that has gone'),
-      pingSeconds: seconds(1, 600).default(25).describe('silence before an end asks whether the other lives'),
-      deadSeconds: seconds(3, 1800).default(75).describe('silence after which the other end counts as gone'),
+      pingSeconds: seconds(1, 600).default(20).describe('silence before an end asks whether the other lives'),
+      deadSeconds: seconds(3, 1800).default(60).describe('silence after which the other end counts as gone'),
     })
     .prefault({}),
 
@@ -93,13 +93,7 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
-      connectionsPerSource: z
-        .number()
-        .int()
-        .min(1)
-        .max(100_000)
-        .default(64)
-        .describe('per IPv4 address or IPv6 /64, before login'),
+      connectionsPerSource: z.number().int().min(1).max(100_000).default(64).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
     })

@@ -1,0 +1,86 @@
+/** The configuration table, its example and its documentation say the same. */
+
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { parseConfig } from '../base/config.ts';
+import { gatewayConfigSchema, RELOADABLE_KEYS, resolveFiles } from './config.ts';
+
+const root = join(import.meta.dirname, '..', '..');
+const documentation = await readFile(join(root, 'docs', 'configuration.md'), 'utf8');
+const example = await readFile(join(root, 'config', 'server.example.toml'), 'utf8');
+const defaults = parseConfig('', gatewayConfigSchema, 'nothing');
+
+/** `a` or `a.b` for every key that there is. */
+function keysOf(value: object, prefix = ''): string[] {
+  return Object.entries(value).flatMap(([key, inner]) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? keysOf(inner, `${prefix}${key}.`)
+      : [`${prefix}${key}`],
+  );
+}
+
+const schemaKeys = Object.entries(gatewayConfigSchema.shape).flatMap(([key]) => {
+  const value: unknown = Reflect.get(defaults, key);
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? keysOf(value, `${key}.`) : [key];
+});
+
+function documentedDefault(key: string): string | undefined {
+  const row = documentation.split('\n').find((line) => line.startsWith(`| \`${key}\` |`));
+  return row?.split('|')[2]?.trim();
+}
+
+test('the example configuration parses and shows every key', () => {
+  const parsed = parseConfig(example, gatewayConfigSchema, 'config/server.example.toml');
+  assert.deepEqual(keysOf(parsed).sort(), [...schemaKeys].sort());
+});
+
+test('every key is documented with its true default', () => {
+  for (const key of schemaKeys) {
+    const value = key.split('.').reduce<unknown>((inner, part) => Reflect.get(Object(inner), part), defaults);
+    const expected = value === undefined ? '–' : `\`${JSON.stringify(value)}\``;
+    assert.equal(documentedDefault(key), expected, key);
+  }
+});
+
+test('exactly the keys that a reload applies are marked so', () => {
+  const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('*reload*'));
+  assert.deepEqual(marked.map((line) => line.split('`')[1]).sort(), [...RELOADABLE_KEYS].sort());
+});
+
+test('an unknown key is refused with its name and line', () => {
+  assert.throws(() => parseConfig('port = 443\nprot = 1\n', gatewayConfigSchema, 'x.toml'), {
+    code: 'ERR_CONFIG_KEY',
+    message: /x\.toml:2: unknown key "prot"/,
+  });
+});
+
+for (const [text, key] of [
+  ['port = 70000', 'port'],
+  ['mtu = 1000', 'mtu'],
+  ['pool = ["10.0.0.0"]', 'pool'],
+  ['services = ["http"]', 'services'],
+  ['device = "a very long name"', 'device'],
+  ['minVersion = "1.1"', 'minVersion'],
+  ['requireClientAuth = "maybe"', 'requireClientAuth'],
+  ['[session]\nidleSeconds = -1', 'session.idleSeconds'],
+] as const) {
+  test(`a bad value is refused by name: ${text.replace('\n', ' ')}`, () => {
+    assert.throws(
+      () => parseConfig(text, gatewayConfigSchema, 'x.toml'),
+      (error: Error & { code?: string }) => {
+        assert.equal(error.code, 'ERR_CONFIG_VALUE');
+        assert.match(error.message, new RegExp(`x\\.toml:[12]: ${key.replace('.', '\\.')}`));
+        return true;
+      },
+    );
+  });
+}
+
+test('file names are resolved against the folder of the configuration', () => {
+  const resolved = resolveFiles({ ...defaults, caFile: '/etc/ca.pem' }, '/srv/vpn');
+  assert.equal(resolved.certFile, '/srv/vpn/certs/server.pem');
+  assert.equal(resolved.caFile, '/etc/ca.pem');
+  assert.equal(resolved.crlFile, undefined);
+});
