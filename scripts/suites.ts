@@ -216,7 +216,7 @@ export async function runSuite(
       }
       if (event.type === 'test:diagnostic' && event.data.nesting === 0 && CLOSING_LINE.test(event.data.message))
         continue;
-      if (options.failuresOnly === true && event.type === 'test:pass') continue;
+      if (options.failuresOnly === true && (event.type === 'test:pass' || event.type === 'test:start')) continue;
       if (!report.write(event)) await new Promise((resolve) => report.once('drain', resolve));
     }
     await new Promise<void>((resolve) => {
