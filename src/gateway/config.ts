@@ -93,7 +93,7 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
-      connectionsPerSource: z.number().int().min(1).max(100_000).default(64).describe('per IPv4 address or IPv6 /64'),
+      connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
     })
