@@ -13,6 +13,13 @@ import { VpnError } from '../base/errors.ts';
 /** The Debian package of each program that the product runs. */
 const PACKAGES: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftables' };
 
+/** A word of a command for `ip -batch`: nothing that could end the word or the line, or be taken for an option. */
+export const IP_WORD = /^[A-Za-z0-9:][A-Za-z0-9:./_%@-]*$/;
+
+/** What `ip` says of something that is gone already. */
+export const ALREADY_GONE =
+  /Cannot find device|No such (device|process|file or directory)|Cannot assign requested address/;
+
 const MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
 const TIMEOUT_MS = 20_000;
 
@@ -46,7 +53,7 @@ export function runCommand(program: string, args: readonly string[], input = '')
 function commandError(program: string, args: readonly string[], error: Error, stderr: string): VpnError {
   const code: unknown = Reflect.get(error, 'code');
   const command = [program, ...args].join(' ');
-  const details = { command, status: typeof code === 'number' ? code : String(code) };
+  const details = { command, status: typeof code === 'number' ? code : String(code), stderr };
   if (code === 'ENOENT') {
     const fix = PACKAGES[program] ?? program;
     return new VpnError('ERR_UNSUPPORTED', `the program ${program} is missing; try: apt-get install ${fix}`, {

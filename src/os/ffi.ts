@@ -27,6 +27,7 @@ const SYSTEM_CALLS = {
   setsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u32'], return: 'i32' },
   getsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u64'], return: 'i32' },
   getsockname: { arguments: ['i32', 'u64', 'u64'], return: 'i32' },
+  flock: { arguments: ['i32', 'i32'], return: 'i32' },
   __errno_location: { arguments: [], return: 'u64' },
   uv_handle_size: { arguments: ['i32'], return: 'u64' },
   uv_poll_init: { arguments: ['u64', 'u64', 'i32'], return: 'i32' },
@@ -50,6 +51,7 @@ export interface NativeCalls {
   setsockopt(fd: number, level: number, name: number, value: bigint, length: number): number;
   getsockopt(fd: number, level: number, name: number, value: bigint, length: bigint): number;
   getsockname(fd: number, address: bigint, length: bigint): number;
+  flock(fd: number, operation: number): number;
   /** The error number of the last failed call on this thread. Valid only until the next call of anything. */
   errno(): number;
 }
