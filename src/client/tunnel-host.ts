@@ -51,7 +51,7 @@ export class TunnelHost implements ClientHost {
     if (wanted === this.#applied) return;
     await host.revert();
     this.#applied = '';
-    for (const change of changes) await host.apply(change);
+    await host.applyAll(changes);
     this.#applied = wanted;
   }
 

@@ -27,7 +27,7 @@ const schemaKeys = Object.entries(gatewayConfigSchema.shape).flatMap(([key]) => 
 });
 
 function documentedDefault(key: string): string | undefined {
-  const row = documentation.split('\n').find((line) => line.startsWith(`| \`${key}\` |`));
+  const row = documentation.split('\n').find((line) => line.split('|')[1]?.trim() === `\`${key}\``);
   return row?.split('|')[2]?.trim();
 }
 
@@ -45,7 +45,7 @@ test('every key is documented with its true default', () => {
 });
 
 test('exactly the keys that a reload applies are marked so', () => {
-  const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('*reload*'));
+  const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('_reload_'));
   assert.deepEqual(marked.map((line) => line.split('`')[1]).sort(), [...RELOADABLE_KEYS].sort());
 });
 

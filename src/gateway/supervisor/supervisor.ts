@@ -12,7 +12,7 @@ import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { formatIp, type IpAddress, type Prefix, parsePrefix } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
-import { HostNetwork, RouteBatch } from '../../os/host.ts';
+import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
 import { findForeignDrops, readCounters, replaceTable, runNft } from '../../os/nft.ts';
 import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDevice } from '../../os/tun.ts';
@@ -29,6 +29,8 @@ const BACKLOG = 4096;
 /** Connections that the kernel tracks for one client address. */
 const CONNECTIONS_PER_ADDRESS = 4096;
 const PLAIN_DEVICE_INDEX = 1;
+/** Packets that the kernel keeps for us while we are busy. */
+const QUEUE_LENGTH = 1000;
 
 /** What a gateway needs of its privileged part. */
 export interface Supervisor extends SupervisorPort {
@@ -215,24 +217,26 @@ export class HostSupervisor implements Supervisor {
   /** Rules first: nothing is forwarded before they stand. */
   async #configure(): Promise<void> {
     const config = this.#config;
-    const host = this.#host;
     const { pool } = this.#options;
-    await host.apply({
-      kind: 'nft',
-      table: GATEWAY_TABLE,
-      body: gatewayRuleset(this.#rules(config, this.#generation)),
-    });
-    for (const device of [this.devices.primary, this.#plain]) {
-      await host.apply({ kind: 'link', device: device.name, up: true, addressGeneration: 'none', queueLength: 1000 });
-    }
-    const [device] = [this.devices.primary.name];
-    for (const gateway of [pool.gateway4, pool.gateway6]) {
-      if (gateway !== undefined) await host.apply({ kind: 'address', device, address: formatIp(gateway) });
-    }
-    for (const prefix of config.pool) await host.apply({ kind: 'route', prefix, device });
+    const device = this.devices.primary.name;
     const { v4, v6 } = prefixesOf(config);
-    if (v4 !== undefined) await host.apply({ kind: 'sysctl', key: 'net.ipv4.ip_forward', value: '1' });
-    if (v6 !== undefined) await host.apply({ kind: 'forwarding6' });
+    const gateways = [pool.gateway4, pool.gateway6].filter((address) => address !== undefined);
+    await this.#host.applyAll([
+      { kind: 'nft', table: GATEWAY_TABLE, body: gatewayRuleset(this.#rules(config, this.#generation)) },
+      ...[device, this.#plain.name].map(
+        (name): HostChange => ({
+          kind: 'link',
+          device: name,
+          up: true,
+          addressGeneration: 'none',
+          queueLength: QUEUE_LENGTH,
+        }),
+      ),
+      ...gateways.map((address): HostChange => ({ kind: 'address', device, address: formatIp(address) })),
+      ...config.pool.map((prefix): HostChange => ({ kind: 'route', prefix, device })),
+      ...(v4 === undefined ? [] : [{ kind: 'sysctl', key: 'net.ipv4.ip_forward', value: '1' } satisfies HostChange]),
+      ...(v6 === undefined ? [] : [{ kind: 'forwarding6' } satisfies HostChange]),
+    ]);
   }
 
   #rules(config: GatewayConfig, generation: number): RulesetInput {
