@@ -34,8 +34,6 @@ const AWAITED: Readonly<Record<string, readonly string[]>> = {
     'REQ-CHANNEL-002',
     'REQ-CHANNEL-003',
     'REQ-CHANNEL-004',
-    'REQ-PACKET-002',
-    'REQ-PACKET-003',
   ],
   identity: [
     'REQ-DEVICE-005',

@@ -10,10 +10,23 @@
  * @see docs/protocol.md#REQ-SUPER-001
  */
 
+import { completeChecksum } from '../ip/checksum.ts';
 import { DropReason } from '../ip/drop-reason.ts';
 import type { Lease } from '../ip/lease-pool.ts';
 import { checkPacket } from '../ip/packet.ts';
-import { GsoType, NO_OFFLOAD, type Offload, type OffloadLimits, rebuildOffload } from '../ip/super-packet.ts';
+import { writeSegment } from '../ip/segment.ts';
+import {
+  FLAG_PARTIAL_CHECKSUM,
+  GsoType,
+  MAX_UDP_SEGMENTS,
+  MIN_GSO_SIZE,
+  NO_OFFLOAD,
+  type Offload,
+  type OffloadLimits,
+  rebuildOffload,
+  segmentCount,
+  VirtioGsoType,
+} from '../ip/super-packet.ts';
 import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
 import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
 import type { Channel } from './channel.ts';
@@ -21,6 +34,9 @@ import type { Channel } from './channel.ts';
 const PACKET_FRAME_OFFSET = PACKET_OFFSET - FRAME_HEADER_BYTES;
 const SUPER_PAYLOAD_OFFSET = PACKET_OFFSET - SUPER_HEADER_BYTES;
 const SUPER_FRAME_OFFSET = SUPER_PAYLOAD_OFFSET - FRAME_HEADER_BYTES;
+
+/** More than any size: packets of this kind never take the fast path. */
+const ALWAYS_LOOK = 0x1_0000;
 
 /** Where the session's own address stands in a packet that arrives in a frame. */
 export type OwnAddress = 'source' | 'destination';
@@ -77,6 +93,8 @@ export class PacketLink {
   readonly #limits: OffloadLimits;
   readonly #drops: Float64Array;
   readonly #offload: Offload = { ...NO_OFFLOAD };
+  /** By `GsoType`: a packet with smaller segments is looked at before it is sent, as the peer might refuse it. */
+  readonly #leastSize: Uint32Array;
   readonly #own4: Uint8Array | undefined;
   readonly #own6: Uint8Array | undefined;
   readonly #ownOffset4: number;
@@ -88,6 +106,9 @@ export class PacketLink {
     this.#buffers = options.buffers;
     this.#superPackets = options.superPackets;
     this.#limits = options.limits;
+    this.#leastSize = options.superPackets
+      ? Uint32Array.of(0, MIN_GSO_SIZE, MIN_GSO_SIZE, ALWAYS_LOOK)
+      : new Uint32Array(4).fill(ALWAYS_LOOK);
     this.#drops = options.drops;
     this.#own4 = options.lease.v4?.bytes;
     this.#own6 = options.lease.v6?.bytes;
@@ -113,8 +134,8 @@ export class PacketLink {
     }
     let start = PACKET_FRAME_OFFSET;
     if (gsoType !== GsoType.none || flags !== 0) {
-      if (!this.#superPackets) {
-        this.#drop(DropReason.notNegotiated);
+      if (gsoSize < (this.#leastSize[gsoType] ?? ALWAYS_LOOK) && !this.#isTaken(length, gsoType, gsoSize)) {
+        this.#sendCut(channel, bytes, length, gsoType, gsoSize);
         return;
       }
       start = SUPER_FRAME_OFFSET;
@@ -127,6 +148,64 @@ export class PacketLink {
       writeFrameHeader(bytes, start, FrameType.packet, length);
     }
     if (!channel.sendData(bytes, start, PACKET_OFFSET + length)) {
+      this.#drop(DropReason.queueFull);
+      return;
+    }
+    this.counters.sentPackets += 1;
+    this.counters.sentBytes += length;
+  }
+
+  /** Whether the peer takes this as a super-packet. Its own limits on UDP are the only ones that a kernel exceeds. */
+  #isTaken(length: number, gsoType: number, gsoSize: number): boolean {
+    return (
+      gsoType === GsoType.udpL4 &&
+      this.#superPackets &&
+      this.#limits.uso &&
+      gsoSize >= MIN_GSO_SIZE &&
+      length <= MAX_UDP_SEGMENTS * gsoSize
+    );
+  }
+
+  /** Does in software what the peer's kernel is not asked to do: segments and checksums. */
+  #sendCut(channel: Channel, bytes: Uint8Array, length: number, gsoType: number, gsoSize: number): void {
+    const offload = this.#offload;
+    // The kernel's own header is not needed: the parse of a partial checksum finds all that cutting takes.
+    const reason = rebuildOffload(
+      bytes,
+      PACKET_OFFSET,
+      length,
+      GsoType.none,
+      FLAG_PARTIAL_CHECKSUM,
+      0,
+      this.#limits,
+      offload,
+    );
+    if (reason !== DropReason.none) {
+      this.#drop(reason);
+      return;
+    }
+    if (gsoSize === 0) {
+      completeChecksum(bytes, PACKET_OFFSET, length, offload.checksumStart, offload.checksumOffset);
+      this.#sendPacket(channel, bytes, length);
+      return;
+    }
+    offload.gsoSize = gsoSize;
+    offload.gsoType = gsoType === GsoType.udpL4 ? VirtioGsoType.udpL4 : VirtioGsoType.tcp4;
+    // Free here: a received frame is done with it within one call.
+    const segment = this.#buffers.shared.bytes;
+    const count = segmentCount(length, offload.headerLength, gsoSize);
+    for (let index = 0; index < count; index++) {
+      this.#sendPacket(
+        channel,
+        segment,
+        writeSegment(bytes, PACKET_OFFSET, length, offload, index, segment, PACKET_OFFSET),
+      );
+    }
+  }
+
+  #sendPacket(channel: Channel, bytes: Uint8Array, length: number): void {
+    writeFrameHeader(bytes, PACKET_FRAME_OFFSET, FrameType.packet, length);
+    if (!channel.sendData(bytes, PACKET_FRAME_OFFSET, PACKET_OFFSET + length)) {
       this.#drop(DropReason.queueFull);
       return;
     }

@@ -1,0 +1,331 @@
+// What becomes of packets between a device and a channel: which frame they travel in, what is cut, what is refused.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import {
+  icmpPacket,
+  TcpFlag,
+  type TcpOptions,
+  tcpPacket,
+  transportChecksumOk,
+  udpPacket,
+} from '../../test/support/packets.ts';
+import { type ChannelPair, FrameCollector, openChannelPair } from '../../test/support/tls-pair.ts';
+import { parseIp } from '../ip/address.ts';
+import { DROP_REASON_NAMES, DropReason } from '../ip/drop-reason.ts';
+import { FLAG_PARTIAL_CHECKSUM, GsoType, VirtioGsoType } from '../ip/super-packet.ts';
+import { PACKET_OFFSET } from '../os/tun.ts';
+import { MemoryTun } from '../os/tun-memory.ts';
+import { FrameDecoder, FrameType } from '../protocol/frame.ts';
+import { PacketBufferPool, PacketLink, type PacketLinkOptions } from './packet-link.ts';
+
+const OWN4 = '10.8.0.2';
+const OWN6 = 'fd00:8::2';
+const PARTIAL = { flags: FLAG_PARTIAL_CHECKSUM };
+
+let pair: ChannelPair;
+const MARKER = Uint8Array.of(FrameType.echo, 0, 0, 0);
+let arrived: { type: number; payload: Uint8Array }[] = [];
+let marked = Promise.withResolvers<void>();
+const collector = new FrameCollector((type, payload) => {
+  if (type === FrameType.echo) marked.resolve();
+  else arrived.push({ type, payload: payload.slice() });
+});
+
+before(async () => {
+  pair = await openChannelPair();
+  pair.client.start(collector);
+  pair.server.start({ bytes: () => {}, closed: () => {} });
+});
+after(() => {
+  pair.client.destroy();
+  pair.server.destroy();
+});
+
+interface Rig {
+  device: MemoryTun;
+  link: PacketLink;
+  drops: Float64Array;
+}
+
+function rig(options: Partial<PacketLinkOptions> = {}): Rig {
+  const device = new MemoryTun({ mtu: 1500 });
+  const drops = new Float64Array(DROP_REASON_NAMES.length);
+  const link = new PacketLink({
+    device,
+    buffers: new PacketBufferPool(device),
+    lease: { v4: parseIp(OWN4), v6: parseIp(OWN6) },
+    ownAddress: 'source',
+    superPackets: true,
+    limits: { mtu: 1500, uso: true },
+    drops,
+    ...options,
+  });
+  link.channel = pair.server;
+  return { device, link, drops };
+}
+
+/** Sends what the device would have read; resolves with the frames that the other end got. */
+async function send(
+  { link }: Rig,
+  packet: Uint8Array,
+  facts: { gsoType?: number; flags?: number; gsoSize?: number } = {},
+): Promise<{ type: number; payload: Uint8Array }[]> {
+  arrived = [];
+  marked = Promise.withResolvers<void>();
+  const bytes = new Uint8Array(PACKET_OFFSET + packet.length);
+  bytes.set(packet, PACKET_OFFSET);
+  link.send(bytes, packet.length, facts.gsoType ?? 0, facts.flags ?? 0, facts.gsoSize ?? 0);
+  assert.ok(pair.server.sendData(MARKER, 0, MARKER.length));
+  await collector.until(marked.promise);
+  return arrived;
+}
+
+/** Receives frames as a decoder of the client's bytes would hand them over. */
+function receive({ link }: Rig, ...frames: { type: number; payload: Uint8Array }[]): void {
+  const receiver = link.createReceiver();
+  const decoder = new FrameDecoder(
+    {
+      get target() {
+        return receiver.target;
+      },
+      get targetOffset() {
+        return receiver.targetOffset;
+      },
+      reserve: (type, length, whole) => receiver.reserve(type, length, whole),
+      data: (type, length) => receiver.data(type, length),
+      control: () => assert.fail('no control frame was sent'),
+      unknown: () => assert.fail('no extension was sent'),
+    },
+    'client',
+  );
+  decoder.setPhase('data');
+  for (const { type, payload } of frames) {
+    const { length } = payload;
+    decoder.push(Uint8Array.of(type, length >>> 16, length >>> 8, length, ...payload));
+  }
+}
+
+const superFrame = (packet: Uint8Array, gsoType: number, flags: number, gsoSize: number) => ({
+  type: FrameType.super,
+  payload: Uint8Array.of(gsoType, flags, gsoSize >>> 8, gsoSize & 0xff, ...packet),
+});
+
+const droppedAs = ({ drops }: Rig): Record<string, number> =>
+  Object.fromEntries(DROP_REASON_NAMES.map((name, at) => [name, drops[at] ?? 0] as const).filter(([, n]) => n > 0));
+
+test('a plain packet goes as PACKET, a super-packet as SUPER with its three facts', async () => {
+  const r = rig();
+  const plain = icmpPacket();
+  assert.deepEqual(await send(r, plain), [{ type: FrameType.packet, payload: plain }]);
+  const big = tcpPacket({ payload: 5000, partial: true });
+  const [frame] = await send(r, big, { gsoType: GsoType.tcp4, gsoSize: 1448, ...PARTIAL });
+  assert.deepEqual(frame, superFrame(big, GsoType.tcp4, 1, 1448));
+  assert.deepEqual(droppedAs(r), {});
+});
+
+const cuts: readonly [
+  what: string,
+  options: Partial<PacketLinkOptions>,
+  build: () => Uint8Array,
+  facts: object,
+  segments: number,
+][] = [
+  [
+    'UDP segments where `uso` was not agreed on, IPv4',
+    { limits: { mtu: 1500, uso: false } },
+    () => udpPacket({ payload: 3500, partial: true }),
+    { gsoType: GsoType.udpL4, gsoSize: 1200 },
+    3,
+  ],
+  [
+    'UDP segments where `uso` was not agreed on, IPv6',
+    { limits: { mtu: 1500, uso: false } },
+    () => udpPacket({ version: 6, payload: 2400, partial: true }),
+    { gsoType: GsoType.udpL4, gsoSize: 1200 },
+    2,
+  ],
+  [
+    'UDP segments that are more than a peer takes',
+    {},
+    () => udpPacket({ payload: 70 * 300, partial: true }),
+    { gsoType: GsoType.udpL4, gsoSize: 300 },
+    70,
+  ],
+  [
+    'UDP segments that are smaller than a peer takes',
+    {},
+    () => udpPacket({ payload: 1000, partial: true }),
+    { gsoType: GsoType.udpL4, gsoSize: 255 },
+    4,
+  ],
+  [
+    'TCP segments that are smaller than a peer takes, IPv4',
+    {},
+    () => tcpPacket({ payload: 1000, partial: true, flags: TcpFlag.ack | TcpFlag.psh }),
+    { gsoType: GsoType.tcp4, gsoSize: 255 },
+    4,
+  ],
+  [
+    'TCP segments that are smaller than a peer takes, IPv6',
+    {},
+    () => tcpPacket({ version: 6, payload: 1000, partial: true }),
+    { gsoType: GsoType.tcp6, gsoSize: 100 },
+    10,
+  ],
+  [
+    'TCP segments for a peer without super-packets',
+    { superPackets: false },
+    () => tcpPacket({ payload: 4000, partial: true }),
+    { gsoType: GsoType.tcp4, gsoSize: 1448 },
+    3,
+  ],
+];
+for (const [what, options, build, facts, segments] of cuts) {
+  test(`REQ-PACKET-003: ${what} are cut in software and go as PACKET frames`, async () => {
+    const r = rig(options);
+    const packet = build();
+    const frames = await send(r, packet, { ...PARTIAL, ...facts });
+    assert.equal(frames.length, segments);
+    let payload = 0;
+    const header = headerOf(packet);
+    for (const frame of frames) {
+      assert.equal(frame.type, FrameType.packet);
+      assert.ok(transportChecksumOk(frame.payload), 'the checksum is complete');
+      const body = frame.payload.slice(header);
+      assert.deepEqual(body, packet.slice(header + payload, header + payload + body.length));
+      payload += body.length;
+    }
+    assert.equal(payload, packet.length - header, 'every byte was sent once');
+    assert.deepEqual(droppedAs(r), {});
+    assert.equal(r.link.counters.sentPackets, segments);
+    // What the other end does with them: nothing is refused.
+    const peer = rig({ ...options, superPackets: options.superPackets ?? true });
+    receive(peer, ...frames);
+    assert.deepEqual(droppedAs(peer), {});
+    assert.equal(peer.device.written.length, segments);
+  });
+}
+
+function headerOf(packet: Uint8Array): number {
+  const network = (packet[0] ?? 0) >> 4 === 4 ? 20 : 40;
+  const protocol = packet[network === 20 ? 9 : 6];
+  return network + (protocol === 6 ? 20 : 8);
+}
+
+test('REQ-PACKET-003: a partial checksum is completed for a peer without super-packets', async () => {
+  for (const packet of [
+    tcpPacket({ payload: 33, partial: true }),
+    udpPacket({ version: 6, payload: 34, partial: true }),
+  ]) {
+    const r = rig({ superPackets: false });
+    assert.equal(transportChecksumOk(packet), false);
+    const [frame] = await send(r, packet, PARTIAL);
+    assert.equal(frame?.type, FrameType.packet);
+    assert.ok(transportChecksumOk(frame.payload));
+    assert.equal(frame.payload.length, packet.length);
+  }
+});
+
+test('segments that a peer takes are not cut', async () => {
+  const limits: readonly [packet: Uint8Array, gsoType: number, gsoSize: number][] = [
+    [tcpPacket({ payload: 1000, partial: true }), GsoType.tcp4, 256],
+    [tcpPacket({ version: 6, payload: 1000, partial: true }), GsoType.tcp6, 256],
+    [udpPacket({ payload: 1000, partial: true }), GsoType.udpL4, 256],
+  ];
+  for (const [packet, gsoType, gsoSize] of limits) {
+    const [frame] = await send(rig(), packet, { ...PARTIAL, gsoType, gsoSize });
+    assert.deepEqual(frame, superFrame(packet, gsoType, 1, gsoSize));
+    const peer = rig();
+    if (frame !== undefined) receive(peer, frame);
+    assert.deepEqual(droppedAs(peer), {});
+  }
+});
+
+test('what cannot be cut is dropped under the rule it breaks', () => {
+  const r = rig({ superPackets: false });
+  const packet = icmpPacket({ payload: 3000 });
+  const bytes = new Uint8Array(PACKET_OFFSET + packet.length);
+  bytes.set(packet, PACKET_OFFSET);
+  r.link.send(bytes, packet.length, GsoType.tcp4, FLAG_PARTIAL_CHECKSUM, 1448);
+  assert.deepEqual(droppedAs(r), { super_checksum_protocol: 1 });
+});
+
+test('without a channel, and with a full one, packets are dropped and counted', () => {
+  const r = rig();
+  const bytes = new Uint8Array(PACKET_OFFSET + 100);
+  r.link.channel = undefined;
+  r.link.send(bytes, 100, 0, 0, 0);
+  assert.deepEqual(droppedAs(r), { no_channel: 1 });
+  assert.equal(r.link.counters.sentPackets, 0);
+});
+
+test('REQ-PACKET-002: a packet with a foreign source, or of a family without a lease, is dropped and counted', () => {
+  const foreign: readonly Uint8Array[] = [
+    icmpPacket({ source: '10.8.0.3' }),
+    icmpPacket({ source: '0.0.0.0' }),
+    icmpPacket({ source: 'fd00:8::3' }),
+    icmpPacket({ source: '::' }),
+    tcpPacket({ source: '127.0.0.1' }),
+  ];
+  for (const payload of foreign) {
+    const r = rig();
+    receive(r, { type: FrameType.packet, payload });
+    assert.deepEqual(droppedAs(r), { source_not_leased: 1 });
+    assert.equal(r.device.written.length, 0);
+  }
+  const onlyV4 = rig({ lease: { v4: parseIp(OWN4) } });
+  receive(onlyV4, { type: FrameType.packet, payload: icmpPacket({ source: OWN6 }) });
+  assert.deepEqual(droppedAs(onlyV4), { source_not_leased: 1 });
+});
+
+test('REQ-PACKET-002: a client takes only packets that are for its own address', () => {
+  const r = rig({ ownAddress: 'destination' });
+  const own = icmpPacket({ source: '192.0.2.1', destination: OWN4 });
+  receive(r, { type: FrameType.packet, payload: own });
+  receive(r, { type: FrameType.packet, payload: icmpPacket({ source: OWN4, destination: '192.0.2.1' }) });
+  receive(r, { type: FrameType.packet, payload: icmpPacket({ source: '2001:db8::1', destination: OWN6 }) });
+  assert.equal(r.device.written.length, 2);
+  assert.deepEqual(r.device.written[0]?.bytes, own);
+  assert.deepEqual(droppedAs(r), { source_not_leased: 1 });
+});
+
+test('REQ-PACKET-003: SUPER and udp-l4 are refused where they were not agreed on', () => {
+  const big = (options: TcpOptions = {}) => tcpPacket({ payload: 3000, partial: true, ...options });
+  const without = rig({ superPackets: false });
+  receive(without, superFrame(big(), GsoType.tcp4, 1, 1448));
+  assert.deepEqual(droppedAs(without), { not_negotiated: 1 });
+  const noUdp = rig({ limits: { mtu: 1500, uso: false } });
+  receive(noUdp, superFrame(udpPacket({ payload: 3000, partial: true }), GsoType.udpL4, 1, 1200));
+  assert.deepEqual(droppedAs(noUdp), { super_udp_unsupported: 1 });
+  const agreed = rig();
+  receive(agreed, superFrame(big(), GsoType.tcp4, 1, 1448));
+  assert.equal(agreed.device.written[0]?.offload.gsoType, VirtioGsoType.tcp4);
+  assert.deepEqual(droppedAs(agreed), {});
+});
+
+test('a packet that the device refuses is counted', () => {
+  const r = rig();
+  r.device.refusesWrites = true;
+  receive(r, { type: FrameType.packet, payload: icmpPacket({ source: OWN4 }) });
+  assert.equal(r.drops[DropReason.tunRefused], 1);
+  assert.equal(r.link.counters.receivedPackets, 0);
+});
+
+test('a buffer held by a frame that breaks off goes back to the pool, and none is held between frames', () => {
+  const device = new MemoryTun();
+  let made = 0;
+  const create = device.createBuffer.bind(device);
+  device.createBuffer = () => {
+    made += 1;
+    return create();
+  };
+  const buffers = new PacketBufferPool(device);
+  const r = rig({ device, buffers });
+  const receiver = r.link.createReceiver();
+  for (let i = 0; i < 100; i++) {
+    receiver.reserve(FrameType.packet, 100, false);
+    receiver.release();
+  }
+  assert.equal(made, 2, 'the shared buffer and one more');
+});
