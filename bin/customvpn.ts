@@ -23,7 +23,6 @@ import type { GatewayConfig } from '../src/gateway/config.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
-import { findRequirements } from '../src/os/requirements.ts';
 import { loadServerCredentials } from '../src/transport/credentials.ts';
 import { serverTlsOptions } from '../src/transport/tls.ts';
 
@@ -71,7 +70,7 @@ const host: CliHost = {
   startClient,
   cleanClients: (state) => cleanClients(state, createLogger({ level: 'warn' })),
   probe,
-  requirements: findRequirements,
+  requirements: async () => (await import('../src/os/requirements.ts')).findRequirements(),
 };
 
 process.exitCode = await runProgram(host, version, process.argv.slice(2));

@@ -14,6 +14,11 @@ export const clientState = (): Option =>
   new Option('--state <dir>', 'state directory of the client').default(DEFAULT_CLIENT_STATE);
 export const jsonOutput = (): Option => new Option('--json', 'print one JSON document');
 
+/** What to add to a suggested command so that it means the same state directory. */
+export function stateHint(state: string): string {
+  return state === DEFAULT_GATEWAY_STATE || state === DEFAULT_CLIENT_STATE ? '' : ` --state ${state}`;
+}
+
 /** A comma-separated list without empty parts. An option that is given again adds to it. */
 export function list(value: string, previous: readonly string[] = []): string[] {
   return [...previous, ...value.split(',').map((part) => part.trim())].filter((part) => part !== '');

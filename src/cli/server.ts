@@ -5,7 +5,7 @@
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
-import { gatewayState, hostAndPort, jsonOutput, list } from './options.ts';
+import { gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
 
 interface StateOptions extends OutputOptions {
@@ -46,7 +46,7 @@ Examples:
           dns: options.dns ?? [],
           routes: options.route ?? [],
         });
-        const state = options.state === gatewayState().defaultValue ? '' : ` --state ${options.state}`;
+        const state = stateHint(options.state);
         print(result, options, (made) =>
           [
             facts([

@@ -5,7 +5,7 @@
 import { Command } from 'commander';
 import type { UserInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
-import { gatewayState, jsonOutput, list } from './options.ts';
+import { gatewayState, jsonOutput, list, stateHint } from './options.ts';
 import { bad, facts, formatAge, good, type OutputOptions, print, table } from './output.ts';
 
 interface StateOptions extends OutputOptions {
@@ -24,7 +24,12 @@ export function userCommand(host: CliHost): Command {
     .action(async (name: string, options: StateOptions & { group?: string[] }) => {
       await using gateway = await host.openGateway(options.state);
       print(await gateway['user.add']({ name, groups: options.group ?? [] }), options, (user) =>
-        [`added ${user.name}`, '', 'Next:', `  customvpn profile ${user.name} --out ${user.name}.toml`].join('\n'),
+        [
+          `added ${user.name}`,
+          '',
+          'Next:',
+          `  customvpn profile ${user.name}${stateHint(options.state)} --out ${user.name}.toml`,
+        ].join('\n'),
       );
     });
 

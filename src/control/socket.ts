@@ -17,6 +17,8 @@ const MAX_BODY_BYTES = 1 << 20;
 /** `sun_path` holds 108 bytes with its terminator. */
 const MAX_PATH_BYTES = 107;
 const CALL_TIMEOUT_MS = 30_000;
+/** How long running calls may take after the daemon has ended. */
+const LINGER_MS = 2000;
 
 /**
  * Serves `handlers` at `path` until it is disposed of. A socket that a dead process left behind is replaced.
@@ -50,8 +52,10 @@ export async function serveControl<T extends Operations>(
   await chmod(path, 0o600);
   return {
     [Symbol.asyncDispose]: async () => {
-      server.closeAllConnections();
+      // The call that asked the daemon to end is still to be answered.
+      const cut = setTimeout(() => server.closeAllConnections(), LINGER_MS);
       await new Promise<void>((resolve) => server.close(() => resolve()));
+      clearTimeout(cut);
       await rm(path, { force: true });
     },
   };
