@@ -16,10 +16,6 @@ const PACKAGES: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftab
 /** A word of a command for `ip -batch`: nothing that could end the word or the line, or be taken for an option. */
 export const IP_WORD = /^[A-Za-z0-9:][A-Za-z0-9:./_%@-]*$/;
 
-/** What `ip` says of something that is gone already. */
-export const ALREADY_GONE =
-  /Cannot find device|No such (device|process|file or directory)|Cannot assign requested address/;
-
 const MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
 const TIMEOUT_MS = 20_000;
 

@@ -10,7 +10,7 @@ import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { ALREADY_GONE, IP_WORD, runCommand } from './command.ts';
+import { IP_WORD, runCommand } from './command.ts';
 import { Journal, type JournalEntry } from './journal.ts';
 import { deleteTable, replaceTable, type TableName } from './nft.ts';
 
@@ -180,23 +180,28 @@ export class HostNetwork {
   /** Goes on after a failure: what can be taken back is. */
   async #undoAll(journal: Journal, entries: readonly JournalEntry[]): Promise<VpnError[]> {
     const failures: VpnError[] = [];
-    let batch: { number: number; lines: string[][] }[] = [];
+    const links = entries.length === 0 ? new Map<string, Link>() : await listLinks();
+    let batch: { number: number; undo: Undo; lines: string[][] }[] = [];
     const flush = async (): Promise<void> => {
       const now = batch;
       batch = [];
-      if (now.length === 0) return;
       const failed = await runIpBatchLeniently(now.flatMap(({ lines }) => lines));
-      failures.push(...failed);
-      if (failed.length === 0) await journal.markUndone(now.map(({ number }) => number));
-      this.#log.debug('taken back', { commands: now.flatMap(({ lines }) => lines.map((words) => words.join(' '))) });
+      const undone: number[] = [];
+      let line = 0;
+      for (const { number, undo, lines } of now) {
+        const own = lines.flatMap(() => failed.get(++line) ?? []);
+        if (own.length === 0 || (await isGone(undo))) undone.push(number);
+        else failures.push(new VpnError('ERR_HOST_APPLY', own.join(' | ')));
+      }
+      await journal.markUndone(undone);
+      if (now.length > 0) this.#log.debug('taken back', { entries: now.length });
     };
-    const links = entries.length === 0 ? new Map<string, Link>() : await listLinks();
     for (const { number, value } of entries) {
       try {
         const undo = parseUndo(value);
         const lines = ipUndo(undo, links);
         if (lines !== undefined) {
-          batch.push({ number, lines });
+          batch.push({ number, undo, lines });
           continue;
         }
         await flush();
@@ -359,9 +364,7 @@ async function planAddress(change: Extract<HostChange, { kind: 'address' }>, lin
   const isV6 = change.address.includes(':');
   const address = change.address.includes('/') ? change.address : `${change.address}/${isV6 ? 128 : 32}`;
   if (!link.isTun) {
-    const text = await runCommand('ip', ['-j', 'address', 'show', 'dev', device, 'to', address]);
-    const [found] = JSON.parse(text) as Record<string, unknown>[];
-    if (Array.isArray(found?.addr_info) && found.addr_info.length > 0) return [];
+    if ((await countShown(['address', 'show', 'dev', device, 'to', address])) > 0) return [];
   }
   const words = ['address', 'add', address, 'dev', device, ...(isV6 ? ['nodad'] : [])];
   return [{ undo: { op: 'address', device, index: link.index, address }, ip: [words] }];
@@ -383,8 +386,7 @@ async function planRoute(
   // Routes of a TUN device are nobody's but ours; elsewhere one that is there already must stay when we go.
   if (link?.isTun !== true) {
     const family = prefix.includes(':') ? '-6' : '-4';
-    const text = await runCommand('ip', ['-j', family, 'route', 'show', 'exact', prefix, ...selector]).catch(() => '');
-    if (text.trim() !== '' && (JSON.parse(text) as unknown[]).length > 0) return [];
+    if ((await countShown([family, 'route', 'show', 'exact', prefix, ...selector])) > 0) return [];
   }
   return [
     { undo: { op: 'route', device: device ?? null, index: link?.index ?? 0, args }, ip: [['route', 'add', ...args]] },
@@ -470,18 +472,48 @@ async function runIpBatch(lines: readonly string[][]): Promise<void> {
   }
 }
 
-async function runIpBatchLeniently(lines: readonly string[][]): Promise<VpnError[]> {
+/** Goes on after commands that fail. Returns what was said of each, by its line, the first being 1. */
+async function runIpBatchLeniently(lines: readonly string[][]): Promise<Map<number, string>> {
+  const failed = new Map<number, string>();
   const text = batchText(lines);
-  if (text === '') return [];
+  if (text === '') return failed;
   try {
     await runCommand('ip', ['-force', '-batch', '-'], text);
-    return [];
   } catch (error) {
-    const failure = toVpnError(error, 'ERR_HOST_APPLY');
-    const said = String(failure.details.stderr ?? failure.message)
-      .trim()
-      .split('\n');
-    const words = said.filter((line) => !line.startsWith('Command failed'));
-    return words.every((line) => ALREADY_GONE.test(line)) ? [] : [failure];
+    const { code, details } = toVpnError(error, 'ERR_HOST_APPLY');
+    if (code === 'ERR_UNSUPPORTED') throw error;
+    let words: string[] = [];
+    for (const said of String(details.stderr ?? '').split('\n')) {
+      const line = /^Command failed -:(\d+)/.exec(said)?.[1];
+      if (line === undefined) {
+        words.push(said);
+      } else {
+        failed.set(Number(line), `ip ${lines[Number(line) - 1]?.join(' ')}: ${words.join(' ')}`);
+        words = [];
+      }
+    }
+    if (failed.size === 0) throw error;
   }
+  return failed;
+}
+
+/** Whether what was to be taken back is not there any more. What `ip` says of that differs between kernels. */
+async function isGone(undo: Undo): Promise<boolean> {
+  const show =
+    undo.op === 'address'
+      ? ['address', 'show', 'dev', undo.device, 'to', undo.address]
+      : undo.op === 'route'
+        ? [undo.args[0]?.includes(':') ? '-6' : '-4', 'route', 'show', 'exact', ...undo.args]
+        : undefined;
+  if (show === undefined) return false;
+  // A device or a table that is gone is an error of `ip`, and what was in it is gone too.
+  return (await countShown(show)) === 0;
+}
+
+/** How many objects `ip -j` shows; 0 also when it refuses. */
+async function countShown(args: readonly string[]): Promise<number> {
+  const text = await runCommand('ip', ['-j', ...args]).catch(() => '');
+  const shown = (text.trim() === '' ? [] : JSON.parse(text)) as Record<string, unknown>[];
+  // For addresses one object is a device: an empty one, or one without addresses, is none.
+  return shown.filter((one) => ('dst' in one ? true : Array.isArray(one.addr_info) && one.addr_info.length > 0)).length;
 }

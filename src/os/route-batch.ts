@@ -11,7 +11,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { ALREADY_GONE, adminPath, IP_WORD } from './command.ts';
+import { adminPath, IP_WORD } from './command.ts';
 
 /** A route to one of our devices. */
 export interface HostRoute {
@@ -26,6 +26,9 @@ interface Command {
   resolve(): void;
   reject(error: VpnError): void;
 }
+
+/** What `ip` says of a route or a device that is gone already, on older kernels and on newer ones. */
+const ALREADY_GONE = /No such process|No such device|Cannot find device|not found/i;
 
 const MAX_WAITING = 20_000;
 const SENTINEL = 'confirm';
