@@ -5,7 +5,7 @@
  * the first login a one-time enrolment token. The token is a `Secret` from the moment it is read, and no error repeats a
  * line of the file. It must not know how a client dials or enrols.
  *
- * @see wire.md §1 (pins) and §7 (what a client accepts)
+ * @see docs/protocol.md §1 (pins) and §12 (what a client accepts)
  */
 
 import { randomBytes, X509Certificate } from 'node:crypto';

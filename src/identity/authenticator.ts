@@ -6,11 +6,12 @@
  * in good standing at the moment of the verdict. The client hears `rejected` and nothing else until everything but the
  * one thing it is told has been proven; the record has the true reason. It must not know frames, TLS or sessions.
  *
- * @see wire.md §3
+ * @see docs/protocol.md §6
  */
 
 import type { Clock } from '../base/clock.ts';
 import { isVpnError } from '../base/errors.ts';
+import { nodePrimitives } from '../base/primitives.ts';
 import { type DeviceSignatureFacts, parseDeviceSignatureInput } from '../protocol/keys.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../protocol/login.ts';
 import type { RejectCode } from '../protocol/messages.ts';
@@ -19,7 +20,6 @@ import type { Queries, Store } from '../store/store.ts';
 import type { EnrolmentTokens } from './enrolment.ts';
 import { normaliseName } from './names.ts';
 import { Nonces } from './nonces.ts';
-import { nodePrimitives } from './primitives.ts';
 import { DeviceStep } from './steps/device.ts';
 import type { Attempt, Finding, LoginPeer, LoginStep, Refusal, Subject } from './steps/step.ts';
 import { TokenStep } from './steps/token.ts';

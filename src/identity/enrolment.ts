@@ -1,7 +1,7 @@
 /**
  * Enrolment tokens: one-time secrets that bring a device's key into the store.
  *
- * Hides the table and the rule of `wire.md` §3: a token goes in one step from unused to bound to the first key that
+ * Hides the table and the rule of docs/protocol.md §6: a token goes in one step from unused to bound to the first key that
  * presents it; that key may present it again until its first login of its own (so that a lost ACCEPT locks nobody out);
  * any other key never. The secret is handed out once and stored as SHA-256. It must not know how a login goes.
  *

@@ -1,5 +1,5 @@
 /**
- * The nonces that logins sign: single use, 60 seconds, good on one connection only (`wire.md` §3).
+ * The nonces that logins sign: single use, 60 seconds, good on one connection only (docs/protocol.md §6).
  *
  * Hides the table and its bound. A connection has at most one nonce. When the table is full the oldest nonce goes: a flood
  * of connections must renew the whole table within one honest login to hinder it, where a table that refuses would lock

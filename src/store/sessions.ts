@@ -1,7 +1,7 @@
 /**
  * The sessions that a gateway keeps on record, so that they survive a worker and can be listed and ended.
  *
- * Hides the table and the sealing: of a session's secrets only K_resume is stored, sealed (`wire.md` §3, "At rest"). A
+ * Hides the table and the sealing: of a session's secrets only K_resume is stored, sealed (docs/protocol.md §14). A
  * session that has ended leaves no row, only what the audit record says. It must not know what runs the session.
  */
 

@@ -1,7 +1,7 @@
 /**
  * Seals what a stolen database must not give away.
  *
- * Hides `master.key` and the sealed form (`wire.md` §3, "At rest"):
+ * Hides `master.key` and the sealed form (docs/protocol.md §14):
  *
  *     u8 version (1) ‖ nonce (12) ‖ AES-256-GCM ciphertext ‖ tag (16)
  *

@@ -4,15 +4,15 @@
  * At a login the key is the one in the store; at an enrolment it is the one in the message, which another step vouches
  * for. A signature is verified in any case, against a key that nobody holds when there is none to verify against.
  *
- * @see wire.md §3, `devSig`
+ * @see docs/protocol.md §5
  */
 
 import { generateKeyPairSync, type KeyObject } from 'node:crypto';
+import { nodePrimitives } from '../../base/primitives.ts';
 import { deviceIdOf } from '../../protocol/keys.ts';
 import type { DeviceAlgorithm } from '../../protocol/messages.ts';
 import type { Store } from '../../store/store.ts';
 import { parseDeviceKey, verifyDeviceSignature } from '../devices.ts';
-import { nodePrimitives } from '../primitives.ts';
 import type { Attempt, Finding, LoginStep, Subject } from './step.ts';
 
 export class DeviceStep implements LoginStep {

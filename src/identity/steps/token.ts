@@ -3,7 +3,7 @@
  *
  * Only a holder of the right secret hears more than `rejected`: that the profile is used, or too old.
  *
- * @see wire.md §3, "Enrolment token"
+ * @see docs/protocol.md §6
  */
 
 import { AuditEvent } from '../../store/audit.ts';
