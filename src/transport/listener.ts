@@ -141,7 +141,7 @@ export class Listener {
     });
     this.#tls.on('secureConnection', (socket) => this.#secure(socket));
     this.#tls.on('tlsClientError', (error, socket) => this.#fail(socket, error));
-    this.#http = createHttpServer({ maxHeaderSize: 8192, keepAlive: false }, options.http ?? notFound);
+    this.#http = createHttpServer({ maxHeaderSize: 8192 }, options.http ?? notFound);
     this.#http.on('clientError', (_error, socket) => socket.destroy());
   }
 
@@ -330,12 +330,11 @@ export class Listener {
   }
 }
 
+/** A client certificate that Node has refused is reported as a lost connection. */
 function handshakeError(socket: TLSSocket, error: Error): VpnError {
-  if (!('code' in error) || error.code !== 'ECONNRESET') return translateTlsError(error, 'ERR_TLS_HANDSHAKE');
-  // A client certificate that Node has refused is reported as a lost connection.
-  const reason = socket.authorizationError;
-  if (reason != null) return certificateError(String(reason));
-  return new VpnError('ERR_PEER_GONE', 'the peer closed the connection during the handshake', { cause: error });
+  const isLost = 'code' in error && error.code === 'ECONNRESET';
+  if (isLost && socket.authorizationError != null) return certificateError(String(socket.authorizationError));
+  return translateTlsError(error, 'ERR_TLS_HANDSHAKE');
 }
 
 function listenError(cause: unknown, address: string, port: number): VpnError {
@@ -369,7 +368,7 @@ function listenError(cause: unknown, address: string, port: number): VpnError {
 }
 
 const notFound: RequestListener = (_request, response) => {
-  response.writeHead(404, { 'content-type': 'text/plain; charset=utf-8' });
+  response.writeHead(404, { 'content-type': 'text/plain; charset=utf-8', connection: 'close' });
   response.end('Not Found\n');
 };
 

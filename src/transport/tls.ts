@@ -212,7 +212,7 @@ const FLAG_EXTENDED_MASTER_SECRET = 1;
 /**
  * Whether a TLS 1.2 handshake used the extended master secret. Node has no API for it; the flag is in the session.
  *
- * @param session OpenSSL's `SSL_SESSION` in DER, as `getSession()` gives it
+ * @param session OpenSSL's `SSL_SESSION` in DER, as `getSession()` of either end gives it
  */
 export function hasExtendedMasterSecret(session: Uint8Array): boolean {
   return ((sessionField(session, SESSION_FLAGS) ?? 0) & FLAG_EXTENDED_MASTER_SECRET) !== 0;
@@ -225,8 +225,19 @@ export function negotiatedGroup(session: Uint8Array): string {
   return GROUP_NAMES[group] ?? `0x${group.toString(16).padStart(4, '0')}`;
 }
 
+/** Node's client puts this, a u16 length and the server's name in front of the DER. */
+const CLIENT_SESSION_PREFIX = Buffer.from('\0nodejs:tls:session:1\0');
+
+function sessionDer(session: Uint8Array): Uint8Array {
+  const { length } = CLIENT_SESSION_PREFIX;
+  if (!CLIENT_SESSION_PREFIX.equals(session.subarray(0, length))) return session;
+  const nameLength = ((session[length] ?? 0) << 8) | (session[length + 1] ?? 0);
+  return session.subarray(length + 2 + nameLength);
+}
+
 /** The small integer under an explicit context tag of an `SSL_SESSION` (ssl_asn1.c); `undefined` when absent or broken. */
-function sessionField(der: Uint8Array, tag: number): number | undefined {
+function sessionField(session: Uint8Array, tag: number): number | undefined {
+  const der = sessionDer(session);
   const sequence = readElement(der, 0, der.length);
   if (sequence === undefined || sequence.tag !== 0x30) return undefined;
   let at = sequence.start;
@@ -376,71 +387,83 @@ const EXPIRED: Meaning = {
   code: 'ERR_CERT_EXPIRED',
   text: 'the certificate has expired; renew it, or set the clock right',
 };
+const GONE: Meaning = {
+  code: 'ERR_PEER_GONE',
+  text: 'the peer has closed the connection, or cannot be reached any more',
+};
 const REVOKED: Meaning = { code: 'ERR_CERT_REVOKED', text: 'the certificate has been revoked' };
 const UNTRUSTED: Meaning = { code: 'ERR_CERT_UNTRUSTED', text: 'the certificate is not trusted' };
 
 /** OpenSSL's reasons and verification results by the names Node gives them. */
-const MEANINGS: Readonly<Record<string, Meaning>> = {
-  ERR_SSL_HTTP_REQUEST: HTTP,
-  ERR_SSL_HTTPS_PROXY_REQUEST: HTTP,
-  ERR_SSL_WRONG_VERSION_NUMBER: NOT_TLS,
-  ERR_SSL_PACKET_LENGTH_TOO_LONG: NOT_TLS,
-  ERR_SSL_UNSUPPORTED_PROTOCOL: VERSION,
-  ERR_SSL_VERSION_TOO_LOW: VERSION,
-  ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION: VERSION,
-  ERR_SSL_NO_PROTOCOLS_AVAILABLE: VERSION,
-  ERR_SSL_NO_APPLICATION_PROTOCOL: ALPN,
-  ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL: ALPN,
-  ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE: NO_CERTIFICATE,
-  ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED: NO_CERTIFICATE,
-  ERR_TLS_HANDSHAKE_TIMEOUT: { code: 'ERR_STAGE_TIMEOUT', text: 'the TLS handshake took too long' },
-  ERR_TLS_CERT_ALTNAME_INVALID: { code: 'ERR_CERT_NAME', text: 'the certificate is for another name' },
-  HOSTNAME_MISMATCH: { code: 'ERR_CERT_NAME', text: 'the certificate is for another name' },
-  CERT_HAS_EXPIRED: EXPIRED,
-  'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_EXPIRED': EXPIRED,
-  CERT_NOT_YET_VALID: { code: 'ERR_CERT_NOT_YET_VALID', text: 'the certificate is not valid yet; set the clock right' },
-  CERT_REVOKED: REVOKED,
-  'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_REVOKED': REVOKED,
-  'ERR_SSL_SSL/TLS_ALERT_BAD_CERTIFICATE': UNTRUSTED,
-  'ERR_SSL_SSL/TLS_ALERT_UNSUPPORTED_CERTIFICATE': UNTRUSTED,
-  'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_UNKNOWN': UNTRUSTED,
-  ERR_SSL_TLSV1_ALERT_UNKNOWN_CA: UNTRUSTED,
-  INVALID_PURPOSE: { code: 'ERR_CERT_UNTRUSTED', text: 'the certificate is not for this use (extended key usage)' },
-  CRL_HAS_EXPIRED: {
-    code: 'ERR_CERT_UNTRUSTED',
-    text: 'the revocation list has expired; renew it: customvpn pki renew',
-  },
-  UNABLE_TO_GET_CRL: {
-    code: 'ERR_CERT_UNTRUSTED',
-    text: 'there is no revocation list of the authority that issued it',
-  },
-  ...Object.fromEntries(
-    [
-      'CERT_CHAIN_TOO_LONG',
-      'CERT_REJECTED',
-      'CERT_SIGNATURE_FAILURE',
-      'CERT_UNTRUSTED',
-      'CRL_NOT_YET_VALID',
-      'CRL_SIGNATURE_FAILURE',
-      'DEPTH_ZERO_SELF_SIGNED_CERT',
-      'ERROR_IN_CERT_NOT_AFTER_FIELD',
-      'ERROR_IN_CERT_NOT_BEFORE_FIELD',
-      'ERROR_IN_CRL_LAST_UPDATE_FIELD',
-      'ERROR_IN_CRL_NEXT_UPDATE_FIELD',
-      'INVALID_CA',
-      'OUT_OF_MEM',
-      'PATH_LENGTH_EXCEEDED',
-      'SELF_SIGNED_CERT_IN_CHAIN',
-      'UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY',
-      'UNABLE_TO_DECRYPT_CERT_SIGNATURE',
-      'UNABLE_TO_DECRYPT_CRL_SIGNATURE',
-      'UNABLE_TO_GET_ISSUER_CERT',
-      'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
-      'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
-      'UNSPECIFIED',
-    ].map((name) => [name, UNTRUSTED]),
-  ),
-};
+const MEANINGS: ReadonlyMap<string | undefined, Meaning> = new Map(
+  Object.entries({
+    ECONNRESET: GONE,
+    EPIPE: GONE,
+    ETIMEDOUT: GONE,
+    ERR_SSL_HTTP_REQUEST: HTTP,
+    ERR_SSL_HTTPS_PROXY_REQUEST: HTTP,
+    ERR_SSL_WRONG_VERSION_NUMBER: NOT_TLS,
+    ERR_SSL_PACKET_LENGTH_TOO_LONG: NOT_TLS,
+    ERR_SSL_UNSUPPORTED_PROTOCOL: VERSION,
+    ERR_SSL_VERSION_TOO_LOW: VERSION,
+    ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION: VERSION,
+    ERR_SSL_NO_PROTOCOLS_AVAILABLE: VERSION,
+    ERR_SSL_NO_APPLICATION_PROTOCOL: ALPN,
+    ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL: ALPN,
+    ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE: NO_CERTIFICATE,
+    ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED: NO_CERTIFICATE,
+    ERR_TLS_HANDSHAKE_TIMEOUT: { code: 'ERR_STAGE_TIMEOUT', text: 'the TLS handshake took too long' },
+    ERR_TLS_CERT_ALTNAME_INVALID: { code: 'ERR_CERT_NAME', text: 'the certificate is for another name' },
+    HOSTNAME_MISMATCH: { code: 'ERR_CERT_NAME', text: 'the certificate is for another name' },
+    CERT_HAS_EXPIRED: EXPIRED,
+    'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_EXPIRED': EXPIRED,
+    CERT_NOT_YET_VALID: {
+      code: 'ERR_CERT_NOT_YET_VALID',
+      text: 'the certificate is not valid yet; set the clock right',
+    },
+    CERT_REVOKED: REVOKED,
+    'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_REVOKED': REVOKED,
+    'ERR_SSL_SSL/TLS_ALERT_BAD_CERTIFICATE': UNTRUSTED,
+    'ERR_SSL_SSL/TLS_ALERT_UNSUPPORTED_CERTIFICATE': UNTRUSTED,
+    'ERR_SSL_SSL/TLS_ALERT_CERTIFICATE_UNKNOWN': UNTRUSTED,
+    ERR_SSL_TLSV1_ALERT_UNKNOWN_CA: UNTRUSTED,
+    INVALID_PURPOSE: { code: 'ERR_CERT_UNTRUSTED', text: 'the certificate is not for this use (extended key usage)' },
+    CRL_HAS_EXPIRED: {
+      code: 'ERR_CERT_UNTRUSTED',
+      text: 'the revocation list has expired; renew it: customvpn pki renew',
+    },
+    UNABLE_TO_GET_CRL: {
+      code: 'ERR_CERT_UNTRUSTED',
+      text: 'there is no revocation list of the authority that issued it',
+    },
+    ...Object.fromEntries(
+      [
+        'CERT_CHAIN_TOO_LONG',
+        'CERT_REJECTED',
+        'CERT_SIGNATURE_FAILURE',
+        'CERT_UNTRUSTED',
+        'CRL_NOT_YET_VALID',
+        'CRL_SIGNATURE_FAILURE',
+        'DEPTH_ZERO_SELF_SIGNED_CERT',
+        'ERROR_IN_CERT_NOT_AFTER_FIELD',
+        'ERROR_IN_CERT_NOT_BEFORE_FIELD',
+        'ERROR_IN_CRL_LAST_UPDATE_FIELD',
+        'ERROR_IN_CRL_NEXT_UPDATE_FIELD',
+        'INVALID_CA',
+        'OUT_OF_MEM',
+        'PATH_LENGTH_EXCEEDED',
+        'SELF_SIGNED_CERT_IN_CHAIN',
+        'UNABLE_TO_DECODE_ISSUER_PUBLIC_KEY',
+        'UNABLE_TO_DECRYPT_CERT_SIGNATURE',
+        'UNABLE_TO_DECRYPT_CRL_SIGNATURE',
+        'UNABLE_TO_GET_ISSUER_CERT',
+        'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
+        'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
+        'UNSPECIFIED',
+      ].map((name) => [name, UNTRUSTED]),
+    ),
+  }),
+);
 
 /**
  * Says what a failure of TLS means.
@@ -449,7 +472,7 @@ const MEANINGS: Readonly<Record<string, Meaning>> = {
  */
 export function translateTlsError(error: Error, fallback: ErrorCode): VpnError {
   const reason = 'code' in error ? String(error.code) : undefined;
-  const meaning = reason === undefined ? undefined : MEANINGS[reason];
+  const meaning = MEANINGS.get(reason);
   const details = { reason };
   if (meaning === undefined) return new VpnError(fallback, `${describe(error, reason)}`, { cause: error, details });
   return new VpnError(meaning.code, `${meaning.text} (${reason})`, { cause: error, details });

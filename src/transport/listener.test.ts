@@ -1,0 +1,564 @@
+/** What a port does with good clients, bad clients and no clients at all: real sockets on loopback. */
+
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { connect as connectTcp, createServer as createTcpServer, type Socket } from 'node:net';
+import { test } from 'node:test';
+import { type ConnectionOptions, connect as connectTls, type TLSSocket } from 'node:tls';
+import { TestAuthority } from '../../test/support/certificates.ts';
+import { collectLog, type LogLine } from '../../test/support/log-lines.ts';
+import { FrameCollector } from '../../test/support/tls-pair.ts';
+import { ManualClock } from '../base/clock.ts';
+import { type ErrorCode, isVpnError } from '../base/errors.ts';
+import { silentLogger } from '../base/log.ts';
+import { openListenSocket } from '../os/socket.ts';
+import { encodeFrame, FrameType } from '../protocol/frame.ts';
+import type { Channel } from './channel.ts';
+import { sourceOf } from './endpoint.ts';
+import { Listener, type ListenerOptions } from './listener.ts';
+import { LogLimit } from './log-limit.ts';
+import { negotiatedGroup } from './tls.ts';
+
+const authority = await TestAuthority.create();
+const leaf = await authority.server();
+const otherAuthority = await TestAuthority.create('Other CA');
+const credentials = { cert: leaf.cert, key: leaf.key, ca: authority.cert };
+
+/** Waits for the end of a connection. Resolves with the code of the error that ended it, if there was one. */
+function failureOf(socket: Socket): Promise<string | undefined> {
+  socket.resume();
+  let code: string | undefined;
+  socket.once('error', (error: NodeJS.ErrnoException) => {
+    code = error.code;
+  });
+  return new Promise((resolve) => socket.once('close', () => resolve(code)));
+}
+
+class Rig implements AsyncDisposable {
+  readonly listener: Listener;
+  readonly lines: LogLine[];
+  readonly port: number;
+  readonly #channels: Channel[];
+  readonly #arrivals: ((channel: Channel) => void)[];
+
+  static async open(options: Partial<ListenerOptions> = {}): Promise<Rig> {
+    const channels: Channel[] = [];
+    const arrivals: ((channel: Channel) => void)[] = [];
+    const { log, lines } = collectLog();
+    const onChannel = (channel: Channel): void => {
+      channels.push(channel);
+      arrivals.shift()?.(channel);
+    };
+    const listener = await Listener.open({ address: '127.0.0.1', port: 0, credentials, onChannel, log, ...options });
+    return new Rig(listener, lines, channels, arrivals);
+  }
+
+  private constructor(
+    listener: Listener,
+    lines: LogLine[],
+    channels: Channel[],
+    arrivals: ((channel: Channel) => void)[],
+  ) {
+    this.listener = listener;
+    this.lines = lines;
+    this.port = listener.address.port;
+    this.#channels = channels;
+    this.#arrivals = arrivals;
+  }
+
+  /** The next channel that the listener hands over. */
+  arrival(): Promise<Channel> {
+    return new Promise((resolve) => this.#arrivals.push(resolve));
+  }
+
+  get channelCount(): number {
+    return this.#channels.length;
+  }
+
+  tls(options: ConnectionOptions = {}): TLSSocket {
+    const socket = connectTls({
+      host: '127.0.0.1',
+      port: this.port,
+      ca: authority.cert,
+      ALPNProtocols: ['customvpn/1'],
+      ...options,
+    });
+    socket.on('error', () => {});
+    return socket;
+  }
+
+  /** Sends bytes to the port and waits until the server has closed the connection. */
+  async raw(bytes?: string | Uint8Array): Promise<void> {
+    const socket = connectTcp(this.port, '127.0.0.1', () => bytes !== undefined && socket.write(bytes));
+    socket.on('error', () => {});
+    await failureOf(socket);
+  }
+
+  /** That a connection failed with this code, once, was logged with its peer, and hurt nobody else. */
+  async expectFailure(code: ErrorCode): Promise<void> {
+    while (this.listener.connectionCount > 0) await new Promise(setImmediate);
+    assert.deepEqual(this.listener.counters.failed, { [code]: 1 });
+    const line = this.lines.find((one) => one.code === code);
+    assert.equal(line?.peer, '127.0.0.1');
+    assert.equal(line?.level, 'info');
+    assert.equal(this.listener.handshakeCount, 0);
+    assert.equal(this.channelCount, 0);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.listener.close();
+    for (const channel of this.#channels) channel.destroy();
+  }
+}
+
+test('a tunnel client becomes a channel whose facts are true', async () => {
+  await using rig = await Rig.open();
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  await once(client, 'secureConnect');
+  const { facts } = await arrival;
+  assert.equal(facts.protocol, 'TLSv1.3');
+  assert.equal(facts.cipher, 'TLS_AES_128_GCM_SHA256');
+  assert.equal(facts.alpn, 'customvpn/1');
+  assert.equal(facts.group, 'X25519MLKEM768');
+  assert.deepEqual(facts.remote, { address: '127.0.0.1', port: client.localPort });
+  assert.deepEqual(facts.local, { address: '127.0.0.1', port: rig.port });
+  assert.equal(facts.authorized, false);
+  assert.equal(facts.peerCertificate, undefined);
+  assert.equal(Buffer.from(facts.serverId).toString('base64'), leaf.pin);
+  client.destroy();
+});
+
+test('the group is the one of this handshake, at both ends and on both versions', async () => {
+  await using rig = await Rig.open({ minVersion: '1.2' });
+  for (const maxVersion of ['TLSv1.3', 'TLSv1.2'] as const) {
+    for (const group of ['X25519MLKEM768', 'X25519', 'P-256', 'P-384']) {
+      if (maxVersion === 'TLSv1.2' && group !== 'X25519' && group !== 'P-256') continue;
+      const arrival = rig.arrival();
+      // On 1.2 the list of groups is also the list of curves that the certificate may have.
+      const client = rig.tls({ ecdhCurve: maxVersion === 'TLSv1.2' ? `${group}:P-256` : group, maxVersion });
+      await once(client, 'secureConnect');
+      assert.equal((await arrival).facts.group, group);
+      const session = client.getSession();
+      assert.ok(session !== undefined);
+      assert.equal(negotiatedGroup(session), group);
+      client.destroy();
+    }
+  }
+});
+
+test('frames go both ways through a listening socket that was handed in', async () => {
+  const { fd, port } = openListenSocket({ address: '::', port: 0, congestion: 'bbr', notSentLowat: 8192 });
+  await using rig = await Rig.open({ fd });
+  assert.equal(rig.port, port);
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  const server = await arrival;
+  assert.equal(server.facts.remote.address, '127.0.0.1', 'no mapped address');
+  const frame = encodeFrame(FrameType.packet, new Uint8Array(1000).fill(3));
+  server.sendData(frame, 0, frame.length);
+  const [chunk] = await once(client, 'data');
+  assert.deepEqual(Uint8Array.from(chunk as Buffer), frame);
+  client.destroy();
+});
+
+test('plain HTTP is ERR_NOT_TLS', async () => {
+  await using rig = await Rig.open();
+  await rig.raw('GET / HTTP/1.1\r\nHost: localhost\r\n\r\n');
+  await rig.expectFailure('ERR_NOT_TLS');
+});
+
+for (const [what, bytes] of [
+  ['zeros', new Uint8Array(100)],
+  ['another protocol', 'SSH-2.0-OpenSSH_9.2\r\n'],
+  ['a proxy request', 'CONNECT localhost:1 HTTP/1.1\r\n\r\n'],
+  ['random bytes', Buffer.concat([Buffer.from([0x80 | 0x47]), randomBytes(99)])],
+] as const) {
+  test(`${what}: ERR_NOT_TLS`, async () => {
+    await using rig = await Rig.open();
+    await rig.raw(bytes);
+    await rig.expectFailure('ERR_NOT_TLS');
+  });
+}
+
+test('a TLS record that holds no ClientHello is ERR_TLS_HANDSHAKE', async () => {
+  await using rig = await Rig.open();
+  await rig.raw(Buffer.concat([Buffer.from('160301001001', 'hex'), Buffer.alloc(15, 0xff)]));
+  await rig.expectFailure('ERR_TLS_HANDSHAKE');
+});
+
+test('random bytes in any number leave the port serving others', async () => {
+  await using rig = await Rig.open();
+  await Promise.all(Array.from({ length: 30 }, (_, i) => rig.raw(randomBytes(50 + i * 40))));
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  await arrival;
+  client.destroy();
+});
+
+test('a peer that resets during the handshake is ERR_PEER_GONE, with its address', async () => {
+  await using rig = await Rig.open();
+  const socket = connectTcp(rig.port, '127.0.0.1');
+  socket.write(Buffer.from('1603010200', 'hex'));
+  while (rig.listener.handshakeCount === 0) await new Promise(setImmediate);
+  socket.resetAndDestroy();
+  await rig.expectFailure('ERR_PEER_GONE');
+});
+
+for (const bytes of [undefined, Buffer.from('160301ff', 'hex')]) {
+  test(`a handshake that is ${bytes === undefined ? 'never begun' : 'not continued'} is ERR_STAGE_TIMEOUT`, async () => {
+    await using rig = await Rig.open({ handshakeTimeoutMs: 50 });
+    await rig.raw(bytes);
+    await rig.expectFailure('ERR_STAGE_TIMEOUT');
+  });
+}
+
+for (const version of ['TLSv1.1', 'TLSv1.2'] as const) {
+  test(`${version} is ERR_TLS_VERSION`, async () => {
+    await using rig = await Rig.open();
+    const client = rig.tls({ minVersion: version, maxVersion: version, ciphers: 'DEFAULT@SECLEVEL=0' });
+    assert.equal(await failureOf(client), 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION');
+    await rig.expectFailure('ERR_TLS_VERSION');
+  });
+}
+
+test('TLS 1.1 is refused where 1.2 is allowed, too', async () => {
+  await using rig = await Rig.open({ minVersion: '1.2' });
+  const client = rig.tls({ minVersion: 'TLSv1.1', maxVersion: 'TLSv1.1', ciphers: 'DEFAULT@SECLEVEL=0' });
+  await failureOf(client);
+  await rig.expectFailure('ERR_TLS_VERSION');
+});
+
+test('TLS 1.2 works where it is allowed, with forward secrecy and AEAD', async () => {
+  await using rig = await Rig.open({ minVersion: '1.2' });
+  const arrival = rig.arrival();
+  const client = rig.tls({ maxVersion: 'TLSv1.2' });
+  const { facts } = await arrival;
+  assert.equal(facts.protocol, 'TLSv1.2');
+  assert.equal(facts.cipher, 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256');
+  client.destroy();
+});
+
+test('TLS 1.2 without the extended master secret is ERR_TLS_MASTER_SECRET', async () => {
+  await using rig = await Rig.open({ minVersion: '1.2' });
+  const SSL_OP_NO_EXTENDED_MASTER_SECRET = 1;
+  const client = rig.tls({ maxVersion: 'TLSv1.2', secureOptions: SSL_OP_NO_EXTENDED_MASTER_SECRET });
+  await failureOf(client);
+  await rig.expectFailure('ERR_TLS_MASTER_SECRET');
+});
+
+for (const ciphers of ['ECDHE-ECDSA-AES128-SHA256', 'AES128-GCM-SHA256', 'TLS_AES_128_CCM_SHA256']) {
+  test(`a client with only ${ciphers} is refused`, async () => {
+    await using rig = await Rig.open({ minVersion: '1.2' });
+    const version = ciphers.startsWith('TLS') ? 'TLSv1.3' : 'TLSv1.2';
+    const client = rig.tls({ ciphers, minVersion: version, maxVersion: version });
+    await failureOf(client);
+    await rig.expectFailure('ERR_TLS_HANDSHAKE');
+  });
+}
+
+test('a client may not renegotiate', async () => {
+  await using rig = await Rig.open({ minVersion: '1.2' });
+  const arrival = rig.arrival();
+  const client = rig.tls({ maxVersion: 'TLSv1.2' });
+  await once(client, 'secureConnect');
+  const collector = new FrameCollector();
+  (await arrival).start(collector);
+  const refused = Promise.withResolvers<Error | null>();
+  client.renegotiate({ rejectUnauthorized: false }, refused.resolve);
+  client.once('error', refused.resolve);
+  assert.ok((await refused.promise) instanceof Error);
+  client.destroy();
+  await collector.end;
+});
+
+test('a foreign application protocol is refused with an alert: ERR_TLS_ALPN', async () => {
+  await using rig = await Rig.open();
+  const client = rig.tls({ ALPNProtocols: ['h2', 'customvpn/2'] });
+  assert.equal(await failureOf(client), 'ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL');
+  await rig.expectFailure('ERR_TLS_ALPN');
+});
+
+async function readAll(socket: Socket): Promise<string> {
+  let text = '';
+  socket.on('data', (chunk: Buffer) => {
+    text += chunk.toString('latin1');
+  });
+  await failureOf(socket);
+  return text;
+}
+
+for (const ALPNProtocols of [[], ['http/1.1'], ['h2', 'http/1.1']]) {
+  test(`a client that offers ${ALPNProtocols.join(' and ') || 'no protocol'} meets the front door: an ordinary 404`, async () => {
+    await using rig = await Rig.open();
+    const client = rig.tls({ ALPNProtocols });
+    client.write('GET /login HTTP/1.1\r\nHost: localhost\r\n\r\n');
+    assert.match(await readAll(client), /^HTTP\/1\.1 404 Not Found\r\n[\s\S]*connection: close/);
+    assert.deepEqual([rig.channelCount, rig.listener.counters.frontDoor], [0, 1]);
+  });
+}
+
+test('the front door closes on what is not HTTP, and on who says nothing', async () => {
+  await using rig = await Rig.open({ frontDoorTimeoutMs: 50 });
+  const garbage = rig.tls({ ALPNProtocols: [] });
+  garbage.write(Buffer.alloc(300, 1));
+  assert.equal(await readAll(garbage), '');
+  const silent = rig.tls({ ALPNProtocols: ['http/1.1'] });
+  assert.equal(await readAll(silent), '');
+  assert.equal(rig.listener.counters.frontDoor, 2);
+});
+
+test('a client without ALPN gets a tunnel where that is configured', async () => {
+  await using rig = await Rig.open({ greetWithoutAlpn: true });
+  const arrival = rig.arrival();
+  const client = rig.tls({ ALPNProtocols: [] });
+  assert.equal((await arrival).facts.alpn, undefined);
+  client.destroy();
+});
+
+test('client certificates: a good one is known by name, serial and pin', async () => {
+  await using rig = await Rig.open({ requireClientAuth: true });
+  const alice = await authority.client('alice');
+  const arrival = rig.arrival();
+  const client = rig.tls({ cert: alice.cert, key: alice.key });
+  const { facts } = await arrival;
+  assert.equal(facts.authorized, true);
+  assert.equal(facts.peerCertificate?.name, 'alice');
+  assert.equal(facts.peerCertificate?.serial, alice.serial);
+  assert.equal(facts.peerCertificate?.issuer, 'CN=Test CA');
+  assert.equal(facts.peerCertificate?.pin, alice.pin);
+  client.destroy();
+});
+
+test('no client certificate where one is required: ERR_CERT_REQUIRED, and the client is told', async () => {
+  await using rig = await Rig.open({ requireClientAuth: true });
+  const client = rig.tls();
+  assert.equal(await failureOf(client), 'ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED');
+  await rig.expectFailure('ERR_CERT_REQUIRED');
+});
+
+test('no client certificate where one is optional: a channel that is not authorized', async () => {
+  await using rig = await Rig.open({ requireClientAuth: 'optional' });
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  assert.equal((await arrival).facts.authorized, false);
+  client.destroy();
+});
+
+const revoked = await authority.client('mallory');
+const badClients = [
+  ['expired', await authority.client('bob', { notBeforeHours: -10, notAfterHours: -1 }), 'ERR_CERT_EXPIRED'],
+  ['not yet valid', await authority.client('bob', { notBeforeHours: 1 }), 'ERR_CERT_NOT_YET_VALID'],
+  ['of another CA', await otherAuthority.client('bob'), 'ERR_CERT_UNTRUSTED'],
+  ['for servers', await authority.server(), 'ERR_CERT_UNTRUSTED'],
+  ['revoked', revoked, 'ERR_CERT_REVOKED'],
+] as const;
+const crl = await authority.crl([revoked.serial]);
+
+for (const requireClientAuth of [true, 'optional'] as const) {
+  for (const [what, bad, code] of badClients) {
+    test(`a client certificate that is ${what}, ${requireClientAuth === true ? 'required' : 'optional'}: ${code}`, async () => {
+      await using rig = await Rig.open({ requireClientAuth, credentials: { ...credentials, crl } });
+      const client = rig.tls({ cert: bad.cert, key: bad.key });
+      await failureOf(client);
+      await rig.expectFailure(code);
+    });
+  }
+}
+
+test('an expired revocation list lets nobody in', async () => {
+  const old = await authority.crl([], -1);
+  await using rig = await Rig.open({ requireClientAuth: true, credentials: { ...credentials, crl: old } });
+  const alice = await authority.client();
+  const client = rig.tls({ cert: alice.cert, key: alice.key });
+  await failureOf(client);
+  await rig.expectFailure('ERR_CERT_UNTRUSTED');
+});
+
+for (const version of ['TLSv1.3', 'TLSv1.2'] as const) {
+  test(`${version}: no session is resumed, and a revoked certificate with a saved session is refused`, async () => {
+    await using rig = await Rig.open({ requireClientAuth: true, minVersion: '1.2', credentials });
+    const mallory = { cert: revoked.cert, key: revoked.key, minVersion: version, maxVersion: version } as const;
+    const arrival = rig.arrival();
+    const first = rig.tls(mallory);
+    const sessions: Buffer[] = [];
+    first.on('session', (session: Buffer) => sessions.push(session));
+    await once(first, 'secureConnect');
+    // A frame from the server comes after any ticket.
+    (await arrival).sendControl(encodeFrame(FrameType.ping, new Uint8Array(0)));
+    await once(first, 'data');
+    const current = first.getSession();
+    if (current !== undefined) sessions.push(current);
+    assert.ok(sessions.length > 0);
+    first.destroy();
+
+    for (const session of sessions) {
+      const again = rig.arrival();
+      const second = rig.tls({ ...mallory, session });
+      await once(second, 'secureConnect');
+      assert.equal(second.isSessionReused(), false);
+      await again;
+      second.destroy();
+    }
+    rig.listener.reload({ ...credentials, crl });
+    for (const session of sessions) {
+      const count = rig.channelCount;
+      const third = rig.tls({ ...mallory, session });
+      await failureOf(third);
+      assert.equal(rig.channelCount, count);
+    }
+    assert.deepEqual(rig.listener.counters.failed, { ERR_CERT_REVOKED: sessions.length });
+  });
+}
+
+test('reload: new handshakes see the new certificate and list, open connections go on', async () => {
+  await using rig = await Rig.open({
+    requireClientAuth: true,
+    credentials: { ...credentials, crl: await authority.crl([]) },
+  });
+  const mallory = { cert: revoked.cert, key: revoked.key };
+  const arrival = rig.arrival();
+  const before = rig.tls(mallory);
+  await once(before, 'secureConnect');
+  const server = await arrival;
+  const got = Promise.withResolvers<Uint8Array>();
+  const collector = new FrameCollector((_type, payload) => got.resolve(Uint8Array.from(payload)));
+  server.start(collector);
+
+  const renewed = await authority.server();
+  rig.listener.reload({ cert: renewed.cert, key: renewed.key, ca: authority.cert, crl });
+  const alice = await authority.client();
+  const next = rig.arrival();
+  const after = rig.tls({ cert: alice.cert, key: alice.key });
+  await once(after, 'secureConnect');
+  assert.equal(after.getPeerX509Certificate()?.serialNumber.toLowerCase(), renewed.serial);
+  assert.equal(Buffer.from((await next).facts.serverId).toString('base64'), renewed.pin);
+  const refused = rig.tls(mallory);
+  await failureOf(refused);
+  assert.deepEqual(rig.listener.counters.failed, { ERR_CERT_REVOKED: 1 });
+
+  before.write(encodeFrame(FrameType.packet, new Uint8Array([1, 2, 3])));
+  assert.deepEqual(await collector.until(got.promise), new Uint8Array([1, 2, 3]));
+  before.destroy();
+  after.destroy();
+});
+
+test('a reload that fails keeps the old certificate', async () => {
+  await using rig = await Rig.open();
+  const other = await authority.server();
+  assert.throws(
+    () => rig.listener.reload({ cert: other.cert, key: leaf.key }),
+    (error) => isVpnError(error, 'ERR_CERT_KEY_MISMATCH'),
+  );
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  await once(client, 'secureConnect');
+  assert.equal(client.getPeerX509Certificate()?.serialNumber.toLowerCase(), leaf.serial);
+  assert.equal(Buffer.from((await arrival).facts.serverId).toString('base64'), leaf.pin);
+  client.destroy();
+});
+
+test('a port that is taken is ERR_PORT_TAKEN, an address that is not ours ERR_CONFIG_VALUE', async () => {
+  const taken = createTcpServer().listen(0, '127.0.0.1');
+  await once(taken, 'listening');
+  const address = taken.address();
+  assert.ok(typeof address === 'object' && address !== null);
+  const options = { credentials, onChannel: () => {}, log: silentLogger };
+  await assert.rejects(Listener.open({ ...options, address: '127.0.0.1', port: address.port }), (error) =>
+    isVpnError(error, 'ERR_PORT_TAKEN'),
+  );
+  await assert.rejects(Listener.open({ ...options, address: '192.0.2.1', port: 0 }), (error) =>
+    isVpnError(error, 'ERR_CONFIG_VALUE'),
+  );
+  taken.close();
+});
+
+test('one source has a bounded number of connections, and gets its places back', async () => {
+  await using rig = await Rig.open({ maxConnectionsPerSource: 3 });
+  const clients: TLSSocket[] = [];
+  for (let i = 0; i < 3; i++) {
+    const arrival = rig.arrival();
+    clients.push(rig.tls());
+    await arrival;
+  }
+  await rig.raw();
+  assert.equal(rig.listener.counters.refusedSource, 1);
+  assert.equal(rig.listener.connectionCount, 3);
+  // Another address of loopback is another source.
+  const elsewhere = rig.arrival();
+  const socket = connectTcp({ host: '127.0.0.1', port: rig.port, localAddress: '127.0.0.2' });
+  clients.push(rig.tls({ socket }));
+  assert.equal((await elsewhere).facts.remote.address, '127.0.0.2');
+  clients[0]?.destroy();
+  while (rig.listener.connectionCount > 3) await new Promise(setImmediate);
+  // The server's channel sees the end as soon as it reads.
+  const arrival = rig.arrival();
+  clients.push(rig.tls());
+  await arrival;
+  for (const client of clients) client.destroy();
+});
+
+test('handshakes in flight are bounded; finished ones do not count', async () => {
+  await using rig = await Rig.open({ maxHandshakes: 2 });
+  const done = rig.arrival();
+  const client = rig.tls();
+  await done;
+  const slow = [connectTcp(rig.port, '127.0.0.1'), connectTcp(rig.port, '127.0.0.1')];
+  while (rig.listener.handshakeCount < 2) await new Promise(setImmediate);
+  await rig.raw();
+  assert.equal(rig.listener.counters.refusedHandshakes, 1);
+  slow[0]?.destroy();
+  while (rig.listener.handshakeCount > 1) await new Promise(setImmediate);
+  const arrival = rig.arrival();
+  const next = rig.tls();
+  await arrival;
+  for (const socket of [...slow, client, next]) socket.destroy();
+});
+
+test('close ends handshakes and the front door, and leaves channels to their owner', async () => {
+  const rig = await Rig.open();
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  const channel = await arrival;
+  const slow = connectTcp(rig.port, '127.0.0.1');
+  const web = rig.tls({ ALPNProtocols: ['http/1.1'] });
+  while (rig.listener.handshakeCount === 0 || rig.listener.counters.frontDoor === 0) await new Promise(setImmediate);
+  slow.on('error', () => {});
+  await Promise.all([rig.listener.close(), failureOf(slow), failureOf(web)]);
+  channel.sendControl(encodeFrame(FrameType.ping, new Uint8Array(0)));
+  await once(client, 'data');
+  const late = connectTcp(rig.port, '127.0.0.1');
+  const [error] = (await once(late, 'error')) as [NodeJS.ErrnoException];
+  assert.equal(error.code, 'ECONNREFUSED');
+  client.destroy();
+  await rig[Symbol.asyncDispose]();
+});
+
+test('lines that strangers cause are bounded per minute, and what was left out is said', () => {
+  const { log, lines } = collectLog();
+  const clock = new ManualClock();
+  const limit = new LogLimit(log, clock);
+  for (let i = 0; i < 1000; i++) limit.write('info', 'ERR_NOT_TLS', 'connection failed', { peer: '192.0.2.1' });
+  limit.write('info', 'ERR_TLS_ALPN', 'connection failed', {});
+  assert.equal(lines.length, 11);
+  clock.advance(60_000);
+  limit.write('info', 'ERR_NOT_TLS', 'connection failed', { peer: '192.0.2.2' });
+  limit.write('info', 'ERR_NOT_TLS', 'connection failed', { peer: '192.0.2.3' });
+  assert.deepEqual(
+    lines.slice(11).map(({ peer, suppressed }) => [peer, suppressed]),
+    [
+      ['192.0.2.2', 990],
+      ['192.0.2.3', undefined],
+    ],
+  );
+});
+
+test('a source is an IPv4 address or an IPv6 /64', () => {
+  assert.equal(sourceOf('192.0.2.7'), '192.0.2.7');
+  assert.equal(sourceOf('2001:db8:1:2:3:4:5:6'), '2001:db8:1:2::/64');
+  assert.equal(sourceOf('2001:db8:1:2::9'), sourceOf('2001:db8:1:2:ffff::'));
+  assert.equal(sourceOf('2001:db8::9'), '2001:db8:0:0::/64');
+  assert.equal(sourceOf('::1'), '0:0:0:0::/64');
+  assert.notEqual(sourceOf('2001:db8:1:2::9'), sourceOf('2001:db8:1:3::9'));
+});
