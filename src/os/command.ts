@@ -50,7 +50,8 @@ function commandError(program: string, args: readonly string[], error: Error, st
   const code: unknown = Reflect.get(error, 'code');
   const command = [program, ...args].join(' ');
   const details = { command, status: typeof code === 'number' ? code : String(code), stderr };
-  if (code === 'ENOENT') {
+  // A folder of the search path that may not be entered makes EACCES of a program that is nowhere.
+  if (code === 'ENOENT' || code === 'EACCES') {
     const fix = PACKAGES[program] ?? program;
     return new VpnError('ERR_UNSUPPORTED', `the program ${program} is missing; try: apt-get install ${fix}`, {
       cause: error,
