@@ -1,0 +1,109 @@
+/**
+ * The verbs of a gateway: on its state directory, on the running one, and running it.
+ */
+
+import { systemClock } from '../src/base/clock.ts';
+import { VpnError } from '../src/base/errors.ts';
+import { createLogger, type Logger } from '../src/base/log.ts';
+import type { GatewayInit, GatewayInitResult } from '../src/cli/host.ts';
+import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
+import { answers, connectControl, serveControl } from '../src/control/socket.ts';
+import { createAdministration } from '../src/gateway/administration.ts';
+import type { GatewayConfig } from '../src/gateway/config.ts';
+import { initGateway, openPool } from '../src/gateway/init.ts';
+import { VpnServer } from '../src/gateway/server.ts';
+import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
+import { loadServerCredentials } from '../src/transport/credentials.ts';
+import { serverTlsOptions } from '../src/transport/tls.ts';
+import { warmPath, withSignals } from './run.ts';
+
+interface GatewaySource {
+  state: string;
+  config?: string;
+}
+
+/** `server init`. */
+export async function makeGateway(init: GatewayInit): Promise<GatewayInitResult> {
+  const { config, configFile, pki } = await initGateway(init.state, init);
+  return {
+    configFile,
+    certificates: [pki.paths.ca, pki.paths.server],
+    names: config.names,
+    listen: `${config.address.includes(':') ? `[${config.address}]` : config.address}:${config.port}`,
+    pool: config.pool,
+    routes: config.routes,
+  };
+}
+
+/** `server run --check`: reads everything, opens nothing. */
+export async function checkGateway(source: GatewaySource): Promise<string> {
+  const config = await readGatewayConfig(configFileOf(source));
+  openPool(config);
+  serverTlsOptions(await loadServerCredentials(config), config.requireClientAuth, config.minVersion);
+  return `${configFileOf(source)} is good`;
+}
+
+/** `server run`. */
+export async function runGateway(source: GatewaySource, version: string): Promise<void> {
+  const readConfig = () => readGatewayConfig(configFileOf(source));
+  const config = await readConfig();
+  const log = createLogger(config.log);
+  const paths = statePaths(source.state);
+  if (await answers(paths.control)) {
+    throw new VpnError(
+      'ERR_ALREADY_RUNNING',
+      `a gateway runs already with the state directory ${source.state}; stop it with: customvpn server stop --state ${source.state}`,
+    );
+  }
+  const server = new VpnServer({ ...config, stateDir: source.state, log, version });
+  await withSignals(async (signal) => {
+    await Promise.all([server.start(), warmPath(log)]);
+    signal.addEventListener('abort', () => void server.stop(), { once: true });
+    if (signal.aborted) await server.stop();
+    else {
+      await using _control = await serveControl(paths.control, gatewayOperations, server.api(readConfig), log);
+      reloadOnHangUp(server, readConfig, log);
+      process.stdout.write('ready\n');
+      await server.stopped;
+    }
+  });
+}
+
+/** SIGHUP reads the configuration again. */
+function reloadOnHangUp(server: VpnServer, readConfig: () => Promise<GatewayConfig>, log: Logger): void {
+  process.on('SIGHUP', () => {
+    readConfig()
+      .then((config) => server.reload(config))
+      .catch((error: unknown) => log.error('the configuration was not reloaded; the old one stays', { error }));
+  });
+}
+
+/** The running gateway's operations, or, where none runs, those on its state directory. */
+export async function openGateway(state: string): Promise<GatewayApi & AsyncDisposable> {
+  const paths = statePaths(state);
+  if (await answers(paths.control)) {
+    return { ...connectControl(paths.control, gatewayOperations), [Symbol.asyncDispose]: async () => {} };
+  }
+  const opened = await GatewayState.open(state, systemClock);
+  const config = await readGatewayConfig(paths.config);
+  const idle = { endSessions: () => 0, reloadCertificates: async () => {} };
+  const notRunning = async (): Promise<never> => {
+    throw new VpnError(
+      'ERR_NOT_RUNNING',
+      `the gateway does not run; start it with: customvpn server run --state ${state}`,
+    );
+  };
+  return {
+    ...createAdministration(opened, () => config, idle, systemClock.wallNow),
+    'server.status': notRunning,
+    'server.reload': notRunning,
+    'server.stop': notRunning,
+    'session.list': notRunning,
+    'session.kick': notRunning,
+    [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
+  };
+}
+
+function configFileOf({ state, config }: GatewaySource): string {
+  return config ?? statePaths(state).config;
+}

@@ -1,0 +1,34 @@
+/**
+ * Wires the command line to gateway, client and machine, and loads of them only what the verb needs.
+ */
+
+import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import type { CliHost } from '../src/cli/host.ts';
+import { runProgram } from '../src/cli/program.ts';
+
+/** Runs the command line; the exit status is the process's. */
+export async function main(): Promise<void> {
+  const version = readVersion();
+  const gateway = () => import('./gateway.ts');
+  const client = () => import('./client.ts');
+  const host: CliHost = {
+    openGateway: async (state) => (await gateway()).openGateway(state),
+    initGateway: async (init) => (await gateway()).makeGateway(init),
+    checkGateway: async (source) => (await gateway()).checkGateway(source),
+    runGateway: async (source) => (await gateway()).runGateway(source, version),
+    openClients: async (state) => (await client()).findClients(state),
+    runClient: async (run) => (await client()).runClientHere(run, version),
+    startClient: async (run) => (await client()).startClient(run),
+    cleanClients: async (state) => (await client()).cleanUp(state),
+    probe: async (name, port) => (await import('../src/client/probe.ts')).probe(name, port),
+    requirements: async () => (await import('../src/os/requirements.ts')).findRequirements(),
+  };
+  process.exitCode = await runProgram(host, version, process.argv.slice(2));
+}
+
+function readVersion(): string {
+  const file = join(dirname(import.meta.dirname), 'package.json');
+  const { version: found } = JSON.parse(readFileSync(file, 'utf8')) as { version: string };
+  return found;
+}
