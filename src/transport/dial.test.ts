@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { type AddressInfo, createServer as createTcpServer, type Server } from 'node:net';
+import { type AddressInfo, connect as connectTcp, createServer as createTcpServer, type Server } from 'node:net';
 import { test } from 'node:test';
 import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
 import { TestAuthority, type TestLeaf } from '../../test/support/certificates.ts';
@@ -10,6 +10,7 @@ import { collectLog } from '../../test/support/log-lines.ts';
 import { FrameCollector } from '../../test/support/tls-pair.ts';
 import { type ErrorCode, isVpnError } from '../base/errors.ts';
 import { silentLogger } from '../base/log.ts';
+import { closeFd, openListenSocket } from '../os/socket.ts';
 import { encodeFrame, FrameType } from '../protocol/frame.ts';
 import type { Channel } from './channel.ts';
 import { alternateFamilies, type DialOptions, dial } from './dial.ts';
@@ -163,8 +164,8 @@ test('a pinned certificate that was sent along, but signed nothing, is not in th
   const sentAlong = { ...leaf, cert: leaf.cert + otherAuthority.cert };
   await using rig = await Rig.open(sentAlong);
   await rejectsWith(rig.dial({ pins: [otherAuthority.pin] }), 'ERR_CERT_PIN');
-  // The same name as the issuer's, but another key.
-  const twin = await TestAuthority.create();
+  // The same name and key identifier as the issuer's, but another key.
+  const twin = await TestAuthority.create(undefined, authority);
   await using twinRig = await Rig.open({ ...leaf, cert: leaf.cert + twin.cert });
   await rejectsWith(twinRig.dial({ pins: [twin.pin] }), 'ERR_CERT_PIN');
   await rejectsWith(twinRig.dial({ pins: [twin.pin], ca: authority.cert + twin.cert }), 'ERR_CERT_PIN');
@@ -297,7 +298,9 @@ test('dialling can be called off', async () => {
   await rejectsWith(dialStranger(1, { signal: AbortSignal.abort() }), 'ERR_CONNECT');
 });
 
-test('an address that refuses does not delay the next; the first that connects wins', async () => {
+test('an address that refuses does not delay the next; the first that connects wins', async (t) => {
+  // No timer ever fires: the next attempt begins because the one before has failed.
+  t.mock.timers.enable({ apis: ['setTimeout'] });
   await using rig = await Rig.open(leaf, { address: '127.0.0.1' });
   const lookup = async (): Promise<string[]> => ['::1', '127.0.0.1'];
   const client = await rig.dial({ host: 'localhost', lookup });
@@ -309,11 +312,18 @@ test('an address that refuses does not delay the next; the first that connects w
 });
 
 test('an address that does not answer is overtaken by the next', async () => {
-  // An address for documentation (RFC 5737): nothing there answers, unless with "unreachable".
   await using rig = await Rig.open(leaf, { address: '127.0.0.1' });
-  const client = await rig.dial({ host: ['192.0.2.1', '127.0.0.1'] });
+  const { port } = rig.listener.address;
+  // Nobody accepts there, and one connection fills the backlog: the kernel leaves further ones unanswered.
+  const silent = openListenSocket({ address: '127.0.0.5', port, backlog: 0 });
+  const first = connectTcp(port, '127.0.0.5');
+  await once(first, 'connect');
+  const client = await rig.dial({ host: ['127.0.0.5', '127.0.0.1'] });
   assert.equal(client.facts.remote.address, '127.0.0.1');
   client.destroy();
+  await rejectsWith(rig.dial({ host: '127.0.0.5', timeoutMs: 50 }), 'ERR_CONNECT_TIMEOUT');
+  first.destroy();
+  closeFd(silent.fd);
 });
 
 test('families take turns, beginning with the preferred one', () => {

@@ -183,11 +183,12 @@ async function connectFirst(addresses: readonly string[], port: number, deadline
   const failures: { address: string; errno: string }[] = [];
   let next = 0;
   let delay: NodeJS.Timeout | undefined;
+  let isOver = false;
 
   const attempt = (): void => {
     clearTimeout(delay);
     const address = addresses[next];
-    if (address === undefined) return;
+    if (address === undefined || isOver) return;
     next += 1;
     if (next < addresses.length) delay = setTimeout(attempt, ATTEMPT_DELAY_MS);
     const socket = connectTcp({ host: address, port, noDelay: true, autoSelectFamily: false });
@@ -202,19 +203,14 @@ async function connectFirst(addresses: readonly string[], port: number, deadline
   };
 
   attempt();
-  let socket: Socket | undefined;
   try {
-    socket = await deadline.race(winner.promise);
+    const socket = await deadline.race(winner.promise);
+    open.delete(socket);
     return socket;
   } finally {
+    isOver = true;
     clearTimeout(delay);
-    next = addresses.length;
-    for (const other of open) {
-      other.removeAllListeners();
-      if (other === socket) continue;
-      other.on('error', () => {});
-      other.destroy();
-    }
+    for (const loser of open) loser.destroy();
   }
 }
 
@@ -268,7 +264,9 @@ async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, de
     }
   });
   try {
-    return await deadline.race(result.promise);
+    const channel = await deadline.race(result.promise);
+    socket.off('error', onError);
+    return channel;
   } catch (error) {
     socket.destroy();
     raw.destroy();

@@ -181,6 +181,10 @@ export class Listener {
     for (const socket of this.#frontDoorSockets) socket.destroy();
   }
 
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
   #tlsOptions(credentials: ServerCredentials): ReturnType<typeof serverTlsOptions> {
     const { requireClientAuth = false, minVersion = '1.3' } = this.#options;
     return serverTlsOptions(credentials, requireClientAuth, minVersion);
@@ -206,6 +210,8 @@ export class Listener {
   }
 
   #accept(raw: Socket): void {
+    // TLS reports errors at its own socket; one that comes before it has taken over must not end the process.
+    raw.on('error', ignore);
     const remote = remoteEnd(raw);
     const source = sourceOf(remote.address);
     const fromSource = this.#bySource.get(source) ?? 0;

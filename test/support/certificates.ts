@@ -42,8 +42,11 @@ export class TestAuthority {
   readonly #certificate: x509.X509Certificate;
   readonly #keys: webcrypto.CryptoKeyPair;
 
-  static async create(name = 'Test CA'): Promise<TestAuthority> {
+  /** @param imitated an authority whose key identifier the new one claims, though its key is another */
+  static async create(name = 'Test CA', imitated?: TestAuthority): Promise<TestAuthority> {
     const keys = await newKeys();
+    const claimed =
+      imitated === undefined ? null : imitated.#certificate.getExtension(x509.SubjectKeyIdentifierExtension);
     const certificate = await x509.X509CertificateGenerator.createSelfSigned({
       serialNumber: newSerial(),
       name: `CN=${name}`,
@@ -54,7 +57,7 @@ export class TestAuthority {
       extensions: [
         new x509.BasicConstraintsExtension(true, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-        await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
+        claimed ?? (await x509.SubjectKeyIdentifierExtension.create(keys.publicKey)),
       ],
     });
     return new TestAuthority(certificate, keys);
