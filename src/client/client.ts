@@ -109,6 +109,10 @@ export class VpnClient {
   #tun: TunDevice | undefined;
   #buffers: PacketBufferPool | undefined;
   #link: PacketLink | undefined;
+  /** The session that `#link` is for. */
+  #linked: AcceptMessage | undefined;
+  /** Configurations are applied one after the other. */
+  #applied: Promise<void> = Promise.resolve();
   #carried = { sentBytes: 0, receivedBytes: 0 };
   #reconnects = 0;
   #lastError: VpnError | undefined;
@@ -311,13 +315,17 @@ export class VpnClient {
   }
 
   /** Called for the first CONFIG of a session and for every later one, which keeps the link. */
-  async #openLink(config: AcceptedConfig, { features }: AcceptMessage): Promise<PacketLink | undefined> {
+  async #openLink(config: AcceptedConfig, accepted: AcceptMessage): Promise<PacketLink | undefined> {
     const { host } = this.#options;
     const tun = this.#tun;
     const buffers = this.#buffers;
     if (host === undefined || tun === undefined || buffers === undefined) return undefined;
-    await host.apply(config);
-    if (this.#session !== undefined) return this.#link;
+    const applied = this.#applied.then(() => host.apply(config));
+    this.#applied = applied.catch(() => {});
+    await applied;
+    if (this.#linked === accepted) return this.#link;
+    this.#linked = accepted;
+    const { features } = accepted;
     const { v4, v6 } = config.addresses;
     this.#link = new PacketLink({
       device: tun,

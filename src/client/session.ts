@@ -192,7 +192,7 @@ export class ClientSession {
   /** Dials the data connection and proves that it belongs here; after two MOVEDs data goes inline. */
   async #attach(): Promise<void> {
     let hint = this.accepted.worker;
-    for (let move = 0; move <= MAX_MOVES; move++) {
+    for (let move = 0; move < MAX_MOVES; move++) {
       const connection = new ServerConnection(await this.#options.dial(hint));
       try {
         const moved = await withTimeout(
@@ -213,6 +213,7 @@ export class ClientSession {
       }
     }
     this.#options.log.warn('the data connection was moved too often; data goes over the control connection');
+    if (this.#link !== undefined) this.#link.channel = this.#control.channel;
   }
 
   /** Resolves with undefined when attached, or with the worker that owns the session. */
@@ -290,7 +291,8 @@ export class ClientSession {
         const echo = this.#echoes.shift();
         if (echo === undefined) break;
         this.#echoBytes -= echo.bytes;
-        echo.resolve(payload.slice());
+        // Not `slice()`: a Node Buffer's is a view of memory that is used again.
+        echo.resolve(new Uint8Array(payload));
         break;
       }
       case FrameType.config:
@@ -409,7 +411,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
   connection.onGreeting = (line) => drive(login.start(line));
   connection.onControl = (type, payload) => {
     if (accepted === undefined) drive(login.receive(type, payload));
-    else if (result !== undefined) result.early.push({ type, payload: payload.slice() });
+    else if (result !== undefined) result.early.push({ type, payload: new Uint8Array(payload) });
     else if (type === FrameType.config) {
       result = { ...accepted, config: decodeMessage('config', payload), early: [] };
       done.resolve(result);

@@ -131,9 +131,9 @@ export class VpnServer {
         ? await GatewayState.inMemory(clock)
         : await GatewayState.open(this.#stateDir, clock),
     );
+    const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     // A gateway that starts cannot take up the sessions of one that has died.
     await state.sessions.endAll('shutdown');
-    const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     const auth = new Auth({
       workerId: WORKER_ID,
       config,
@@ -329,6 +329,9 @@ export class VpnServer {
         ...connections,
         ...Object.fromEntries(failures),
         ...worker.counters,
+        ...Object.fromEntries(
+          Object.entries(worker.refusals).map(([code, count]) => [`refused_${code.toLowerCase()}`, count]),
+        ),
         ...(await supervisor.counters()),
       },
       drops: Object.fromEntries(DROP_REASON_NAMES.map((name, reason) => [name, worker.drops[reason] ?? 0])),

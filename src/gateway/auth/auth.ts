@@ -7,7 +7,7 @@
  */
 
 import type { Clock } from '../../base/clock.ts';
-import { isVpnError, toVpnError } from '../../base/errors.ts';
+import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { Authenticator } from '../../identity/authenticator.ts';
 import { formatIp } from '../../ip/address.ts';
@@ -67,6 +67,8 @@ interface LiveSession {
   readonly lease: Lease;
   attach: AttachServer | undefined;
   isRecorded: boolean;
+  /** Why it is not alive any more. */
+  ended: CloseReason | undefined;
 }
 
 export class Auth implements AuthPort {
@@ -102,8 +104,10 @@ export class Auth implements AuthPort {
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
       return { accepted: false, code: 'rejected', message: '' };
     }
-    const previous = this.#byDevice.get(device);
-    if (previous !== undefined) await this.#replace(previous);
+    // Another login of this device may come while the old session ends.
+    for (let previous = this.#byDevice.get(device); previous !== undefined; previous = this.#byDevice.get(device)) {
+      await this.#replace(previous);
+    }
     if (this.#live.size >= this.#config.limits.sessions) {
       this.#log.warn('login refused: too many sessions', { user, limit: this.#config.limits.sessions });
       return { accepted: false, code: 'too_many_sessions', message: '' };
@@ -119,7 +123,8 @@ export class Auth implements AuthPort {
     const id = this.#options.primitives.randomBytes(SESSION_ID_BYTES);
     const key = id.toHex();
     const { remote, certificate } = peer;
-    this.#live.set(key, { key, id, user, device, remote, certificate, lease, attach: undefined, isRecorded: false });
+    const state = { attach: undefined, isRecorded: false, ended: undefined };
+    this.#live.set(key, { key, id, user, device, remote, certificate, lease, ...state });
     this.#byDevice.set(device, key);
     const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
     return {
@@ -137,7 +142,8 @@ export class Auth implements AuthPort {
 
   async establish(key: SessionKey, secret: Uint8Array): Promise<void> {
     const session = this.#live.get(key);
-    if (session === undefined) return;
+    // Between a verdict and now another connection of the device may have taken its place, or an operator its right.
+    if (session === undefined) throw endedMeanwhile('replaced');
     const { primitives, sessions, clock, workerId } = this.#options;
     const epoch = 0;
     session.attach = new AttachServer({
@@ -161,6 +167,9 @@ export class Auth implements AuthPort {
       resumeKey: resumeKey(primitives, secret),
     });
     session.isRecorded = true;
+    if (session.ended === undefined) return;
+    await sessions.end(key, session.ended);
+    throw endedMeanwhile(session.ended);
   }
 
   async attach({ message, exported }: AttachRequest): Promise<AttachVerdict> {
@@ -179,6 +188,7 @@ export class Auth implements AuthPort {
   async end(key: SessionKey, reason: CloseReason): Promise<void> {
     const session = this.#live.get(key);
     if (session === undefined) return;
+    session.ended = reason;
     this.#live.delete(key);
     if (this.#byDevice.get(session.device) === key) this.#byDevice.delete(session.device);
     this.#options.pool.release(session.lease);
@@ -237,6 +247,12 @@ export class Auth implements AuthPort {
       pins: [],
     };
   }
+}
+
+function endedMeanwhile(reason: CloseReason): VpnError {
+  return reason === 'replaced'
+    ? new VpnError('ERR_SESSION_REPLACED', 'the device has logged in again meanwhile')
+    : new VpnError('ERR_AUTH_REJECTED', 'the session was ended before it was open');
 }
 
 function certificateName({ certificate }: LoginPeer): { certificate?: string } {

@@ -59,7 +59,11 @@ export interface AuthPort {
   challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge>;
   /** The one verdict on a login. On yes a session and its lease exist, and end when the worker says so. */
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict>;
-  /** S(0) of a session whose ACCEPT is about to be sent. */
+  /**
+   * Records a session, with S(0), before its ACCEPT is sent.
+   *
+   * @throws {VpnError} ERR_SESSION_REPLACED, ERR_AUTH_REJECTED when it has been ended since the verdict; ERR_STORE
+   */
   establish(session: SessionKey, secret: Uint8Array): Promise<void>;
   /** Checks an ATTACH proof; the answer carries the ATTACHED frame with ours. */
   attach(request: AttachRequest): Promise<AttachVerdict>;

@@ -101,6 +101,8 @@ export class HostSupervisor implements Supervisor {
   readonly #routes: RouteBatch;
   readonly #port: number;
   readonly #plainHosts = new Set<IpAddress>();
+  /** One after the other: a client that comes back gets the address whose route is just being taken away. */
+  #plainChanges: Promise<void> = Promise.resolve();
   #config: GatewayConfig;
   #generation = 1;
 
@@ -169,7 +171,21 @@ export class HostSupervisor implements Supervisor {
     this.#config = config;
   }
 
-  async routePlain(lease: Lease): Promise<void> {
+  routePlain(lease: Lease): Promise<void> {
+    return this.#changePlain(() => this.#routePlain(lease));
+  }
+
+  unroutePlain(lease: Lease): Promise<void> {
+    return this.#changePlain(() => this.#unroutePlain(lease));
+  }
+
+  #changePlain(change: () => Promise<void>): Promise<void> {
+    const done = this.#plainChanges.then(change);
+    this.#plainChanges = done.catch(() => {});
+    return done;
+  }
+
+  async #routePlain(lease: Lease): Promise<void> {
     for (const address of addressesOf(lease)) {
       this.#plainHosts.add(address);
       await runNft(moveHost(PLAIN_DEVICE_INDEX, address, 'here'));
@@ -177,7 +193,7 @@ export class HostSupervisor implements Supervisor {
     }
   }
 
-  async unroutePlain(lease: Lease): Promise<void> {
+  async #unroutePlain(lease: Lease): Promise<void> {
     for (const address of addressesOf(lease)) {
       if (!this.#plainHosts.delete(address)) continue;
       await this.#routes.remove({ prefix: hostPrefix(address), device: this.#plain.name });

@@ -12,7 +12,7 @@ import { encodeGreeting, FrameDecoder, type FrameSink } from '../../protocol/fra
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
 import { LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
 import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
-import { closeReasonOf } from '../../protocol/reasons.ts';
+import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import type { Channel, ChannelHandler } from '../../transport/channel.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
 import type { AuthPort, LoginPeer, SessionGrant } from '../ipc/ports.ts';
@@ -26,11 +26,17 @@ export interface ConnectionHost {
   readonly primitives: Primitives;
   /** What this machine offers in ACCEPT. */
   readonly features: readonly string[];
-  /** Makes the session whose login this connection has just completed, and everything that routes packets to it. */
-  openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Promise<Session>;
+  /** Makes the session whose login this connection has just completed. */
+  openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Session;
+  /** Has the host route the session's packets to its device. */
+  routeSession(session: Session): Promise<void>;
   findSession(key: string): Session | undefined;
-  /** The login has failed, for the worker's counters and bans. */
-  loginFailed(connection: Connection, code: string): void;
+  /** ACCEPT and CONFIG have been sent. */
+  sessionStarted(session: Session): void;
+  /** A data connection has been bound to its session. */
+  dataAttached(): void;
+  /** The connection came to nothing, for the worker's counters and bans. */
+  refused(connection: Connection, code: string): void;
   /** The connection is gone. */
   connectionClosed(connection: Connection): void;
 }
@@ -106,7 +112,7 @@ export class Connection implements FrameSink, ChannelHandler {
   fail(error: VpnError): void {
     if (this.#isEnding) return;
     this.#log.info('connection refused', { code: error.code, reason: error.message });
-    if (this.#session === undefined) this.#host.loginFailed(this, error.code);
+    this.#host.refused(this, error.code);
     this.close(closeReasonOf(error));
   }
 
@@ -126,7 +132,9 @@ export class Connection implements FrameSink, ChannelHandler {
     try {
       if (error === undefined && !this.#isEnding) this.#decoder.end();
     } catch (truncated) {
-      this.#log.info('connection broke off', { code: toVpnError(truncated).code });
+      const { code } = toVpnError(truncated);
+      this.#log.info('connection broke off', { code });
+      this.#host.refused(this, code);
     }
     this.#session?.connectionClosed(this, error);
     this.#host.connectionClosed(this);
@@ -180,7 +188,7 @@ export class Connection implements FrameSink, ChannelHandler {
       case 'rejected':
         this.#isEnding = true;
         this.#log.info('login refused', { code: output.code });
-        this.#host.loginFailed(this, output.code);
+        this.#host.refused(this, output.code);
         this.channel.close(output.frame);
         break;
       case 'accepted':
@@ -198,27 +206,44 @@ export class Connection implements FrameSink, ChannelHandler {
       (output) => this.#drive(output),
       (cause: unknown) => {
         const error = toVpnError(cause);
-        this.#log.error('login failed', { error });
-        this.#drive(this.#login.reject('rejected'));
+        if (error.kind === 'auth' || error.kind === 'resource') {
+          const code = rejectCodeOf(error);
+          this.#drive({ kind: 'rejected', code, frame: encodeMessage('reject', { code, message: '' }) });
+        } else {
+          // Not the client's fault: it is not told that its login is worthless, and may come again.
+          this.#log.error('a login could not be judged', { error });
+          this.fail(error);
+        }
       },
     );
   }
 
+  /**
+   * The session stands in the worker's tables before anything is waited for, so that whoever ends it in the meantime (a
+   * revocation, the same device elsewhere, the loss of this connection) finds it.
+   */
   async #accept(granted: SessionGrant): Promise<LoginServerOutput> {
     const output = this.#login.accept(granted.grant);
     if (output.kind !== 'accepted') {
       await this.#host.auth.end(granted.key, 'peer_disconnect');
       return output;
     }
-    await this.#host.auth.establish(granted.key, output.secret);
-    const session = await this.#host.openSession(granted, output.accept.features, this);
-    if (this.channel.isClosed) {
-      session.close('peer_disconnect');
-      return { kind: 'nothing' };
+    const session = this.#host.openSession(granted, output.accept.features, this);
+    this.#session = session;
+    this.#receiver = session.link.createReceiver();
+    try {
+      await this.#host.routeSession(session);
+      await this.#host.auth.establish(granted.key, output.secret);
+    } catch (cause) {
+      const error = toVpnError(cause);
+      this.#log.warn('session not opened', { session: session.shortId, code: error.code, reason: error.message });
+      session.close(error.code === 'ERR_AUTH_REJECTED' ? 'revoked' : closeReasonOf(error));
     }
-    this.#join(session, 'session');
+    if (session.isClosed) return { kind: 'nothing' };
+    this.#decoder.setPhase('session');
     this.channel.sendControl(output.frame);
-    session.sendConfig();
+    session.start();
+    this.#host.sessionStarted(session);
     this.#log.info('session opened', { session: session.shortId, user: session.user, device: granted.device });
     return { kind: 'nothing' };
   }
@@ -235,6 +260,7 @@ export class Connection implements FrameSink, ChannelHandler {
     this.channel.sendControl(verdict.attached.frame);
     this.#join(session, 'data');
     session.attach(this);
+    this.#host.dataAttached();
     return { kind: 'nothing' };
   }
 

@@ -6,7 +6,8 @@
  * not. Time comes from the worker's tick, never from a timer of its own.
  */
 
-import type { VpnError } from '../../base/errors.ts';
+import type { Clock } from '../../base/clock.ts';
+import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { DropReason } from '../../ip/drop-reason.ts';
 import { encodeFrame, FrameType } from '../../protocol/frame.ts';
@@ -19,12 +20,13 @@ import type { Connection } from './connection.ts';
 export interface SessionOptions {
   granted: SessionGrant;
   superPackets: boolean;
+  /** Packets go over the control connection, as the configuration says or because the client cannot attach. */
+  inline: boolean;
   link: PacketLink;
   control: Connection;
   /** Drops by reason, shared by the worker. */
   drops: Float64Array;
-  now: number;
-  wallNow: number;
+  clock: Clock;
   log: Logger;
   /** Takes the session out of the worker's tables and tells auth. Called once. */
   ended(session: Session, reason: CloseReason): void;
@@ -41,18 +43,25 @@ export class Session {
   readonly #ended: (session: Session, reason: CloseReason) => void;
   readonly #liveness: Liveness;
   readonly #limits: SessionLimits;
+  readonly #clock: Clock;
+  readonly #isInline: boolean;
   #data: Connection | undefined;
   #config: ConfigMessage;
   #carriedPackets = 0;
+  #echoes = 0;
   #unknownFrames = 0;
+  #isStarted = false;
   #isClosed = false;
 
   constructor(options: SessionOptions) {
-    const { granted, now } = options;
+    const { granted, clock } = options;
+    const now = clock.now();
+    this.#clock = clock;
+    this.#isInline = options.inline;
     this.granted = granted;
     this.superPackets = options.superPackets;
     this.link = options.link;
-    this.since = options.wallNow;
+    this.since = clock.wallNow();
     this.#control = options.control;
     this.#drops = options.drops;
     this.#config = granted.config;
@@ -62,7 +71,6 @@ export class Session {
     this.#liveness = new Liveness({ intervalMs: ping.intervalSeconds * 1000, deadMs: ping.deadSeconds * 1000 }, now);
     const { absoluteSeconds, idleSeconds } = granted.grant;
     this.#limits = new SessionLimits({ absoluteMs: absoluteSeconds * 1000, idleMs: idleSeconds * 1000 }, now);
-    if (granted.config.data.mode === 'inline') this.link.channel = options.control.channel;
   }
 
   /** Enough of the id to name the session in logs and to an operator. */
@@ -90,9 +98,22 @@ export class Session {
     return this.#isClosed;
   }
 
+  /** Whether the client has been told of it. */
+  get isStarted(): boolean {
+    return this.#isStarted;
+  }
+
+  /** ACCEPT has been sent: CONFIG follows, and packets may. */
+  start(): void {
+    this.#isStarted = true;
+    this.sendConfig();
+    if (this.#isInline) this.link.channel = this.#control.channel;
+  }
+
   /** Pushes the present configuration, or a new one. */
   sendConfig(config: ConfigMessage = this.#config): void {
     this.#config = config;
+    if (!this.#isStarted) return;
     this.#control.channel.sendControl(encodeMessage('config', config));
   }
 
@@ -113,16 +134,19 @@ export class Session {
     this.#unknownFrames += 1;
   }
 
-  /** @throws {VpnError} ERR_MESSAGE_SYNTAX, ERR_MESSAGE_FIELD */
+  /** @throws {VpnError} ERR_FRAME_STATE, ERR_MESSAGE_SYNTAX, ERR_MESSAGE_FIELD */
   control(connection: Connection, type: number, payload: Uint8Array): void {
-    switch (type) {
+    // Before ACCEPT a client waits.
+    const expected = this.#isStarted || type === FrameType.close ? type : undefined;
+    switch (expected) {
       case FrameType.ping:
         connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
         break;
       case FrameType.pong:
-        this.#liveness.pong(payload, performance.now());
+        this.#liveness.pong(payload, this.#clock.now());
         break;
       case FrameType.echo: {
+        this.#echoes += 1;
         const frame = encodeFrame(FrameType.echo, payload);
         if (!connection.channel.sendData(frame, 0, frame.length)) {
           this.#drops[DropReason.queueFull] = (this.#drops[DropReason.queueFull] ?? 0) + 1;
@@ -138,19 +162,23 @@ export class Session {
         connection.channel.close();
         break;
       }
+      default:
+        throw new VpnError('ERR_FRAME_STATE', `frame type ${type} has no place in a session`, { details: { type } });
     }
   }
 
   /** Called by the worker about once a second. */
   handleTick(now: number): void {
+    if (!this.#isStarted) return;
     if (this.#control.heard || this.#data?.heard === true) {
       this.#control.heard = false;
       if (this.#data !== undefined) this.#data.heard = false;
       this.#liveness.received(now);
     }
     const { sentPackets, receivedPackets } = this.link.counters;
-    if (sentPackets + receivedPackets !== this.#carriedPackets) {
-      this.#carriedPackets = sentPackets + receivedPackets;
+    const carried = sentPackets + receivedPackets + this.#echoes;
+    if (carried !== this.#carriedPackets) {
+      this.#carriedPackets = carried;
       this.#limits.frame(FrameType.packet, now);
     }
     const limit = this.#limits.handleTimeout(now);
@@ -177,7 +205,7 @@ export class Session {
   connectionClosed(connection: Connection, error?: VpnError): void {
     if (connection === this.#data) {
       this.#data = undefined;
-      this.link.channel = this.#config.data.mode === 'inline' ? this.#control.channel : undefined;
+      this.link.channel = this.#isInline ? this.#control.channel : undefined;
     } else if (connection === this.#control && !this.#isClosed) {
       this.#log.info('session lost its connection', { code: error?.code });
       this.#end('peer_disconnect');

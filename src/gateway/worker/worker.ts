@@ -56,18 +56,24 @@ export interface WorkerCounters {
   attached: number;
 }
 
+/** Connections that came to nothing, by error or reject code. */
+export type Refusals = Readonly<Record<string, number>>;
+
 export class Worker implements WorkerPort, ConnectionHost {
   readonly auth: AuthPort;
   readonly primitives: Primitives;
   readonly features: readonly string[];
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
   readonly counters: WorkerCounters = { connections: 0, logins: 0, loginFailures: 0, attached: 0 };
+  readonly #refusals: Record<string, number> = {};
   readonly #options: WorkerOptions;
   readonly #log: Logger;
   readonly #hosts = new HostTable<Session>();
   readonly #sessions = new Map<SessionKey, Session>();
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
+  /** What is still to be said to auth and the supervisor of sessions that have ended. */
+  readonly #endings = new Set<Promise<void>>();
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
   #isStopping = false;
@@ -126,19 +132,23 @@ export class Worker implements WorkerPort, ConnectionHost {
     this.#sessions.get(key)?.sendConfig(config);
   }
 
-  /** Tells every client and ends every connection. */
+  get refusals(): Refusals {
+    return this.#refusals;
+  }
+
+  /** Tells every client and ends every connection; resolves when auth and the supervisor know of every session's end. */
   async stop(reason: CloseReason): Promise<void> {
     this.#isStopping = true;
     clearInterval(this.#tick);
     for (const session of this.#sessions.values()) session.close(reason);
     for (const connection of this.#connections) connection.close(reason);
+    await Promise.all(this.#endings);
   }
 
-  async openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Promise<Session> {
-    const { devices, clock, supervisor, events } = this.#options;
+  openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Session {
+    const { devices, clock, config } = this.#options;
     const isSuper = features.includes(Feature.superPackets);
     const device = isSuper ? devices.primary : (devices.plain ?? devices.primary);
-    if (device === devices.plain) await supervisor.routePlain(granted.lease);
     const link = new PacketLink({
       device,
       buffers: this.#buffersOf(device),
@@ -151,23 +161,35 @@ export class Worker implements WorkerPort, ConnectionHost {
     const session = new Session({
       granted,
       superPackets: isSuper,
+      inline: config.data.mode === 'inline' || !features.includes(Feature.attach),
       link,
       control: connection,
       drops: this.drops,
-      now: clock.now(),
-      wallNow: clock.wallNow(),
+      clock,
       log: this.#log,
       ended: (ended, reason) => this.#sessionEnded(ended, reason),
     });
-    this.counters.logins += 1;
     this.#sessions.set(granted.key, session);
     for (const address of addressesOf(granted)) this.#hosts.set(address, session);
-    events?.sessionOpened?.(session);
     return session;
   }
 
-  loginFailed(_connection: Connection, _code: string): void {
-    this.counters.loginFailures += 1;
+  async routeSession(session: Session): Promise<void> {
+    if (this.#isPlain(session)) await this.#options.supervisor.routePlain(session.granted.lease);
+  }
+
+  sessionStarted(session: Session): void {
+    this.counters.logins += 1;
+    this.#options.events?.sessionOpened?.(session);
+  }
+
+  dataAttached(): void {
+    this.counters.attached += 1;
+  }
+
+  refused(connection: Connection, code: string): void {
+    if (connection.session === undefined) this.counters.loginFailures += 1;
+    this.#refusals[code] = (this.#refusals[code] ?? 0) + 1;
   }
 
   connectionClosed(connection: Connection): void {
@@ -177,13 +199,21 @@ export class Worker implements WorkerPort, ConnectionHost {
   #sessionEnded(session: Session, reason: CloseReason): void {
     const { granted } = session;
     this.#sessions.delete(granted.key);
-    for (const address of addressesOf(granted)) this.#hosts.delete(address);
-    const { devices, supervisor, auth, events } = this.#options;
-    const isPlain = devices.plain !== undefined && !session.superPackets;
-    (isPlain ? supervisor.unroutePlain(granted.lease) : Promise.resolve())
+    for (const address of addressesOf(granted)) {
+      // A device that logs in twice at once has the same addresses twice for a moment.
+      if (this.#hosts.lookup(address.bytes, 0, address.version) === session) this.#hosts.delete(address);
+    }
+    const { supervisor, auth, events } = this.#options;
+    const ending = (this.#isPlain(session) ? supervisor.unroutePlain(granted.lease) : Promise.resolve())
       .then(() => auth.end(granted.key, reason))
-      .catch((error: unknown) => this.#log.error('a session could not be ended', { session: session.shortId, error }));
-    events?.sessionEnded?.(session, reason);
+      .catch((error: unknown) => this.#log.error('a session could not be ended', { session: session.shortId, error }))
+      .finally(() => this.#endings.delete(ending));
+    this.#endings.add(ending);
+    if (session.isStarted) events?.sessionEnded?.(session, reason);
+  }
+
+  #isPlain(session: Session): boolean {
+    return this.#options.devices.plain !== undefined && !session.superPackets;
   }
 
   #buffersOf(device: TunDevice): PacketBufferPool {
