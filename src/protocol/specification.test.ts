@@ -46,15 +46,13 @@ const AWAITED: Readonly<Record<string, readonly string[]>> = {
   ],
   gateway: [
     'REQ-PING-001',
-    'REQ-PING-002',
     'REQ-STAGE-001',
-    'REQ-PUSH-001',
     'REQ-SESSION-001',
     'REQ-SESSION-002',
     'REQ-SESSION-003',
     'REQ-SESSION-004',
   ],
-  client: ['REQ-ENROL-005', 'REQ-ATTACH-006'],
+  client: ['REQ-ATTACH-006'],
 };
 
 const ROOT = new URL('../../', import.meta.url);
