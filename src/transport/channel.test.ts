@@ -50,7 +50,7 @@ class ManualGate implements SendGate {
   }
 }
 
-test('the bytes given to sendData may be overwritten at once, written directly or queued', async () => {
+test('REQ-CHANNEL-001: the bytes given to sendData may be overwritten at once, written directly or queued', async () => {
   const { server, client } = await openChannelPair();
   const lengths = Array.from({ length: 1500 }, (_, i) => [40, 1400, 65_575, 16_000, 4][i % 5] ?? 4);
   const buffer = new Uint8Array(70_000);
@@ -110,7 +110,7 @@ test('the same holds when every single frame finds nothing in flight', async () 
   client.destroy();
 });
 
-test('a control frame passes queued data, between two frames', async () => {
+test('REQ-CHANNEL-002: a control frame passes queued data, between two frames', async () => {
   const { server, client } = await openChannelPair();
   const bytes = new Uint8Array(1404);
   let sent = 0;
@@ -143,7 +143,7 @@ test('a control frame passes queued data, between two frames', async () => {
   client.destroy();
 });
 
-test('a peer that never reads costs a bounded amount of memory, and closing does not wait for it', async () => {
+test('REQ-CHANNEL-003: a peer that never reads costs a bounded amount of memory; REQ-CHANNEL-004: closing waits a second', async () => {
   const { server, client } = await openChannelPair({ dataQueueBytes: 256 * 1024 });
   const collector = new FrameCollector();
   server.start(collector);
@@ -159,12 +159,14 @@ test('a peer that never reads costs a bounded amount of memory, and closing does
   assert.ok(server.heldBytes <= 256 * 1024);
   assert.ok(server.counters.sentBytes < 32 * MIB, 'what went out stands in the kernel');
   assert.ok(process.memoryUsage().arrayBuffers - before < 8 * MIB);
+  const closedAt = performance.now();
   server.close(encodeFrame(FrameType.close, new Uint8Array(2)));
   assert.equal(await collector.end, undefined);
+  assert.ok(performance.now() - closedAt > 900, 'the peer had its second');
   client.destroy();
 });
 
-test('a peer that lets control frames pile up is given up with ERR_PEER_GONE', async () => {
+test('REQ-CHANNEL-003: a peer that lets control frames pile up is given up with ERR_PEER_GONE', async () => {
   const { server, client } = await openChannelPair();
   const collector = new FrameCollector();
   server.start(collector);
@@ -274,7 +276,7 @@ test('it works over streams that have no descriptor', async () => {
   client.destroy();
 });
 
-test('close sends the final frame in front of queued data, and ends without an error at both ends', async () => {
+test('REQ-CHANNEL-004: close sends the final frame in front of queued data, and ends without an error at both ends', async () => {
   const { server, client } = await openChannelPair();
   const packet = encodeFrame(FrameType.packet, new Uint8Array(1400));
   while (server.sendData(packet, 0, packet.length));

@@ -71,7 +71,7 @@ async function rejectsWith(promise: Promise<Channel>, ...codes: ErrorCode[]): Pr
   });
 }
 
-test('a channel comes out, verified, with the same facts and keys at both ends', async () => {
+test('REQ-TLS-006: a channel comes out, verified, with the same facts and keys at both ends', async () => {
   await using rig = await Rig.open();
   const client = await rig.dial({ pins: [authority.pin] });
   while (rig.channels.length === 0) await new Promise(setImmediate);
@@ -98,7 +98,7 @@ test('a channel comes out, verified, with the same facts and keys at both ends',
   client.destroy();
 });
 
-test('a worker hint is offered and chosen', async () => {
+test('REQ-TLS-008: a worker hint is offered and chosen', async () => {
   await using rig = await Rig.open();
   const client = await rig.dial({ worker: 7 });
   assert.equal(client.facts.alpn, 'customvpn/1+7');
@@ -123,7 +123,7 @@ const wrongServers = [
 ] as const;
 
 for (const [what, served, code] of wrongServers) {
-  test(`a server certificate that is ${what}: ${code}`, async () => {
+  test(`REQ-TLS-006: a server certificate that is ${what}: ${code}`, async () => {
     await using rig = await Rig.open(served);
     await rejectsWith(rig.dial(), code);
   });
@@ -151,7 +151,7 @@ test('with verifyServer off any server will do, and the log warns', async () => 
   client.destroy();
 });
 
-test('one pin of the set must be in the chain: the CA or the leaf', async () => {
+test('REQ-TLS-006: one pin of the set must be in the chain: the CA or the leaf', async () => {
   await using rig = await Rig.open();
   for (const pins of [[authority.pin], [leaf.pin], [otherAuthority.pin, leaf.pin]]) {
     (await rig.dial({ pins })).destroy();
@@ -160,7 +160,7 @@ test('one pin of the set must be in the chain: the CA or the leaf', async () => 
   await rejectsWith(rig.dial({ pins: ['nonsense', ''] }), 'ERR_CERT_PIN');
 });
 
-test('a pinned certificate that was sent along, but signed nothing, is not in the chain: ERR_CERT_PIN', async () => {
+test('REQ-TLS-006: a pinned certificate that was sent along, but signed nothing, is not in the chain: ERR_CERT_PIN', async () => {
   const sentAlong = { ...leaf, cert: leaf.cert + otherAuthority.cert };
   await using rig = await Rig.open(sentAlong);
   await rejectsWith(rig.dial({ pins: [otherAuthority.pin] }), 'ERR_CERT_PIN');
@@ -227,7 +227,7 @@ for (const [what, serverOptions, dialOptions, code] of strangers) {
   });
 }
 
-test('TLS 1.2 with the extended master secret is accepted where it is configured', async () => {
+test('REQ-TLS-002: TLS 1.2 with the extended master secret is accepted where it is configured', async () => {
   const options: TlsOptions = { cert: leaf.cert, key: leaf.key, maxVersion: 'TLSv1.2', ALPNProtocols: ['customvpn/1'] };
   const server = createTlsServer(options, (socket) => socket.on('error', () => {}));
   const port = await openStranger(server);

@@ -215,7 +215,7 @@ for (const bytes of [undefined, Buffer.from('160301ff', 'hex')]) {
 }
 
 for (const version of ['TLSv1.1', 'TLSv1.2'] as const) {
-  test(`${version} is ERR_TLS_VERSION`, async () => {
+  test(`REQ-TLS-001: ${version} is ERR_TLS_VERSION`, async () => {
     await using rig = await Rig.open();
     const client = rig.tls({ minVersion: version, maxVersion: version, ciphers: 'DEFAULT@SECLEVEL=0' });
     assert.equal(await failureOf(client), 'ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION');
@@ -223,14 +223,14 @@ for (const version of ['TLSv1.1', 'TLSv1.2'] as const) {
   });
 }
 
-test('TLS 1.1 is refused where 1.2 is allowed, too', async () => {
+test('REQ-TLS-001: TLS 1.1 is refused where 1.2 is allowed, too', async () => {
   await using rig = await Rig.open({ minVersion: '1.2' });
   const client = rig.tls({ minVersion: 'TLSv1.1', maxVersion: 'TLSv1.1', ciphers: 'DEFAULT@SECLEVEL=0' });
   await failureOf(client);
   await rig.expectFailure('ERR_TLS_VERSION');
 });
 
-test('TLS 1.2 works where it is allowed, with forward secrecy and AEAD', async () => {
+test('REQ-TLS-003: TLS 1.2 works where it is allowed, with forward secrecy and AEAD', async () => {
   await using rig = await Rig.open({ minVersion: '1.2' });
   const arrival = rig.arrival();
   const client = rig.tls({ maxVersion: 'TLSv1.2' });
@@ -240,7 +240,7 @@ test('TLS 1.2 works where it is allowed, with forward secrecy and AEAD', async (
   client.destroy();
 });
 
-test('TLS 1.2 without the extended master secret is ERR_TLS_MASTER_SECRET', async () => {
+test('REQ-TLS-002: TLS 1.2 without the extended master secret is ERR_TLS_MASTER_SECRET', async () => {
   await using rig = await Rig.open({ minVersion: '1.2' });
   const SSL_OP_NO_EXTENDED_MASTER_SECRET = 1;
   const client = rig.tls({ maxVersion: 'TLSv1.2', secureOptions: SSL_OP_NO_EXTENDED_MASTER_SECRET });
@@ -249,7 +249,7 @@ test('TLS 1.2 without the extended master secret is ERR_TLS_MASTER_SECRET', asyn
 });
 
 for (const ciphers of ['ECDHE-ECDSA-AES128-SHA256', 'AES128-GCM-SHA256', 'TLS_AES_128_CCM_SHA256']) {
-  test(`a client with only ${ciphers} is refused`, async () => {
+  test(`REQ-TLS-003: a client with only ${ciphers} is refused`, async () => {
     await using rig = await Rig.open({ minVersion: '1.2' });
     const version = ciphers.startsWith('TLS') ? 'TLSv1.3' : 'TLSv1.2';
     const client = rig.tls({ ciphers, minVersion: version, maxVersion: version });
@@ -258,7 +258,7 @@ for (const ciphers of ['ECDHE-ECDSA-AES128-SHA256', 'AES128-GCM-SHA256', 'TLS_AE
   });
 }
 
-test('a client may not renegotiate', async () => {
+test('REQ-TLS-005: a client may not renegotiate', async () => {
   await using rig = await Rig.open({ minVersion: '1.2' });
   const arrival = rig.arrival();
   const client = rig.tls({ maxVersion: 'TLSv1.2' });
@@ -273,7 +273,7 @@ test('a client may not renegotiate', async () => {
   await collector.end;
 });
 
-test('a foreign application protocol is refused with an alert: ERR_TLS_ALPN', async () => {
+test('REQ-TLS-008: a foreign application protocol is refused with an alert: ERR_TLS_ALPN', async () => {
   await using rig = await Rig.open();
   const client = rig.tls({ ALPNProtocols: ['h2', 'customvpn/2'] });
   assert.equal(await failureOf(client), 'ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL');
@@ -290,7 +290,7 @@ async function readAll(socket: Socket): Promise<string> {
 }
 
 for (const ALPNProtocols of [[], ['http/1.1'], ['h2', 'http/1.1']]) {
-  test(`a client that offers ${ALPNProtocols.join(' and ') || 'no protocol'} meets the front door: an ordinary 404`, async () => {
+  test(`REQ-TLS-009: a client that offers ${ALPNProtocols.join(' and ') || 'no protocol'} meets the front door: an ordinary 404`, async () => {
     await using rig = await Rig.open();
     const client = rig.tls({ ALPNProtocols });
     client.write('GET /login HTTP/1.1\r\nHost: localhost\r\n\r\n');
@@ -309,7 +309,7 @@ test('the front door closes on what is not HTTP, and on who says nothing', async
   assert.equal(rig.listener.counters.frontDoor, 2);
 });
 
-test('a client without ALPN gets a tunnel where that is configured', async () => {
+test('REQ-TLS-009: a client without ALPN gets a tunnel where that is configured', async () => {
   await using rig = await Rig.open({ greetWithoutAlpn: true });
   const arrival = rig.arrival();
   const client = rig.tls({ ALPNProtocols: [] });
@@ -331,7 +331,7 @@ test('client certificates: a good one is known by name, serial and pin', async (
   client.destroy();
 });
 
-test('no client certificate where one is required: ERR_CERT_REQUIRED, and the client is told', async () => {
+test('REQ-TLS-007: no client certificate where one is required: ERR_CERT_REQUIRED, and the client is told', async () => {
   await using rig = await Rig.open({ requireClientAuth: true });
   const client = rig.tls();
   assert.equal(await failureOf(client), 'ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED');
@@ -358,7 +358,7 @@ const crl = await authority.crl([revoked.serial]);
 
 for (const requireClientAuth of [true, 'optional'] as const) {
   for (const [what, bad, code] of badClients) {
-    test(`a client certificate that is ${what}, ${requireClientAuth === true ? 'required' : 'optional'}: ${code}`, async () => {
+    test(`REQ-TLS-007: a client certificate that is ${what}, ${requireClientAuth === true ? 'required' : 'optional'}: ${code}`, async () => {
       await using rig = await Rig.open({ requireClientAuth, credentials: { ...credentials, crl } });
       const client = rig.tls({ cert: bad.cert, key: bad.key });
       await failureOf(client);
@@ -377,7 +377,7 @@ test('an expired revocation list lets nobody in', async () => {
 });
 
 for (const version of ['TLSv1.3', 'TLSv1.2'] as const) {
-  test(`${version}: no session is resumed, and a revoked certificate with a saved session is refused`, async () => {
+  test(`REQ-TLS-004: ${version}: no session is resumed, and a revoked certificate with a saved session is refused`, async () => {
     await using rig = await Rig.open({ requireClientAuth: true, minVersion: '1.2', credentials });
     const mallory = { cert: revoked.cert, key: revoked.key, minVersion: version, maxVersion: version } as const;
     const arrival = rig.arrival();
