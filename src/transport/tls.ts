@@ -23,9 +23,9 @@ import type { ChannelFacts, PeerCertificate } from './channel.ts';
 import type { Endpoint } from './endpoint.ts';
 
 /** The application protocol by which a TLS client asks for a tunnel. */
-export const TUNNEL_ALPN = 'customvpn/1';
+const TUNNEL_ALPN = 'customvpn/1';
 /** The front door's protocol. */
-export const HTTP_ALPN = 'http/1.1';
+const HTTP_ALPN = 'http/1.1';
 
 const CIPHERS_13 = ['TLS_AES_128_GCM_SHA256', 'TLS_AES_256_GCM_SHA384', 'TLS_CHACHA20_POLY1305_SHA256'];
 const CIPHERS_12 = [
