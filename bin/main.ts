@@ -2,7 +2,7 @@
  * Wires the command line to gateway, client and machine, and loads of them only what the verb needs.
  */
 
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import type { CliHost } from '../src/cli/host.ts';
 import { runProgram } from '../src/cli/program.ts';
@@ -27,8 +27,12 @@ export async function main(): Promise<void> {
   process.exitCode = await runProgram(host, version, process.argv.slice(2));
 }
 
+/** Of the package this file belongs to: one folder up in a checkout, two in a built package. */
 function readVersion(): string {
-  const file = join(dirname(import.meta.dirname), 'package.json');
-  const { version: found } = JSON.parse(readFileSync(file, 'utf8')) as { version: string };
-  return found;
+  for (let folder = dirname(import.meta.dirname); ; folder = dirname(folder)) {
+    const file = join(folder, 'package.json');
+    if (!existsSync(file)) continue;
+    const { version } = JSON.parse(readFileSync(file, 'utf8')) as { version: string };
+    return version;
+  }
 }
