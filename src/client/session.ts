@@ -8,6 +8,7 @@
 
 import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { type IpAddress, parseIp } from '../ip/address.ts';
 import { AttachClient, MAX_MOVES } from '../protocol/attach.ts';
 import { type AcceptedConfig, type ClientLimits, checkConfig, type RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
@@ -22,7 +23,7 @@ import {
   decodeMessage,
   encodeMessage,
 } from '../protocol/messages.ts';
-import { closeReasonOf } from '../protocol/reasons.ts';
+import { closeReasonOf, recoveryAfterClose } from '../protocol/reasons.ts';
 import type { Channel, ChannelHandler } from '../transport/channel.ts';
 import type { PacketLink, PacketReceiver } from '../transport/packet-link.ts';
 import type { DeviceKey } from './device-key.ts';
@@ -31,6 +32,8 @@ const EMPTY = new Uint8Array(0);
 const TICK_MS = 1000;
 const LOGIN_TIMEOUT_MS = 30_000;
 const ATTACH_TIMEOUT_MS = 10_000;
+/** How much later than on the data connection the end of a session may be told on the control connection. */
+const END_DELAY_MS = 1000;
 /** The server returns echoes through a bounded queue; more in flight could overflow it. */
 const MAX_ECHO_BYTES_IN_FLIGHT = 256 * 1024;
 
@@ -73,6 +76,7 @@ export class ClientSession {
   readonly #options: ClientSessionOptions;
   readonly #control: ServerConnection;
   readonly #attachKey: Uint8Array;
+  readonly #limits: ClientLimits;
   readonly #liveness: Liveness;
   readonly #tick: NodeJS.Timeout;
   readonly #ended = Promise.withResolvers<SessionEnd>();
@@ -106,7 +110,8 @@ export class ClientSession {
     this.channel = control.channel;
     this.accepted = login.accept;
     this.#attachKey = attachKey(options.primitives, login.secret);
-    const { accepted, refused } = checkConfig(login.config, options.limits);
+    this.#limits = { ...options.limits, outside: [...options.limits.outside, ...outerAddresses(this.channel)] };
+    const { accepted, refused } = checkConfig(login.config, this.#limits);
     this.#config = accepted;
     this.#refused = refused;
     this.#liveness = new Liveness(accepted.ping, options.now());
@@ -180,8 +185,14 @@ export class ClientSession {
     const attached = isAttached ? this.#attach() : Promise.resolve(undefined);
     attached.catch(() => {});
     this.#link = await this.#options.openLink(this.#config, this.accepted);
-    await attached;
-    if (this.#isOver) throw (await this.ended).error ?? new VpnError('ERR_PEER_GONE', 'the server closed the session');
+    try {
+      await attached;
+    } catch (error) {
+      // A session that is gone says why on its control connection.
+      if (!this.#isOver && !isVpnError(error, 'ERR_SESSION_UNKNOWN')) throw error;
+      throw await withTimeout(this.ended, END_DELAY_MS, 'the server did not say why').then(endError, () => error);
+    }
+    if (this.#isOver) throw endError(await this.ended);
     if (this.#link !== undefined) {
       this.#control.receiver = this.#link.createReceiver();
       if (this.#data !== undefined) this.#data.receiver = this.#link.createReceiver();
@@ -308,7 +319,7 @@ export class ClientSession {
   }
 
   #reconfigure(payload: Uint8Array): void {
-    const { accepted, refused } = checkConfig(decodeMessage('config', payload), this.#options.limits);
+    const { accepted, refused } = checkConfig(decodeMessage('config', payload), this.#limits);
     this.#config = accepted;
     this.#refused = refused;
     this.#options.openLink(accepted, this.accepted).catch((error: unknown) => {
@@ -402,9 +413,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
         done.reject(output.error);
         break;
       case 'closed':
-        done.reject(
-          new VpnError('ERR_PEER_GONE', `the server closed the connection during the login: ${output.reason}`),
-        );
+        done.reject(closedError(output.reason, 'the server closed the connection during the login'));
         break;
     }
   };
@@ -416,8 +425,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
       result = { ...accepted, config: decodeMessage('config', payload), early: [] };
       done.resolve(result);
     } else if (type === FrameType.close) {
-      const { reason } = decodeMessage('close', payload);
-      done.reject(new VpnError('ERR_PEER_GONE', `the server closed the session: ${reason}`));
+      done.reject(closedError(decodeMessage('close', payload).reason));
     } else
       throw new VpnError('ERR_FRAME_STATE', `frame type ${type} came where CONFIG was expected`, { details: { type } });
   };
@@ -427,6 +435,17 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
   };
   connection.start();
   return await done.promise;
+}
+
+/** The end of a session that never was: the code says whether to try again. */
+function endError({ error, reason }: SessionEnd): VpnError {
+  return error ?? closedError(reason ?? 'peer_disconnect');
+}
+
+function closedError(reason: CloseReason, what = 'the server closed the session'): VpnError {
+  const isFinal = recoveryAfterClose(reason) === 'final';
+  const code = reason === 'replaced' ? 'ERR_SESSION_REPLACED' : isFinal ? 'ERR_AUTH_REJECTED' : 'ERR_PEER_GONE';
+  return new VpnError(code, `${what}: ${reason}`, { details: { reason } });
 }
 
 /** A connection to the gateway whose handlers change as it advances. */
@@ -518,6 +537,16 @@ class ServerConnection implements FrameSink, ChannelHandler {
   }
 
   unknown(): void {}
+}
+
+/** What carries the tunnel and so must not go through it: the gateway's address, as it was dialled. */
+function outerAddresses({ facts }: Channel): IpAddress[] {
+  try {
+    return [parseIp(facts.remote.address)];
+  } catch {
+    // An address with a zone is link-local: no pushed route holds it.
+    return [];
+  }
 }
 
 async function withTimeout<T>(promise: Promise<T>, timeoutMs: number, what: string): Promise<T> {
