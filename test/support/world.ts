@@ -360,6 +360,8 @@ export class Relay implements AsyncDisposable {
 }
 
 class RelayedConnection {
+  /** What came after `hold` and went nowhere. */
+  heldBytes = 0;
   readonly #near: Socket;
   readonly #far: Socket;
 
@@ -376,6 +378,10 @@ class RelayedConnection {
     }
   }
 
+  get isOpen(): boolean {
+    return !this.#near.closed || !this.#far.closed;
+  }
+
   /** Ends it at both ends, without a word. */
   cut(): void {
     this.#near.resetAndDestroy();
@@ -387,7 +393,9 @@ class RelayedConnection {
     for (const socket of [this.#near, this.#far]) {
       socket.removeAllListeners('data');
       socket.removeAllListeners('end');
-      socket.resume();
+      socket.on('data', (bytes) => {
+        this.heldBytes += bytes.length;
+      });
     }
   }
 }
