@@ -5,11 +5,13 @@
  * machine's network are handed in, so that it also runs inside another program, and without root.
  */
 
+import { isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
+import { type IpAddress, parseIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { TunDevice, TunReader } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
@@ -276,7 +278,13 @@ export class VpnClient {
       serverName,
       serverVerified,
       features: this.#features(),
-      limits: { defaultRoute: false, dns: false, outside: [], ...options.limits, serverVerified },
+      limits: {
+        defaultRoute: false,
+        dns: false,
+        outside: addressesIn(options.serverHost),
+        ...options.limits,
+        serverVerified,
+      },
       version: options.version ?? 'library',
       primitives: nodePrimitives,
       now: () => this.#clock.now(),
@@ -373,4 +381,9 @@ export class VpnClient {
     this.#since = this.#clock.wallNow();
     this.#options.onState?.(state);
   }
+}
+
+/** The hosts that are addresses: those not dialled this time may be dialled next. */
+function addressesIn(hosts: string | readonly string[]): IpAddress[] {
+  return (typeof hosts === 'string' ? [hosts] : hosts).flatMap((host) => (isIP(host) === 0 ? [] : [parseIp(host)]));
 }
