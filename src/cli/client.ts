@@ -87,10 +87,7 @@ function formatStatus(status: ClientStatus): string {
       ['server', `${status.server}${status.verified ? '' : ` ${bad('NOT VERIFIED')}`}`],
       ['user', status.user ?? undefined],
       ['addresses', status.addresses.join(', ')],
-      [
-        'device',
-        status.device === null ? undefined : `${status.device} (${status.superPackets ? 'super-packets' : 'plain'})`,
-      ],
+      ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
       ['routes', status.routes.join(', ') || 'none'],
       ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
       ['traffic', `${formatBytes(status.sentBytes)} sent, ${formatBytes(status.receivedBytes)} received`],
@@ -100,6 +97,12 @@ function formatStatus(status: ClientStatus): string {
     ]),
     ...status.refused.map(({ item, why }) => `${warning('refused')} ${item}: ${why}`),
   ].join('\n');
+}
+
+/** What was agreed with the server; nothing yet while there is no session. */
+function deviceKind({ state, superPackets }: ClientStatus): string {
+  if (state !== 'connected') return '';
+  return superPackets ? ' (super-packets)' : ' (plain)';
 }
 
 function formatProbe(result: ProbeResult): string {
