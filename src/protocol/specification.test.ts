@@ -20,23 +20,8 @@ const AWAITED: Readonly<Record<string, readonly string[]>> = {
     'REQ-SUPER-007',
     'REQ-SUPER-008',
   ],
-  identity: [
-    'REQ-DEVICE-005',
-    'REQ-NONCE-001',
-    'REQ-LOGIN-022',
-    'REQ-ENROL-001',
-    'REQ-ENROL-002',
-    'REQ-ENROL-003',
-    'REQ-ENROL-004',
-  ],
-  gateway: [
-    'REQ-PING-001',
-    'REQ-STAGE-001',
-    'REQ-SESSION-001',
-    'REQ-SESSION-002',
-    'REQ-SESSION-003',
-    'REQ-SESSION-004',
-  ],
+  identity: ['REQ-DEVICE-005', 'REQ-NONCE-001', 'REQ-ENROL-001', 'REQ-ENROL-002'],
+  gateway: [],
   client: ['REQ-ATTACH-006'],
 };
 

@@ -14,6 +14,8 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setImmediate as immediate, setTimeout as sleep } from 'node:timers/promises';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import type { Clock } from '../../src/base/clock.ts';
 import { createLogger, type Logger } from '../../src/base/log.ts';
 import { type ClientHost, type ClientOptions, type ClientState, VpnClient } from '../../src/client/client.ts';
@@ -56,6 +58,14 @@ export async function until<T>(
     if (performance.now() > deadline) assert.fail(`not within ${deadlineMs} ms: ${what}`);
     await (round < 20 ? immediate() : sleep(3));
   }
+}
+
+/** Bytes of memory outside the JavaScript heap that something still refers to. */
+export function heldBytes(): number {
+  setFlagsFromString('--expose-gc');
+  const collect: unknown = runInNewContext('gc');
+  if (typeof collect === 'function') collect();
+  return process.memoryUsage().arrayBuffers;
 }
 
 /** One line of the log. */
