@@ -33,6 +33,9 @@ import { HostSupervisor, type Supervisor } from './supervisor/supervisor.ts';
 import type { Session } from './worker/session.ts';
 import { Worker, type WorkerDevices } from './worker/worker.ts';
 
+/** What a device of the caller's is and does. */
+export type { PacketBuffer, TunDevice, TunReader } from '../os/tun.ts';
+
 const WORKER_ID = 0;
 const CERTIFICATE_WARNING_DAYS = 30;
 

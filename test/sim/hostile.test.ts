@@ -379,7 +379,7 @@ function shortened(packet: Uint8Array, length: number): Uint8Array {
   return mendIpv4(changed(packet.slice(0, length), { 2: length >> 8, 3: length & 0xff }));
 }
 
-test('a super-packet that breaks a rule is dropped under the name of that rule, and reaches no device', async () => {
+test('REQ-PACKET-001 REQ-SUPER-002 REQ-SUPER-003 REQ-SUPER-004 REQ-SUPER-005 REQ-SUPER-006 REQ-SUPER-007: a packet that breaks a rule is dropped under its name, and reaches no device', async () => {
   const { raw, v4, v6 } = await session();
   const written = world.tun.counters.writtenPackets;
   const seen = new Set<string>();

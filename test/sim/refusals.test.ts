@@ -31,7 +31,7 @@ function lastRefusal(world: World): Refusal | undefined {
   );
 }
 
-test('two clients with one profile: the second is told profile_used, and the record names both', async () => {
+test('REQ-ENROL-002: two clients with one profile: the second is told profile_used, and the record names both', async () => {
   await using world = await World.open();
   const profile = await world.profile('alice');
   const first = await world.connected('alice', { profile });

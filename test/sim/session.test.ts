@@ -65,7 +65,7 @@ test('REQ-ENROL-005: after its enrolment a client logs in without the token, als
   assert.deepEqual(purposes, ['enrol', 'login']);
 });
 
-test('super-packets cross whole between devices that have them, and the header is rebuilt at the other end', async () => {
+test('REQ-SUPER-001: super-packets cross whole between devices that have them, and the header is rebuilt at the other end', async () => {
   await using world = await World.open();
   const sim = await world.connected('alice');
   const cases = [
