@@ -11,7 +11,6 @@ import { test } from 'node:test';
 const AWAITED: Readonly<Record<string, readonly string[]>> = {
   ip: ['REQ-SUPER-008'],
   identity: ['REQ-DEVICE-005', 'REQ-NONCE-001', 'REQ-ENROL-001'],
-  client: ['REQ-ATTACH-006'],
 };
 
 const ROOT = new URL('../../', import.meta.url);
