@@ -12,6 +12,7 @@
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { socketFd, UnsentGate } from '../os/socket.ts';
+import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
 import { PacketQueue } from './packet-queue.ts';
 import { translateTlsError } from './tls.ts';
@@ -175,7 +176,7 @@ export class Channel {
       process.nextTick(() => handler.closed(this.#error));
       return;
     }
-    this.#socket.on('data', (chunk: Uint8Array) => {
+    const take = (chunk: Uint8Array): void => {
       if (this.#isClosing) return;
       this.counters.receivedBytes += chunk.length;
       try {
@@ -183,7 +184,9 @@ export class Channel {
       } catch (error) {
         this.destroy(toVpnError(error));
       }
-    });
+    };
+    readDirectly(this.#socket, take);
+    this.#socket.on('data', take);
   }
 
   /**
