@@ -44,11 +44,17 @@ async function readOptional(path: string | undefined): Promise<string | undefine
 }
 
 async function readPem(path: string): Promise<string> {
+  let text: string;
   try {
-    return await readFile(path, 'utf8');
+    text = await readFile(path, 'utf8');
   } catch (cause) {
     const errno = (cause as NodeJS.ErrnoException).code ?? 'unknown';
     const why = errno === 'ENOENT' ? 'there is no such file' : errno === 'EACCES' ? 'permission denied' : errno;
     throw new VpnError('ERR_CERT_FILE', `cannot read ${path}: ${why}`, { cause, details: { path, errno } });
   }
+  // Who parses it later does not know the file's name.
+  if (!text.includes('-----BEGIN ')) {
+    throw new VpnError('ERR_CERT_FILE', `${path}: expected PEM text, found none`, { details: { path } });
+  }
+  return text;
 }
