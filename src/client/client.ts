@@ -22,7 +22,7 @@ import { recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
 import type { ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
 import { dial } from '../transport/dial.ts';
-import { PacketBufferPool, PacketLink } from '../transport/packet-link.ts';
+import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { DeviceKey } from './device-key.ts';
 import { ClientSession, type SessionEnd } from './session.ts';
 
@@ -110,6 +110,7 @@ export class VpnClient {
   #session: ClientSession | undefined;
   #tun: TunDevice | undefined;
   #buffers: PacketBufferPool | undefined;
+  readonly #batch = new SendBatch();
   #link: PacketLink | undefined;
   /** The session that `#link` is for. */
   #linked: AcceptMessage | undefined;
@@ -338,6 +339,7 @@ export class VpnClient {
     this.#link = new PacketLink({
       device: tun,
       buffers,
+      batch: this.#batch,
       lease: { ...(v4 === undefined ? {} : { v4: v4.address }), ...(v6 === undefined ? {} : { v6: v6.address }) },
       ownAddress: 'destination',
       superPackets: features.includes(Feature.superPackets),
@@ -350,7 +352,7 @@ export class VpnClient {
   /** One reader for the life of the device: sessions come and go behind it. */
   readonly #reader: TunReader = {
     packet: (bytes, length, gsoType, flags, gsoSize) => this.#link?.send(bytes, length, gsoType, flags, gsoSize),
-    idle: () => {},
+    idle: () => this.#batch.flush(),
   };
 
   #forgetSession(): void {

@@ -213,14 +213,32 @@ export class Channel {
    */
   sendData(bytes: Uint8Array, start: number, end: number): boolean {
     if (this.#isClosing || this.#isClosed) return false;
-    if (this.#openGate !== undefined) {
-      this.#gate = this.#openGate();
-      this.#openGate = undefined;
-    }
-    if (this.#isReady()) {
+    if (this.#openGate !== undefined) this.#findGate();
+    if (this.#data.queuedBytes === 0 && this.#isReady()) {
       this.#write(viewOf(bytes, start, end));
       return true;
     }
+    return this.#enqueue(bytes, start, end);
+  }
+
+  /** As `sendData`, but waits for others to go with it in one write: until `flush`, or until the queue is sent anyway. */
+  deferData(bytes: Uint8Array, start: number, end: number): boolean {
+    if (this.#isClosing || this.#isClosed) return false;
+    if (this.#openGate !== undefined) this.#findGate();
+    return this.#enqueue(bytes, start, end);
+  }
+
+  /** Sends what was deferred. */
+  flush(): void {
+    if (!this.#isBusy && this.#data.queuedBytes > 0) this.#pump();
+  }
+
+  #findGate(): void {
+    this.#gate = this.#openGate?.();
+    this.#openGate = undefined;
+  }
+
+  #enqueue(bytes: Uint8Array, start: number, end: number): boolean {
     if (!this.#data.push(bytes, start, end)) {
       this.counters.refused += 1;
       this.#isRefusing = true;

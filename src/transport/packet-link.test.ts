@@ -17,7 +17,7 @@ import { FLAG_PARTIAL_CHECKSUM, GsoType, VirtioGsoType } from '../ip/super-packe
 import { PACKET_OFFSET } from '../os/tun.ts';
 import { MemoryTun } from '../os/tun-memory.ts';
 import { FrameDecoder, FrameType } from '../protocol/frame.ts';
-import { PacketBufferPool, PacketLink, type PacketLinkOptions } from './packet-link.ts';
+import { PacketBufferPool, PacketLink, type PacketLinkOptions, SendBatch } from './packet-link.ts';
 
 const OWN4 = '10.8.0.2';
 const OWN6 = 'fd00:8::2';
@@ -44,6 +44,7 @@ after(() => {
 
 interface Rig {
   device: MemoryTun;
+  batch: SendBatch;
   link: PacketLink;
   drops: Float64Array;
 }
@@ -51,9 +52,11 @@ interface Rig {
 function rig(options: Partial<PacketLinkOptions> = {}): Rig {
   const device = new MemoryTun({ mtu: 1500 });
   const drops = new Float64Array(DROP_REASON_NAMES.length);
+  const batch = new SendBatch();
   const link = new PacketLink({
     device,
     buffers: new PacketBufferPool(device),
+    batch,
     lease: { v4: parseIp(OWN4), v6: parseIp(OWN6) },
     ownAddress: 'source',
     superPackets: true,
@@ -62,12 +65,12 @@ function rig(options: Partial<PacketLinkOptions> = {}): Rig {
     ...options,
   });
   link.channel = pair.server;
-  return { device, link, drops };
+  return { device, batch, link, drops };
 }
 
 /** Sends what the device would have read; resolves with the frames that the other end got. */
 async function send(
-  { link }: Rig,
+  { batch, link }: Rig,
   packet: Uint8Array,
   facts: { gsoType?: number; flags?: number; gsoSize?: number } = {},
 ): Promise<{ type: number; payload: Uint8Array }[]> {
@@ -76,6 +79,7 @@ async function send(
   const bytes = new Uint8Array(PACKET_OFFSET + packet.length);
   bytes.set(packet, PACKET_OFFSET);
   link.send(bytes, packet.length, facts.gsoType ?? 0, facts.flags ?? 0, facts.gsoSize ?? 0);
+  batch.flush();
   assert.ok(pair.server.sendData(MARKER, 0, MARKER.length));
   await collector.until(marked.promise);
   return arrived;
@@ -328,4 +332,19 @@ test('a buffer held by a frame that breaks off goes back to the pool, and none i
     receiver.release();
   }
   assert.equal(made, 2, 'the shared buffer and one more');
+});
+
+test('small packets of one wake go out together, in one write; a super-packet behind them keeps its place', async () => {
+  const r = rig();
+  const small = tcpPacket({ source: OWN4, destination: OWN4, payload: new Uint8Array(100) });
+  const writes = pair.server.counters.writes;
+  const bytes = new Uint8Array(PACKET_OFFSET + small.length);
+  for (let i = 0; i < 5; i++) {
+    bytes.set(small, PACKET_OFFSET);
+    r.link.send(bytes, small.length, 0, 0, 0);
+  }
+  assert.equal(pair.server.counters.writes, writes, 'nothing goes before the end of the wake');
+  const frames = await send(r, small);
+  assert.equal(frames.length, 6);
+  assert.ok(pair.server.counters.writes <= writes + 2, 'six packets and the marker are two writes at most');
 });

@@ -38,6 +38,9 @@ const SUPER_FRAME_OFFSET = SUPER_PAYLOAD_OFFSET - FRAME_HEADER_BYTES;
 /** More than any size: packets of this kind never take the fast path. */
 const ALWAYS_LOOK = 0x1_0000;
 
+/** Packets below this wait for the end of the wake. A super-packet fills a write of its own. */
+const DEFER_BELOW_BYTES = 8192;
+
 /** Where the session's own address stands in a packet that arrives in a frame. */
 export type OwnAddress = 'source' | 'destination';
 
@@ -63,6 +66,25 @@ export class PacketBufferPool {
   }
 }
 
+/**
+ * The links that have small packets to send. They are sent when the device has no more for now, so that a wake of many small
+ * packets costs one write and one TLS record for every 16 KiB of them, not for every packet.
+ */
+export class SendBatch {
+  readonly #links: PacketLink[] = [];
+
+  add(link: PacketLink): void {
+    this.#links.push(link);
+  }
+
+  /** Called at the end of every wake of a device. */
+  flush(): void {
+    const links = this.#links;
+    for (let i = 0; i < links.length; i++) links[i]?.flush();
+    links.length = 0;
+  }
+}
+
 /** What a link counts; plain integers, read at scrape. */
 export interface LinkCounters {
   sentPackets: number;
@@ -74,6 +96,8 @@ export interface LinkCounters {
 export interface PacketLinkOptions {
   device: TunDevice;
   buffers: PacketBufferPool;
+  /** Flushed by whoever reads the device. */
+  batch: SendBatch;
   lease: Lease;
   ownAddress: OwnAddress;
   /** Whether both ends have agreed on SUPER frames. */
@@ -89,6 +113,7 @@ export class PacketLink {
   readonly counters: LinkCounters = { sentPackets: 0, sentBytes: 0, receivedPackets: 0, receivedBytes: 0 };
   readonly #device: TunDevice;
   readonly #buffers: PacketBufferPool;
+  readonly #batch: SendBatch;
   readonly #superPackets: boolean;
   readonly #limits: OffloadLimits;
   readonly #drops: Float64Array;
@@ -100,10 +125,12 @@ export class PacketLink {
   readonly #ownOffset4: number;
   readonly #ownOffset6: number;
   #channel: Channel | undefined;
+  #isDeferring = false;
 
   constructor(options: PacketLinkOptions) {
     this.#device = options.device;
     this.#buffers = options.buffers;
+    this.#batch = options.batch;
     this.#superPackets = options.superPackets;
     this.#limits = options.limits;
     this.#leastSize = options.superPackets
@@ -147,12 +174,29 @@ export class PacketLink {
     } else {
       writeFrameHeader(bytes, start, FrameType.packet, length);
     }
-    if (!channel.sendData(bytes, start, PACKET_OFFSET + length)) {
+    const end = PACKET_OFFSET + length;
+    const isSent =
+      length < DEFER_BELOW_BYTES ? this.#defer(channel, bytes, start, end) : channel.sendData(bytes, start, end);
+    if (!isSent) {
       this.#drop(DropReason.queueFull);
       return;
     }
     this.counters.sentPackets += 1;
     this.counters.sentBytes += length;
+  }
+
+  #defer(channel: Channel, bytes: Uint8Array, start: number, end: number): boolean {
+    if (!this.#isDeferring) {
+      this.#isDeferring = true;
+      this.#batch.add(this);
+    }
+    return channel.deferData(bytes, start, end);
+  }
+
+  /** Sends the small packets that wait. */
+  flush(): void {
+    this.#isDeferring = false;
+    this.#channel?.flush();
   }
 
   /** Whether the peer takes this as a super-packet. Its own limits on UDP are the only ones that a kernel exceeds. */

@@ -16,7 +16,7 @@ import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import { MemoryTun } from '../os/tun-memory.ts';
 import { FrameDecoder, type FrameSink } from '../protocol/frame.ts';
 import { Channel } from './channel.ts';
-import { PacketBufferPool, PacketLink } from './packet-link.ts';
+import { PacketBufferPool, PacketLink, SendBatch } from './packet-link.ts';
 
 const CIPHER = 'TLS_AES_128_GCM_SHA256';
 const MTU = 1500;
@@ -82,9 +82,11 @@ class Peer implements FrameSink {
         serverId: new Uint8Array(0),
       },
     });
+    const batch = new SendBatch();
     const link = new PacketLink({
       device: this.tun,
       buffers: new PacketBufferPool(this.tun),
+      batch,
       lease: { v4: parseIp(ADDRESS) },
       ownAddress,
       superPackets: true,
@@ -94,7 +96,7 @@ class Peer implements FrameSink {
     link.channel = this.#channel;
     this.#receiver = link.createReceiver();
     this.tun.onWritten = ({ bytes }) => this.onPacket(bytes);
-    this.tun.start({ packet: (...packet) => link.send(...packet), idle: () => {} });
+    this.tun.start({ packet: (...packet) => link.send(...packet), idle: () => batch.flush() });
     const decoder = new FrameDecoder(this, 'client');
     decoder.setPhase('data');
     this.#channel.start({ bytes: (chunk) => decoder.push(chunk), closed: () => this.onClosed() });

@@ -17,7 +17,7 @@ import { Feature } from '../../protocol/features.ts';
 import type { Primitives } from '../../protocol/keys.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import type { Channel } from '../../transport/channel.ts';
-import { PacketBufferPool, PacketLink } from '../../transport/packet-link.ts';
+import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AuthPort, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
 import { Connection, type ConnectionHost } from './connection.ts';
@@ -72,6 +72,7 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly #sessions = new Map<SessionKey, Session>();
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
+  readonly #batch = new SendBatch();
   /** What is still to be said to auth and the supervisor of sessions that have ended. */
   readonly #endings = new Set<Promise<void>>();
   #nextConnection = 0;
@@ -96,7 +97,7 @@ export class Worker implements WorkerPort, ConnectionHost {
 
   /** Starts reading the devices and keeping time. */
   start(): void {
-    for (const device of this.#pools.keys()) device.start(new SessionReader(this.#hosts, this.drops));
+    for (const device of this.#pools.keys()) device.start(new SessionReader(this.#hosts, this.#batch, this.drops));
     this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
     this.#tick.unref();
   }
@@ -152,6 +153,7 @@ export class Worker implements WorkerPort, ConnectionHost {
     const link = new PacketLink({
       device,
       buffers: this.#buffersOf(device),
+      batch: this.#batch,
       lease: granted.lease,
       ownAddress: 'source',
       superPackets: isSuper,
@@ -237,10 +239,12 @@ export class Worker implements WorkerPort, ConnectionHost {
 /** Hands what a device reads to the session that has the destination address. */
 class SessionReader implements TunReader {
   readonly #hosts: HostTable<Session>;
+  readonly #batch: SendBatch;
   readonly #drops: Float64Array;
 
-  constructor(hosts: HostTable<Session>, drops: Float64Array) {
+  constructor(hosts: HostTable<Session>, batch: SendBatch, drops: Float64Array) {
     this.#hosts = hosts;
+    this.#batch = batch;
     this.#drops = drops;
   }
 
@@ -256,7 +260,9 @@ class SessionReader implements TunReader {
     else session.link.send(bytes, length, gsoType, flags, gsoSize);
   }
 
-  idle(): void {}
+  idle(): void {
+    this.#batch.flush();
+  }
 }
 
 function addressesOf({ lease }: SessionGrant): IpAddress[] {
