@@ -208,13 +208,19 @@ export class Deployment implements AsyncDisposable {
     return rx.bytes + tx.bytes;
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  /** Removes everything. Returns what was left behind on this machine, as `Rig.close` does. */
+  async close(): Promise<string[]> {
     const logs = await Promise.all(this.clients.map((client) => client.log()));
     const left = await this.rig.close();
-    // Whoever failed wants to read what the processes said; whoever passed gets nothing.
+    // Whoever looks for a failure wants to read what the processes said.
     if (process.env.CUSTOMVPN_LAB_LOGS !== undefined) {
       process.stderr.write(`${this.#server?.output ?? ''}\n${logs.join('\n')}\n${left.join('\n')}\n`);
     }
+    return left;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 }
 
@@ -260,10 +266,15 @@ export class Client {
     return JSON.parse((await this.#deployment.ok(this.namespace, ...argv)).stdout) as ClientStatus;
   }
 
-  /** Connects in the foreground, where its status and output can be seen. */
-  async upInForeground(...flags: string[]): Promise<BackgroundProcess> {
-    const argv = [COMMAND, 'client', 'up', this.profile, '--state', this.state, '--foreground', ...flags];
-    return await this.namespace.start(argv, { ready: /^up$/m });
+  /** Connects in the foreground, where its status and output can be seen; resolves when it says `ready`. */
+  async upInForeground(ready = /^up$/m): Promise<BackgroundProcess> {
+    const argv = [COMMAND, 'client', 'up', this.profile, '--state', this.state, '--foreground'];
+    return await this.namespace.start(argv, { ready });
+  }
+
+  /** Its process was ended by other means than `down`. */
+  forget(): void {
+    this.#isUp = false;
   }
 
   down(): Promise<RunResult> {
