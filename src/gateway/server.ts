@@ -11,9 +11,9 @@ import { VpnError } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
-import { formatIp, formatPrefix, parsePrefix } from '../ip/address.ts';
+import { formatIp, formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
-import type { LeasePool } from '../ip/lease-pool.ts';
+import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
@@ -137,6 +137,9 @@ export class VpnServer {
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     // A gateway that starts cannot take up the sessions of one that has died.
     await state.sessions.endAll('shutdown');
+    pool.restore(
+      (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
+    );
     const auth = new Auth({
       workerId: WORKER_ID,
       config,
@@ -371,6 +374,10 @@ export class VpnServer {
       this.#log.error('a session hook failed', { component: 'server', error });
     }
   }
+}
+
+function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
+  return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
 }
 
 function isConcerned(

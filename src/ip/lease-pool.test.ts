@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { type ErrorCode, isVpnError } from '../base/errors.ts';
-import { formatIp, parsePrefix } from './address.ts';
+import { formatIp, parseIp, parsePrefix } from './address.ts';
 import { type Lease, LeasePool } from './lease-pool.ts';
 
 function pool(v4: string | undefined, v6?: string, rememberedOwners?: number): LeasePool {
@@ -88,6 +88,46 @@ test('an owner may hold several leases', () => {
   small.release(second);
   assert.deepEqual(texts(small.lease('a')), texts(second), 'the one it had last');
   assert.equal(small.leased, 1);
+});
+
+test('owners of an earlier life get their addresses back, whoever comes first, and nobody else does', () => {
+  const before = pool('10.8.0.0/28', 'fd00:8::/64');
+  const leases = new Map(['a', 'b', 'c', 'd'].map((owner) => [owner, before.lease(owner)]));
+  leases.delete('b');
+  const after = pool('10.8.0.0/28', 'fd00:8::/64');
+  after.restore(leases);
+  assert.deepEqual(texts(after.lease('d')), texts(leases.get('d') ?? {}));
+  assert.deepEqual(texts(after.lease('new')), ['10.8.0.3', 'fd00:8::3'], 'the one in between that nobody had');
+  assert.deepEqual(texts(after.lease('newer')), ['10.8.0.6', 'fd00:8::6']);
+  assert.deepEqual(texts(after.lease('a')), texts(leases.get('a') ?? {}));
+  assert.deepEqual(texts(after.lease('c')), texts(leases.get('c') ?? {}));
+  assert.equal(after.leased, 5);
+});
+
+test('addresses that are not of this pool are not restored, and of two owners the later one is', () => {
+  const small = pool('10.8.0.0/29');
+  const at = (text: string) => ({ v4: parseIp(text) });
+  small.restore([
+    ['elsewhere', at('10.9.0.2')],
+    ['gateway', at('10.8.0.1')],
+    ['broadcast', at('10.8.0.7')],
+    ['none', {}],
+    ['other family', { v6: parseIp('fd00::2') }],
+    ['earlier', at('10.8.0.4')],
+    ['later', at('10.8.0.4')],
+  ]);
+  for (const owner of ['elsewhere', 'gateway', 'earlier']) assert.notEqual(texts(small.lease(owner))[0], '10.8.0.4');
+  assert.deepEqual(texts(small.lease('later')), ['10.8.0.4']);
+  assert.equal(new Set(['broadcast'].map((owner) => texts(small.lease(owner))[0])).size, 1);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('one more'));
+});
+
+test('no more owners are restored than are remembered', () => {
+  const small = pool('10.8.0.0/24', undefined, 2);
+  small.restore(['a', 'b', 'c'].map((owner, at) => [owner, { v4: parseIp(`10.8.0.${at + 2}`) }] as const));
+  assert.deepEqual(texts(small.lease('x')), ['10.8.0.2'], 'that of a, who is forgotten');
+  assert.deepEqual(texts(small.lease('c')), ['10.8.0.4']);
+  assert.deepEqual(texts(small.lease('b')), ['10.8.0.3']);
 });
 
 test('releasing twice, or what is not ours, changes nothing', () => {

@@ -7,7 +7,7 @@
  */
 
 import { VpnError } from '../base/errors.ts';
-import { addressAt, formatPrefix, type IpAddress, type Prefix, prefixSize } from './address.ts';
+import { addressAt, formatPrefix, type IpAddress, type Prefix, prefixContains, prefixSize } from './address.ts';
 
 /** The addresses of a session: of each family that the pool has. Given back by `release` of this very object. */
 export interface Lease {
@@ -32,6 +32,8 @@ interface Holding {
 /** The host part of the gateway's own addresses. */
 const GATEWAY_INDEX = 1;
 const REMEMBERED_OWNERS = 65_536;
+/** Nobody is restored to a higher index, so that the free ones below stay few. */
+const HIGHEST_RESTORED_INDEX = 2 ** 20;
 
 /** Leases addresses of one block per family. The first usable address of each is the gateway's. */
 export class LeasePool {
@@ -66,6 +68,34 @@ export class LeasePool {
     const last4 = v4 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v4)) - 2;
     const last6 = v6 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v6)) - 1;
     this.size = Math.min(last4, last6, 2 ** 32) - GATEWAY_INDEX;
+  }
+
+  /**
+   * Remembers owners of an earlier life of the pool, the longest away first; addresses that are not of this pool are
+   * passed over. Of two owners of one address the later keeps it. Call it before the first lease.
+   */
+  restore(former: Iterable<readonly [owner: string, addresses: Lease]>): void {
+    for (const [owner, addresses] of former) {
+      const index = this.#indexFor(addresses);
+      if (index === undefined || this.#indexOf.has(owner)) continue;
+      const earlier = this.#ownerOf.get(index);
+      if (earlier !== undefined) this.#indexOf.delete(earlier);
+      this.#ownerOf.delete(index);
+      this.#ownerOf.set(index, owner);
+      this.#indexOf.set(owner, index);
+      if (this.#ownerOf.size > this.#rememberedOwners) {
+        const longest = this.#longestFree();
+        this.#indexOf.delete(this.#ownerOf.get(longest) ?? '');
+        this.#ownerOf.delete(longest);
+      }
+    }
+    let highest = GATEWAY_INDEX;
+    for (const index of this.#ownerOf.keys()) highest = Math.max(highest, index);
+    this.#next = highest + 1;
+    this.#free.length = 0;
+    for (let index = this.#next - 1; index > GATEWAY_INDEX; index--) {
+      if (!this.#ownerOf.has(index)) this.#free.push(index);
+    }
   }
 
   /** How many leases are held. */
@@ -125,6 +155,18 @@ export class LeasePool {
     return index;
   }
 
+  /** The index that stands for these addresses in this pool; undefined where there is none. */
+  #indexFor({ v4, v6 }: Lease): number | undefined {
+    const indexes = [
+      ...(this.#v4 === undefined ? [] : [v4 && indexIn(this.#v4, v4)]),
+      ...(this.#v6 === undefined ? [] : [v6 && indexIn(this.#v6, v6)]),
+    ].filter((index) => index !== undefined);
+    const [index] = indexes;
+    const last = Math.min(this.size + GATEWAY_INDEX, HIGHEST_RESTORED_INDEX);
+    if (index === undefined || indexes.some((other) => other !== index)) return undefined;
+    return index > GATEWAY_INDEX && index <= last ? index : undefined;
+  }
+
   #longestFree(): number {
     for (const index of this.#ownerOf.keys()) return index;
     throw new VpnError('ERR_INVARIANT', 'no owner is remembered');
@@ -140,6 +182,15 @@ export class LeasePool {
   #describe(): string {
     return [this.#v4, this.#v6].flatMap((prefix) => (prefix === undefined ? [] : [formatPrefix(prefix)])).join(' and ');
   }
+}
+
+/** The host part of an address; undefined outside the prefix. */
+function indexIn(prefix: Prefix, address: IpAddress): number | undefined {
+  if (!prefixContains(prefix, address)) return undefined;
+  let index = 0n;
+  for (const [at, byte] of address.bytes.entries())
+    index = (index << 8n) | BigInt(byte ^ (prefix.address.bytes[at] ?? 0));
+  return Number(index);
 }
 
 /** @throws {VpnError} ERR_CONFIG_VALUE */

@@ -71,6 +71,13 @@ export interface Schema {
     opened_at: number;
     expires_at: number | null;
   };
+  /** What each device leased last, so that it gets the same again after a restart. */
+  leases: {
+    device_id: string;
+    lease4: string | null;
+    lease6: string | null;
+    leased_at: number;
+  };
   audit: {
     /** Sorts by time, then by order of writing. */
     id: string;
@@ -89,6 +96,7 @@ export interface Schema {
 /** In the order in which they are applied; the names sort that way. */
 export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0001_first': { up: first },
+  '0002_leases': { up: leases },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -169,4 +177,14 @@ async function first(db: Kysely<unknown>): Promise<void> {
     .addColumn('detail', 'text', (column) => column.notNull())
     .execute();
   await db.schema.createIndex('audit_at').on('audit').column('at').execute();
+}
+
+async function leases(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('leases')
+    .addColumn('device_id', 'text', (column) => column.primaryKey().references('devices.id').onDelete('cascade'))
+    .addColumn('lease4', 'text')
+    .addColumn('lease6', 'text')
+    .addColumn('leased_at', 'bigint', (column) => column.notNull())
+    .execute();
 }

@@ -52,6 +52,18 @@ const session: NewSession = {
   expiresAt: 99,
 };
 
+test('what a device leased last is kept when its session has ended, the longest ago first', async () => {
+  const { clock, sessions } = await setUp();
+  assert.deepEqual(await sessions.lastLeases(), []);
+  await sessions.open(session);
+  await sessions.end(ID, 'shutdown');
+  clock.advance(1000);
+  await sessions.open({ ...session, lease4: '10.0.0.9', lease6: 'fd00::9' });
+  assert.deepEqual(await sessions.lastLeases(), [{ device: DEVICE, lease4: '10.0.0.9', lease6: 'fd00::9' }]);
+  await sessions.endAll('shutdown');
+  assert.equal((await sessions.lastLeases()).length, 1);
+});
+
 test('a session that is opened is listed without its secret', async () => {
   const { store, clock, sessions } = await setUp();
   await sessions.open(session);

@@ -33,6 +33,9 @@ export interface SessionRecord {
   readonly expiresAt?: number | undefined;
 }
 
+/** The addresses that a device had in its last session. */
+export type LastLease = Pick<SessionRecord, 'device' | 'lease4' | 'lease6'>;
+
 export interface NewSession extends Omit<SessionRecord, 'openedAt'> {
   /** K_resume; not kept. */
   readonly resumeKey: Uint8Array;
@@ -89,6 +92,16 @@ export class Sessions {
           expires_at: session.expiresAt ?? null,
         })
         .execute();
+      const lease = {
+        lease4: session.lease4 ?? null,
+        lease6: session.lease6 ?? null,
+        leased_at: Math.trunc(this.#clock.wallNow()),
+      };
+      await db
+        .insertInto('leases')
+        .values({ device_id: session.device, ...lease })
+        .onConflict((conflict) => conflict.column('device_id').doUpdateSet(lease))
+        .execute();
       await this.#audit.append({ ...describe(session), event: AuditEvent.sessionOpened }, db);
     });
   }
@@ -117,6 +130,21 @@ export class Sessions {
       source: row.source,
       openedAt: Number(row.opened_at),
       expiresAt: row.expires_at === null ? undefined : Number(row.expires_at),
+    }));
+  }
+
+  /** What each device leased last, the longest ago first. */
+  async lastLeases(): Promise<LastLease[]> {
+    const rows = await this.#store.db
+      .selectFrom('leases')
+      .selectAll()
+      .orderBy('leased_at')
+      .orderBy('device_id')
+      .execute();
+    return rows.map(({ device_id, lease4, lease6 }) => ({
+      device: device_id,
+      lease4: lease4 ?? undefined,
+      lease6: lease6 ?? undefined,
     }));
   }
 
