@@ -17,6 +17,9 @@ export { findClients } from '../src/client/daemon.ts';
 
 /** A client in the background writes its outcome to this descriptor, as one JSON line, when it is up or has failed. */
 const OUTCOME_FD = 3;
+const PROGRESS_MS = 2000;
+/** As a shell reports a program that SIGINT ended. */
+const GIVEN_UP_STATUS = 130;
 const OUTCOME_VARIABLE = 'CUSTOMVPN_OUTCOME_FD';
 
 /** `client up --foreground`. */
@@ -62,11 +65,24 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
     env: { ...process.env, [OUTCOME_VARIABLE]: String(OUTCOME_FD) },
   });
   closeSync(log);
+  // Whoever gives up waiting gives up the client.
+  const giveUp = (): void => {
+    child.kill('SIGTERM');
+    process.stderr.write('gave up; the client was stopped\n');
+    process.exit(GIVEN_UP_STATUS);
+  };
+  process.once('SIGINT', giveUp).once('SIGTERM', giveUp);
+  const progress = setInterval(() => void tellProgress(run), PROGRESS_MS);
   const pipe = child.stdio[OUTCOME_FD];
   let text = '';
-  for await (const chunk of pipe as AsyncIterable<Buffer>) {
-    text += chunk.toString('utf8');
-    if (text.includes('\n')) break;
+  try {
+    for await (const chunk of pipe as AsyncIterable<Buffer>) {
+      text += chunk.toString('utf8');
+      if (text.includes('\n')) break;
+    }
+  } finally {
+    clearInterval(progress);
+    process.off('SIGINT', giveUp).off('SIGTERM', giveUp);
   }
   child.unref();
   const outcome = JSON.parse(
@@ -80,6 +96,17 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
     throw new VpnError(code, `${outcome.message ?? 'the client did not start'}; its log: ${logFile}`);
   }
   return await clientOf(run.state, run.profile);
+}
+
+/** Says why a client that is being started is not up yet. */
+async function tellProgress(run: ClientRun): Promise<void> {
+  try {
+    const client = await clientOf(run.state, run.profile);
+    const { state, lastError } = await client['client.status']({});
+    process.stderr.write(`${state}: ${lastError?.message ?? 'no answer yet'} (Ctrl-C gives up)\n`);
+  } catch {
+    // It has not got as far as having a status; the next look may tell.
+  }
 }
 
 /** Where a client in the background says how its start went; undefined in the foreground. */

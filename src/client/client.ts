@@ -30,8 +30,8 @@ import { ClientSession, type SessionEnd } from './session.ts';
 export interface ClientHost {
   /** Opens the device. Called once, before anything is dialled. */
   open(): Promise<TunDevice>;
-  /** Makes MTU, addresses and routes match a configuration; called again for each new one. */
-  apply(config: AcceptedConfig): Promise<void>;
+  /** Makes MTU, addresses and routes match a configuration; called again for each new one. Returns what it left out. */
+  apply(config: AcceptedConfig): Promise<readonly RefusedItem[]>;
   /** Puts the machine back as it was and closes the device. Idempotent. */
   close(): Promise<void>;
 }
@@ -121,6 +121,8 @@ export class VpnClient {
   #lastError: VpnError | undefined;
   #first: PromiseWithResolvers<void> | undefined;
   #hasConnected = false;
+  /** What the host left out of the present configuration. */
+  #hostRefused: readonly RefusedItem[] = [];
 
   constructor(options: ClientOptions) {
     this.#options = options;
@@ -195,7 +197,7 @@ export class VpnClient {
       user: session?.accepted.user,
       device: this.#tun,
       config: session?.config,
-      refused: session?.refused ?? [],
+      refused: [...(session?.refused ?? []), ...(session === undefined ? [] : this.#hostRefused)],
       tls: session?.channel.facts,
       superPackets: session?.accepted.features.includes(Feature.superPackets) ?? false,
       channels: session?.dataChannels ?? 0,
@@ -329,7 +331,9 @@ export class VpnClient {
     const tun = this.#tun;
     const buffers = this.#buffers;
     if (host === undefined || tun === undefined || buffers === undefined) return undefined;
-    const applied = this.#applied.then(() => host.apply(config));
+    const applied = this.#applied.then(async () => {
+      this.#hostRefused = await host.apply(config);
+    });
     this.#applied = applied.catch(() => {});
     await applied;
     if (this.#linked === accepted) return this.#link;

@@ -193,7 +193,9 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): 
     user: snapshot.user ?? null,
     device: snapshot.device?.name ?? null,
     addresses: addresses.flatMap((entry) => (entry === undefined ? [] : [formatIp(entry.address)])),
-    routes: config?.routes.map(formatPrefix) ?? [],
+    routes: (config?.routes.map(formatPrefix) ?? []).filter(
+      (route) => !snapshot.refused.some(({ item }) => item === `routes ${route}`),
+    ),
     refused: [...snapshot.refused],
     tls: tls === undefined ? null : { protocol: tls.protocol, cipher: tls.cipher, group: tls.group },
     superPackets: snapshot.superPackets,

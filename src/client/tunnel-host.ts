@@ -7,10 +7,10 @@
 
 import type { Logger } from '../base/log.ts';
 import { formatIp, formatPrefix } from '../ip/address.ts';
-import { type HostChange, HostNetwork } from '../os/host.ts';
+import { type HostChange, HostNetwork, listRoutes } from '../os/host.ts';
 import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
-import { type AcceptedConfig, MIN_TUNNEL_MTU } from '../protocol/config-check.ts';
+import { type AcceptedConfig, MIN_TUNNEL_MTU, type RefusedItem } from '../protocol/config-check.ts';
 import type { ClientHost } from './client.ts';
 
 /** The kernel puts the first free number in place of %d. */
@@ -42,17 +42,33 @@ export class TunnelHost implements ClientHost {
     return this.#tun;
   }
 
-  /** @throws {VpnError} ERR_HOST_APPLY */
-  async apply(config: AcceptedConfig): Promise<void> {
+  /**
+   * A network that this machine routes elsewhere already, such as its own, stays where it is.
+   *
+   * @throws {VpnError} ERR_HOST_APPLY
+   */
+  async apply(config: AcceptedConfig): Promise<readonly RefusedItem[]> {
     const host = this.#host;
-    if (host === undefined || this.#tun === undefined) return;
-    const changes = planOf(this.#tun.name, config);
+    if (host === undefined || this.#tun === undefined) return [];
+    const present = await listRoutes(this.#tun.name);
+    const refused: RefusedItem[] = [];
+    const routes = config.routes.filter((prefix) => {
+      const device = present.get(formatPrefix(prefix));
+      if (device === undefined) return true;
+      refused.push({
+        item: `routes ${formatPrefix(prefix)}`,
+        why: `this machine has that network on ${device} already`,
+      });
+      return false;
+    });
+    const changes = planOf(this.#tun.name, { ...config, routes });
     const wanted = JSON.stringify(changes);
-    if (wanted === this.#applied) return;
+    if (wanted === this.#applied) return refused;
     await host.revert();
     this.#applied = '';
     await host.applyAll(changes);
     this.#applied = wanted;
+    return refused;
   }
 
   async close(): Promise<void> {

@@ -510,6 +510,27 @@ async function isGone(undo: Undo): Promise<boolean> {
   return (await countShown(show)) === 0;
 }
 
+/**
+ * The networks that this host routes in its main table, by prefix text, with the device; not those over `except`.
+ *
+ * @throws {VpnError} ERR_HOST_APPLY, ERR_UNSUPPORTED
+ */
+export async function listRoutes(except: string): Promise<ReadonlyMap<string, string>> {
+  const routes = new Map<string, string>();
+  for (const [family, hostLength, all] of [
+    ['-4', 32, '0.0.0.0/0'],
+    ['-6', 128, '::/0'],
+  ] as const) {
+    const text = await runCommand('ip', ['-j', family, 'route', 'show', 'table', 'main']);
+    for (const route of (text.trim() === '' ? [] : JSON.parse(text)) as Record<string, unknown>[]) {
+      const { dst, dev } = route;
+      if (typeof dst !== 'string' || typeof dev !== 'string' || dev === except) continue;
+      routes.set(dst === 'default' ? all : dst.includes('/') ? dst : `${dst}/${hostLength}`, dev);
+    }
+  }
+  return routes;
+}
+
 /** How many objects `ip -j` shows; 0 also when it refuses. */
 async function countShown(args: readonly string[]): Promise<number> {
   const text = await runCommand('ip', ['-j', ...args]).catch(() => '');

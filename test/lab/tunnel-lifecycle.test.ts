@@ -116,6 +116,25 @@ describe('the life of a tunnel', labOptions(), () => {
     assert.equal(less.reconnects, reconnects);
   });
 
+  test('a pushed network that the client has already stays where it is, and is said', async () => {
+    const taken = '203.0.113.0/24';
+    const { routes, pid } = await first.status();
+    await first.namespace.run(['ip', 'route', 'add', taken, 'dev', 'lo']);
+    const listed = (list: readonly string[]) => `routes = ${JSON.stringify(list)}`;
+    await deployment.configure((text) => text.replace(/^routes = .*$/m, listed([...routes, taken])));
+    await deployment.ask('server', 'reload');
+    const told = await first.statusWhen('the refusal', ({ refused }) => refused.length > 0);
+    assert.deepEqual(told.refused, [{ item: `routes ${taken}`, why: 'this machine has that network on lo already' }]);
+    assert.deepEqual(told.routes, routes);
+    assert.equal(told.pid, pid);
+    assert.ok(await first.reaches(BEHIND.host4));
+
+    await deployment.configure((text) => text.replace(/^routes = .*$/m, listed(routes)));
+    await deployment.ask('server', 'reload');
+    await first.statusWhen('no refusal', ({ refused }) => refused.length === 0);
+    await first.namespace.run(['ip', 'route', 'delete', taken, 'dev', 'lo']);
+  });
+
   test('a reload of a bad configuration is refused with its line, and changes nothing', async () => {
     await deployment.configure((text) => text.replace(/^services = .*$/m, 'services = ["ssh"]'));
     const refused = await deployment.cli(deployment.gateway, 'server', 'reload', '--state', deployment.state);

@@ -292,8 +292,9 @@ export class SimHost implements ClientHost {
     return this.tun;
   }
 
-  async apply(config: AcceptedConfig): Promise<void> {
+  async apply(config: AcceptedConfig): Promise<[]> {
     this.applied.push(config);
+    return [];
   }
 
   async close(): Promise<void> {
