@@ -33,7 +33,9 @@ export async function runClientHere(run: ClientRun, version: string): Promise<vo
     void warmPath(log);
   };
   try {
-    await withSignals((signal) => runClient({ ...run, version, log, onReady }, signal));
+    // A closed terminal is a signal, too.
+    const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+    await withSignals((signal) => runClient({ ...run, version, log, onReady }, signal), signals);
   } catch (error) {
     outcome?.({ error: toVpnError(error) });
     throw error;
@@ -116,10 +118,12 @@ function openOutcome(): ((outcome: { error?: VpnError }) => void) | undefined {
   return ({ error }) => {
     if (isSaid) return;
     isSaid = true;
-    writeSync(
-      OUTCOME_FD,
-      `${JSON.stringify(error === undefined ? {} : { code: error.code, message: error.message })}\n`,
-    );
-    closeSync(OUTCOME_FD);
+    const outcome = error === undefined ? {} : { code: error.code, message: error.message };
+    try {
+      writeSync(OUTCOME_FD, `${JSON.stringify(outcome)}\n`);
+      closeSync(OUTCOME_FD);
+    } catch {
+      // Nobody waits for it any more.
+    }
   };
 }

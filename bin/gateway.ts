@@ -56,15 +56,20 @@ export async function runGateway(source: GatewaySource, version: string): Promis
     );
   }
   const server = new VpnServer({ ...config, stateDir: source.state, log, version });
+  reloadOnHangUp(server, readConfig, log);
   await withSignals(async (signal) => {
-    await Promise.all([server.start(), warmPath(log)]);
-    signal.addEventListener('abort', () => void server.stop(), { once: true });
-    if (signal.aborted) await server.stop();
-    else {
+    try {
+      await Promise.all([server.start(), warmPath(log)]);
       await using _control = await serveControl(paths.control, gatewayOperations, server.api(readConfig), log);
-      reloadOnHangUp(server, readConfig, log);
+      const stop = (): void => {
+        server.stop().catch((error: unknown) => log.error('the gateway did not stop cleanly', { error }));
+      };
+      signal.addEventListener('abort', stop, { once: true });
+      if (signal.aborted) return;
       process.stdout.write('ready\n');
       await server.stopped;
+    } finally {
+      await server.stop();
     }
   });
 }

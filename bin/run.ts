@@ -9,17 +9,20 @@ import { warmUp } from '../src/transport/warm-up.ts';
 const WARM_UP = { rounds: 4000, timeMs: 1500 };
 
 /** Runs until done, or until a signal asks to stop; a second signal ends the process at once. */
-export async function withSignals(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
+export async function withSignals(
+  work: (signal: AbortSignal) => Promise<void>,
+  signals: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM'],
+): Promise<void> {
   const controller = new AbortController();
   const stop = (): void => {
     if (controller.signal.aborted) process.exit(130);
     controller.abort();
   };
-  process.on('SIGINT', stop).on('SIGTERM', stop);
+  for (const name of signals) process.on(name, stop);
   try {
     await work(controller.signal);
   } finally {
-    process.off('SIGINT', stop).off('SIGTERM', stop);
+    for (const name of signals) process.off(name, stop);
   }
 }
 

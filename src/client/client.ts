@@ -121,6 +121,8 @@ export class VpnClient {
   #lastError: VpnError | undefined;
   #first: PromiseWithResolvers<void> | undefined;
   #hasConnected = false;
+  /** Keys that the server has announced beside the profile's, so that they can be changed without new profiles. */
+  #pushedPins: readonly string[] = [];
   /** What the host left out of the present configuration. */
   #hostRefused: readonly RefusedItem[] = [];
 
@@ -152,10 +154,14 @@ export class VpnClient {
     this.#first = Promise.withResolvers<void>();
     this.#run(options.once === true)
       .catch((error: unknown) => {
-        this.#lastError = toVpnError(error);
-        this.#first?.reject(error);
+        if (!this.#abort.signal.aborted) this.#lastError = toVpnError(error);
+        return error;
       })
-      .finally(() => this.#finish());
+      .then(async (error: unknown) => {
+        await this.#finish();
+        // Only now: whoever hears of the failure finds the machine as it was.
+        this.#first?.reject(error);
+      });
     await this.#first.promise;
   }
 
@@ -223,11 +229,12 @@ export class VpnClient {
       let end: SessionEnd;
       try {
         const session = await this.#open();
+        if (this.#abort.signal.aborted) session.close();
         const openedAt = this.#clock.now();
         this.#setState('connected');
         this.#lastError = undefined;
         this.#hasConnected = true;
-        this.#first?.resolve();
+        if (!this.#abort.signal.aborted) this.#first?.resolve();
         end = await session.ended;
         backoff.ended(this.#clock.now() - openedAt);
       } catch (error) {
@@ -251,7 +258,7 @@ export class VpnClient {
       this.#reconnects += 1;
       await sleep(delayMs, undefined, { signal: this.#abort.signal }).catch(() => {});
     }
-    this.#first?.reject(new VpnError('ERR_PEER_GONE', 'the client was stopped before it was connected'));
+    throw new VpnError('ERR_PEER_GONE', 'the client was stopped');
   }
 
   async #open(): Promise<ClientSession> {
@@ -260,6 +267,7 @@ export class VpnClient {
     const serverName = options.serverName ?? firstHost;
     const serverVerified = options.verifyServer !== false;
     const token = serverVerified ? this.#token : undefined;
+    const pins = options.pins ?? [];
     const files = await loadClientCredentials(options);
     const credentials = { ...files, ca: options.ca ?? files.ca };
     const session = await ClientSession.open({
@@ -269,7 +277,7 @@ export class VpnClient {
           host: options.serverHost,
           port: options.serverPort ?? 443,
           serverName,
-          pins: options.pins ?? [],
+          pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
           verifyServer: serverVerified,
           ...(worker === undefined ? {} : { worker }),
           signal: this.#abort.signal,
@@ -291,10 +299,12 @@ export class VpnClient {
       version: options.version ?? 'library',
       primitives: nodePrimitives,
       now: () => this.#clock.now(),
+      signal: this.#abort.signal,
       log: this.#log,
       openLink: (config, accepted) => this.#openLink(config, accepted),
     });
     this.#session = session;
+    this.#pushedPins = session.config.pins;
     const { facts } = session.channel;
     this.#log.info('connected', {
       server: serverName,
@@ -373,6 +383,8 @@ export class VpnClient {
     this.#session?.close();
     this.#forgetSession();
     try {
+      // What is being applied must not come after what takes it back.
+      await this.#applied;
       await this.#options.host?.close();
     } catch (error) {
       this.#log.error('the machine could not be put back', { error });

@@ -151,7 +151,7 @@ export async function cleanClients(state: string, log: Logger): Promise<number> 
   let cleaned = 0;
   for (const id of await profileIds(state)) {
     const { control, journal } = profilePaths(state, id);
-    if ((await answers(control)) || !existsSync(control)) continue;
+    if ((await answers(control)) || (!existsSync(control) && !existsSync(journal))) continue;
     const host = await HostNetwork.open({ journalPath: journal, log });
     await host.revert();
     await rm(control, { force: true });

@@ -32,6 +32,8 @@ const EMPTY = new Uint8Array(0);
 const TICK_MS = 1000;
 const LOGIN_TIMEOUT_MS = 30_000;
 const ATTACH_TIMEOUT_MS = 10_000;
+/** A data connection that lives shorter is not worth another. */
+const REATTACH_AFTER_MS = 10_000;
 /** How much later than on the data connection the end of a session may be told on the control connection. */
 const END_DELAY_MS = 1000;
 /** The server returns echoes through a bounded queue; more in flight could overflow it. */
@@ -53,6 +55,8 @@ export interface ClientSessionOptions {
   primitives: Primitives;
   /** Monotonic milliseconds. */
   now: () => number;
+  /** Calls the login off. */
+  signal: AbortSignal;
   log: Logger;
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
   openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
@@ -87,13 +91,17 @@ export class ClientSession {
   #link: PacketLink | undefined;
   #data: ServerConnection | undefined;
   #generation = 0;
+  #reattachedAt = Number.NEGATIVE_INFINITY;
   #isOver = false;
 
   /** Logs in and makes the tunnel ready; resolves when packets can flow. @throws {VpnError} whatever stopped it */
   static async open(options: ClientSessionOptions): Promise<ClientSession> {
     const channel = await options.dial();
     const control = new ServerConnection(channel);
+    const callOff = (): void => control.fail(new VpnError('ERR_CONNECT', 'connecting was called off'));
+    options.signal.addEventListener('abort', callOff, { once: true });
     try {
+      if (options.signal.aborted) callOff();
       const login = await withTimeout(logIn(control, options), LOGIN_TIMEOUT_MS, 'the server did not finish the login');
       const session = new ClientSession(options, control, login);
       await session.#start();
@@ -101,6 +109,8 @@ export class ClientSession {
     } catch (error) {
       control.fail(toVpnError(error));
       throw error;
+    } finally {
+      options.signal.removeEventListener('abort', callOff);
     }
   }
 
@@ -280,8 +290,16 @@ export class ClientSession {
     }
   }
 
-  /** A lost data connection does not end the session; a second loss in a row does. */
+  /** A lost data connection does not end the session; one that is lost again at once does, so that the backoff applies. */
   #reattach(error: VpnError | undefined): void {
+    const now = this.#options.now();
+    if (now - this.#reattachedAt < REATTACH_AFTER_MS) {
+      const failure = error ?? new VpnError('ERR_PEER_GONE', 'the data connection was lost again at once');
+      this.#control.fail(failure);
+      this.#end({ error: failure });
+      return;
+    }
+    this.#reattachedAt = now;
     this.#options.log.info('the data connection was lost; dialling another', { code: error?.code });
     this.#attach().catch((cause: unknown) => {
       const failure = toVpnError(cause);
@@ -320,11 +338,21 @@ export class ClientSession {
 
   #reconfigure(payload: Uint8Array): void {
     const { accepted, refused } = checkConfig(decodeMessage('config', payload), this.#limits);
-    this.#config = accepted;
-    this.#refused = refused;
-    this.#options.openLink(accepted, this.accepted).catch((error: unknown) => {
-      this.#options.log.error('the pushed configuration could not be applied', { error });
-    });
+    this.#options.openLink(accepted, this.accepted).then(
+      () => {
+        this.#config = accepted;
+        this.#refused = refused;
+      },
+      (cause: unknown) => {
+        // Addresses or routes may be missing now: a tunnel in that state must not look like one that works.
+        const error = toVpnError(cause);
+        this.#options.log.error('the pushed configuration could not be applied; connecting anew', { error });
+        this.#control.fail(error);
+        this.#end({
+          error: new VpnError('ERR_PEER_GONE', `a pushed configuration failed: ${error.message}`, { cause }),
+        });
+      },
+    );
   }
 
   #handleTick(): void {

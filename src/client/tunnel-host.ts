@@ -72,10 +72,13 @@ export class TunnelHost implements ClientHost {
   }
 
   async close(): Promise<void> {
-    await this.#host?.revert();
-    await this.#tun?.close();
-    this.#host = undefined;
-    this.#tun = undefined;
+    try {
+      await this.#host?.revert();
+    } finally {
+      await this.#tun?.close();
+      this.#host = undefined;
+      this.#tun = undefined;
+    }
   }
 }
 

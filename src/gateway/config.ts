@@ -26,7 +26,11 @@ const prefix = z
 const service = z
   .string()
   .regex(/^(tcp|udp)\/([1-9]\d{0,4})$|^([1-9]\d{0,4})\/(tcp|udp)$/, 'expected PORT/tcp or PORT/udp');
-const seconds = (low: number, high: number) => z.number().min(low).max(high);
+const seconds = (low: number, high: number) => z.int('expected whole seconds').min(low).max(high);
+const domain = z
+  .string()
+  .max(253)
+  .regex(/^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/, 'expected a domain name in lower case');
 
 export const gatewayConfigSchema = z.strictObject({
   address: z.string().max(64).default('::').describe('address to listen on; "::" takes IPv4 too'),
@@ -62,7 +66,7 @@ export const gatewayConfigSchema = z.strictObject({
     .describe('client addresses: one IPv4 prefix, one IPv6 prefix, or both'),
   routes: z.array(prefix).max(1000).default([]).describe('networks that clients may reach; pushed to them'),
   dns: z.array(address).max(8).default([]),
-  dnsDomains: z.array(z.string().min(1).max(253)).max(64).default([]),
+  dnsDomains: z.array(domain).max(64).default([]),
   services: z.array(service).max(64).default([]).describe("ports open to clients on the gateway's own address"),
   clientToClient: z.boolean().default(false),
   nat4: z.boolean().default(true).describe('masquerade IPv4 clients'),
@@ -83,9 +87,13 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       absoluteSeconds: seconds(60, 31_536_000).default(604_800).describe('a session ends after this, however busy'),
       idleSeconds: seconds(60, 31_536_000).default(86_400).describe('a session ends when no packet came for this long'),
-      graceSeconds: seconds(0, 86_400).default(120).describe('how long addresses are kept for a client that has gone'),
+      graceSeconds: seconds(0, 86_400).default(120).describe('told to clients for resuming, which is not there yet'),
       pingSeconds: seconds(1, 600).default(20).describe('silence before an end asks whether the other lives'),
-      deadSeconds: seconds(3, 1800).default(60).describe('silence after which the other end counts as gone'),
+      deadSeconds: seconds(3, 3600).default(60).describe('silence after which the other end counts as gone'),
+    })
+    .refine(({ pingSeconds, deadSeconds }) => deadSeconds >= 2 * pingSeconds, {
+      path: ['deadSeconds'],
+      message: 'expected at least twice pingSeconds, or every client would refuse both',
     })
     .prefault({}),
 

@@ -17,8 +17,9 @@ import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
+import { serverTlsOptions } from '../transport/tls.ts';
 import { type Administration, type Concerned, createAdministration } from './administration.ts';
-import { Auth, type LoginFacts } from './auth/auth.ts';
+import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
 import {
   type GatewayConfig,
   type GatewayOptions,
@@ -202,7 +203,11 @@ export class VpnServer {
       congestion: supervisor.congestion,
       devices: [supervisor.devices.primary, supervisor.devices.plain].flatMap((device) => device?.name ?? []).join(' '),
     });
-    for (const warning of await this.#warnings()) this.#log.warn(warning, { component: 'server' });
+    // The gateway runs: what cannot be looked at is no reason to stop it.
+    const warnings = await this.#warnings().catch((error: unknown) => [
+      `the host could not be looked at: ${String(error)}`,
+    ]);
+    for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
   }
 
   /** Where it listens. @throws {VpnError} ERR_NOT_RUNNING */
@@ -245,8 +250,9 @@ export class VpnServer {
     const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
     const merged = { ...this.#config, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
     const credentials = await loadServerCredentials(merged);
-    running.listener.reload(credentials);
+    serverTlsOptions(credentials, merged.requireClientAuth, merged.minVersion);
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
+    running.listener.reload(credentials);
     this.#config = merged;
     if (applied.length > 0) running.auth.reconfigure(merged);
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
@@ -266,7 +272,9 @@ export class VpnServer {
       'server.reload': async () => await this.reload(await readConfig()),
       'server.stop': async () => {
         const sessions = this.#live().worker.sessions.length;
-        setImmediate(() => void this.stop());
+        setImmediate(() => {
+          this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
+        });
         return { sessions };
       },
       'session.list': async () => this.sessions,
@@ -380,10 +388,7 @@ function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
   return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
 }
 
-function isConcerned(
-  session: { user: string; device: string; certificate?: { serial: string } | undefined },
-  { user, device, serial }: Concerned,
-): boolean {
+function isConcerned(session: RightsHolder, { user, device, serial }: Concerned): boolean {
   if (user !== undefined && session.user === user) return true;
   if (device !== undefined && session.device === device) return true;
   return (

@@ -48,6 +48,12 @@ export async function runNft(commands: string): Promise<void> {
   await runCommand('nft', ['-f', '-'], commands);
 }
 
+/** Whether a table is there. @throws {VpnError} as `replaceTable` */
+export async function tableExists(table: TableName): Promise<boolean> {
+  const objects = await listJson(['list', 'tables', table.family]);
+  return objects.some((object) => object.table?.family === table.family && object.table.name === table.name);
+}
+
 /** The named counters of a table. @throws {VpnError} as `replaceTable` */
 export async function readCounters(table: TableName): Promise<Map<string, CounterValue>> {
   const counters = new Map<string, CounterValue>();
@@ -73,6 +79,7 @@ interface RuleObject {
 }
 
 interface NftObject {
+  table?: TableName;
   counter?: CounterValue & { name: string };
   chain?: ChainObject;
   rule?: RuleObject;

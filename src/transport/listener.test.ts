@@ -499,21 +499,37 @@ test('one source has a bounded number of connections, and gets its places back',
   for (const client of clients) client.destroy();
 });
 
-test('handshakes in flight are bounded; finished ones do not count', async () => {
+test('handshakes in flight are bounded: the oldest makes room, and finished ones do not count', async () => {
   await using rig = await Rig.open({ maxHandshakes: 2 });
   const done = rig.arrival();
   const client = rig.tls();
   await done;
-  const slow = [connectTcp(rig.port, '127.0.0.1'), connectTcp(rig.port, '127.0.0.1')];
+  const slow = [connectTcp(rig.port, '127.0.0.1'), connectTcp(rig.port, '127.0.0.1')] as const;
+  const evicted = failureOf(slow[0]);
+  slow[1].on('error', () => {});
   while (rig.listener.handshakeCount < 2) await new Promise(setImmediate);
-  await rig.raw();
-  assert.equal(rig.listener.counters.refusedHandshakes, 1);
-  slow[0]?.destroy();
-  while (rig.listener.handshakeCount > 1) await new Promise(setImmediate);
   const arrival = rig.arrival();
   const next = rig.tls();
   await arrival;
+  await evicted;
+  assert.equal(rig.listener.counters.refusedHandshakes, 1);
+  assert.equal(rig.listener.handshakeCount, 1);
   for (const socket of [...slow, client, next]) socket.destroy();
+});
+
+test('one source that opens handshakes and says nothing does not keep out another', async () => {
+  await using rig = await Rig.open({ maxHandshakes: 64, maxHandshakesPerSource: 4 });
+  const silent = Array.from({ length: 6 }, () => {
+    const socket = connectTcp({ port: rig.port, host: '127.0.0.1', localAddress: '127.0.0.2' });
+    socket.on('error', () => {});
+    return socket;
+  });
+  while (rig.listener.counters.refusedSource < 2) await new Promise(setImmediate);
+  assert.equal(rig.listener.handshakeCount, 4);
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  await arrival;
+  for (const socket of [...silent, client]) socket.destroy();
 });
 
 test('close ends handshakes and the front door, and leaves channels to their owner', async () => {

@@ -34,6 +34,8 @@ import {
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const FRONT_DOOR_TIMEOUT_MS = 15_000;
 const MAX_HANDSHAKES = 512;
+/** Far below that: one source alone cannot fill it. */
+const MAX_HANDSHAKES_PER_SOURCE = 64;
 /** An office behind one address has many clients, and each has a few connections. */
 const MAX_CONNECTIONS_PER_SOURCE = 256;
 
@@ -55,6 +57,8 @@ export interface ListenerOptions {
   frontDoorTimeoutMs?: number;
   /** How many connections may be in their handshake at once. */
   maxHandshakes?: number;
+  /** How many handshakes one IPv4 address or IPv6 /64 may have in flight. */
+  maxHandshakesPerSource?: number;
   /** How many connections one IPv4 address or IPv6 /64 may have. */
   maxConnectionsPerSource?: number;
   /** Whether a client without ALPN gets a tunnel and not the front door. */
@@ -75,7 +79,7 @@ export interface ListenerCounters {
   frontDoor: number;
   /** Refused unread: the source had too many connections. */
   refusedSource: number;
-  /** Refused unread: too many handshakes were in flight. */
+  /** Ended before their handshake was complete: too many were in flight. */
   refusedHandshakes: number;
   /** Handshakes that failed, by code. */
   failed: Partial<Record<ErrorCode, number>>;
@@ -111,6 +115,7 @@ export class Listener {
   /** Also those whose socket has just closed: Node reports some failures after that. */
   readonly #known = new WeakMap<object, Connection>();
   readonly #bySource = new Map<string, number>();
+  readonly #handshakesBySource = new Map<string, number>();
   readonly #frontDoorSockets = new Set<TLSSocket>();
   #handshakes = 0;
   #serverId: Uint8Array;
@@ -220,19 +225,38 @@ export class Listener {
       this.#refuse(raw, remote, 'source', 'too many connections from one source');
       return;
     }
-    if (this.#handshakes >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) {
-      this.counters.refusedHandshakes += 1;
-      this.#refuse(raw, remote, 'handshakes', 'too many handshakes in flight');
+    const inHandshake = this.#handshakesBySource.get(source) ?? 0;
+    if (inHandshake >= (this.#options.maxHandshakesPerSource ?? MAX_HANDSHAKES_PER_SOURCE)) {
+      this.counters.refusedSource += 1;
+      this.#refuse(raw, remote, 'source', 'too many handshakes in flight from one source');
       return;
     }
+    if (this.#handshakes >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) this.#evictOldest();
     this.counters.accepted += 1;
     this.#handshakes += 1;
     this.#bySource.set(source, fromSource + 1);
+    this.#handshakesBySource.set(source, inHandshake + 1);
     const connection: Connection = { raw, source, remote, serverId: this.#serverId, isHandshaking: true };
     this.#connections.add(connection);
     this.#known.set(raw, connection);
     raw.once('close', () => this.#forget(connection));
     this.#tls.emit('connection', raw);
+  }
+
+  /** Strangers who hold their handshakes open must not keep out who comes: the oldest makes room. */
+  #evictOldest(): void {
+    for (const connection of this.#connections) {
+      if (!connection.isHandshaking) continue;
+      this.counters.refusedHandshakes += 1;
+      this.#endHandshake(connection);
+      this.#refuse(
+        connection.raw,
+        connection.remote,
+        'handshakes',
+        'too many handshakes in flight, this was the oldest',
+      );
+      return;
+    }
   }
 
   #refuse(raw: Socket, remote: Endpoint, kind: string, why: string): void {
@@ -254,6 +278,9 @@ export class Listener {
     if (!connection.isHandshaking) return;
     connection.isHandshaking = false;
     this.#handshakes -= 1;
+    const left = (this.#handshakesBySource.get(connection.source) ?? 1) - 1;
+    if (left === 0) this.#handshakesBySource.delete(connection.source);
+    else this.#handshakesBySource.set(connection.source, left);
   }
 
   #connectionOf(socket: TLSSocket): Connection | undefined {

@@ -18,6 +18,7 @@ import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
 import type { Sessions } from '../../store/sessions.ts';
+import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
 import type {
   AttachRequest,
@@ -71,11 +72,26 @@ interface LiveSession {
   ended: CloseReason | undefined;
 }
 
+/** What a change of rights can concern: a session, or a login that is being judged. */
+export interface RightsHolder {
+  readonly user: string | undefined;
+  /** Device id, hexadecimal. */
+  readonly device: string;
+  readonly certificate: LoginPeer['certificate'];
+}
+
+interface JudgedLogin extends RightsHolder {
+  user: string | undefined;
+  hasLostItsRight: boolean;
+}
+
 export class Auth implements AuthPort {
   readonly #options: AuthOptions;
   readonly #log: Logger;
   readonly #live = new Map<SessionKey, LiveSession>();
   readonly #byDevice = new Map<string, SessionKey>();
+  readonly #judged = new Set<JudgedLogin>();
+  readonly #lines: LogLimit;
   #config: GatewayConfig;
   #revision = 1;
   #worker: WorkerPort | undefined;
@@ -84,6 +100,7 @@ export class Auth implements AuthPort {
     this.#options = options;
     this.#config = options.config;
     this.#log = options.log.child({ component: 'auth' });
+    this.#lines = new LogLimit(this.#log, options.clock);
   }
 
   /** The worker whose sessions these are. */
@@ -97,10 +114,29 @@ export class Auth implements AuthPort {
   }
 
   async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
+    const device = evidence.deviceId.toHex();
+    const judged: JudgedLogin = { user: undefined, device, certificate: peer.certificate, hasLostItsRight: false };
+    this.#judged.add(judged);
+    try {
+      const verdict = await this.#judge(evidence, peer, judged);
+      // Whoever revokes ends the sessions there are; this one was not among them yet.
+      return judged.hasLostItsRight && verdict.accepted ? await this.#takeBack(verdict.session.key) : verdict;
+    } finally {
+      this.#judged.delete(judged);
+    }
+  }
+
+  async #takeBack(key: SessionKey): Promise<LoginVerdict> {
+    await this.end(key, 'revoked');
+    return { accepted: false, code: 'rejected', message: '' };
+  }
+
+  async #judge(evidence: LoginEvidence, peer: LoginPeer, judged: JudgedLogin): Promise<LoginVerdict> {
     const verdict = await this.#options.authenticator.verify(evidence, peer);
     if (!verdict.accepted) return { accepted: false, code: verdict.code, message: '' };
     const { user, groups } = verdict;
-    const device = evidence.deviceId.toHex();
+    const { device } = judged;
+    judged.user = user;
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
       return { accepted: false, code: 'rejected', message: '' };
     }
@@ -180,7 +216,11 @@ export class Auth implements AuthPort {
       return { accepted: true, key, attached: session.attach.receive(message, () => exported) };
     } catch (cause) {
       const error = toVpnError(cause);
-      this.#log.warn('data connection refused', { session: key.slice(0, 8), code: error.code, reason: error.message });
+      this.#lines.write('warn', error.code, 'data connection refused', {
+        session: key.slice(0, 8),
+        code: error.code,
+        reason: error.message,
+      });
       return { accepted: false, code: rejectCodeOf(error) };
     }
   }
@@ -196,7 +236,8 @@ export class Auth implements AuthPort {
   }
 
   /** Ends the sessions that a change concerns, at once; returns how many there were. */
-  closeSessions(concerned: (session: Readonly<LiveSession>) => boolean, reason: CloseReason): number {
+  closeSessions(concerned: (holder: RightsHolder) => boolean, reason: CloseReason): number {
+    for (const login of this.#judged) if (concerned(login)) login.hasLostItsRight = true;
     const keys = [...this.#live.values()].filter(concerned).map(({ key }) => key);
     for (const key of keys) this.#worker?.close(key, reason);
     return keys.length;

@@ -225,7 +225,7 @@ function destinationChain(): string {
 }
 
 function inputChain(input: RulesetInput): string {
-  const rules = ['iifname != @tunnels accept', 'ct direction reply accept'];
+  const rules = ['iifname != @tunnels accept', 'ct direction reply accept', ...connectionCaps(input)];
   for (const gateway of gateways(input)) {
     const to = daddr(gateway);
     if (gateway.version === 4) {
@@ -243,6 +243,15 @@ function inputChain(input: RulesetInput): string {
   return chain('input', [...rules, drop('drop_input')], 'filter hook input priority filter');
 }
 
+/** What one client may have the kernel remember, wherever its packets go. */
+function connectionCaps({ connectionsPerAddress }: RulesetInput): string[] {
+  const cap = `ct count over ${connectionsPerAddress}`;
+  return [
+    `ct state new add @connections4 { ip saddr ${cap} } ${drop('drop_connections')}`,
+    `ct state new add @connections6 { ip6 saddr ${cap} } ${drop('drop_connections')}`,
+  ];
+}
+
 function forwardChain(input: RulesetInput): string {
   const { generation } = input;
   const mark = `ct mark set ${generation}`;
@@ -251,7 +260,6 @@ function forwardChain(input: RulesetInput): string {
     `ct direction reply ct mark ${generation} counter name replies accept`,
     `ct direction reply ${drop('drop_stale')}`,
   ];
-  const cap = `ct count over ${input.connectionsPerAddress}`;
   const ports = input.listenPorts.join(', ');
   const fromTunnel = [
     ...answers,
@@ -259,8 +267,7 @@ function forwardChain(input: RulesetInput): string {
     ...(ports === ''
       ? []
       : [`oifname != @tunnels meta l4proto { tcp, udp } th sport { ${ports} } ${drop('drop_port_shadow')}`]),
-    `ct state new add @connections4 { ip saddr ${cap} } ${drop('drop_connections')}`,
-    `ct state new add @connections6 { ip6 saddr ${cap} } ${drop('drop_connections')}`,
+    ...connectionCaps(input),
     input.clientToClient
       ? `oifname @tunnels ${mark} counter name accepted accept`
       : `oifname @tunnels ${drop('drop_client_to_client')}`,

@@ -5,6 +5,7 @@
  * again. It parses nothing that comes from the network: its whole input is a checked configuration and leases.
  */
 
+import { randomInt } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +14,7 @@ import type { Logger } from '../../base/log.ts';
 import { formatIp, type IpAddress, type Prefix, parsePrefix } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
-import { findForeignDrops, readCounters, replaceTable, runNft } from '../../os/nft.ts';
+import { findForeignDrops, readCounters, replaceTable, runNft, tableExists } from '../../os/nft.ts';
 import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDevice } from '../../os/tun.ts';
 import { openTun } from '../../os/tun-linux.ts';
@@ -29,6 +30,7 @@ const BACKLOG = 4096;
 /** Connections that the kernel tracks for one client address. */
 const CONNECTIONS_PER_ADDRESS = 4096;
 const PLAIN_DEVICE_INDEX = 1;
+const MAX_GENERATION = 0xffff_ffff;
 /** Packets that the kernel keeps for us while we are busy. */
 const QUEUE_LENGTH = 1000;
 
@@ -104,7 +106,8 @@ export class HostSupervisor implements Supervisor {
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
   #plainChanges: Promise<void> = Promise.resolve();
   #config: GatewayConfig;
-  #generation = 1;
+  /** Not a fixed one: connections that the kernel remembers of an earlier run must not pass by their mark. */
+  #generation = randomInt(1, MAX_GENERATION);
 
   private constructor(
     options: HostSupervisorOptions,
@@ -140,6 +143,13 @@ export class HostSupervisor implements Supervisor {
     const journalPath = journalOf(options.stateDir);
     if (options.stateDir === undefined) undo.defer(() => rmSync(journalPath, { force: true }));
     const host = undo.adopt(await HostNetwork.open({ journalPath, log }), (opened) => opened.revert());
+    if (await tableExists(GATEWAY_TABLE)) {
+      const name = `${GATEWAY_TABLE.family} ${GATEWAY_TABLE.name}`;
+      throw new VpnError(
+        'ERR_ALREADY_RUNNING',
+        `the packet rules of another gateway stand here (table ${name}); stop it, run this one in a network namespace of its own, or, if there is none, remove them with: nft delete table ${name}`,
+      );
+    }
     const primary = undo.adopt(
       openTun({ name: config.device, superPackets: config.data.superPackets, mtu: config.mtu }),
       (opened) => opened.close(),
@@ -164,11 +174,14 @@ export class HostSupervisor implements Supervisor {
     return this.#socket.take();
   }
 
-  async update(config: GatewayConfig): Promise<void> {
-    const generation = this.#generation + 1;
-    await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(config, generation)));
-    this.#generation = generation;
-    this.#config = config;
+  update(config: GatewayConfig): Promise<void> {
+    // In turn with the moves of hosts: the new table must hold those that were made, and none may be lost between.
+    return this.#changePlain(async () => {
+      const generation = nextGeneration(this.#generation);
+      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(config, generation)));
+      this.#generation = generation;
+      this.#config = config;
+    });
   }
 
   routePlain(lease: Lease): Promise<void> {
@@ -276,6 +289,10 @@ export class HostSupervisor implements Supervisor {
       connectionsPerAddress: CONNECTIONS_PER_ADDRESS,
     };
   }
+}
+
+function nextGeneration(generation: number): number {
+  return generation === MAX_GENERATION ? 1 : generation + 1;
 }
 
 function journalOf(stateDir: string | undefined): string {

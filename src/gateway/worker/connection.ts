@@ -7,13 +7,14 @@
  */
 
 import { toVpnError, VpnError } from '../../base/errors.ts';
-import type { Logger } from '../../base/log.ts';
+import type { LogFields, Logger } from '../../base/log.ts';
 import { encodeGreeting, FrameDecoder, type FrameSink } from '../../protocol/frame.ts';
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
 import { LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
 import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import type { Channel, ChannelHandler } from '../../transport/channel.ts';
+import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
 import type { AuthPort, LoginPeer, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
@@ -30,6 +31,8 @@ export interface ConnectionHost {
   openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Session;
   /** Has the host route the session's packets to its device. */
   routeSession(session: Session): Promise<void>;
+  /** Log lines that peers without a session cause. */
+  readonly strangers: LogLimit;
   findSession(key: string): Session | undefined;
   /** ACCEPT and CONFIG have been sent. */
   sessionStarted(session: Session): void;
@@ -111,7 +114,7 @@ export class Connection implements FrameSink, ChannelHandler {
   /** Ends the connection because of something the peer did or did not do. */
   fail(error: VpnError): void {
     if (this.#isEnding) return;
-    this.#log.info('connection refused', { code: error.code, reason: error.message });
+    this.#report(error.code, 'connection refused', { reason: error.message });
     this.#host.refused(this, error.code);
     this.close(closeReasonOf(error));
   }
@@ -133,7 +136,7 @@ export class Connection implements FrameSink, ChannelHandler {
       if (error === undefined && !this.#isEnding) this.#decoder.end();
     } catch (truncated) {
       const { code } = toVpnError(truncated);
-      this.#log.info('connection broke off', { code });
+      this.#report(code, 'connection broke off');
       this.#host.refused(this, code);
     }
     this.#session?.connectionClosed(this, error);
@@ -187,7 +190,7 @@ export class Connection implements FrameSink, ChannelHandler {
         break;
       case 'rejected':
         this.#isEnding = true;
-        this.#log.info('login refused', { code: output.code });
+        this.#report(output.code, 'login refused');
         this.#host.refused(this, output.code);
         this.channel.close(output.frame);
         break;
@@ -200,22 +203,32 @@ export class Connection implements FrameSink, ChannelHandler {
     }
   }
 
+  /** A stranger's mistakes are told at a bounded rate, those within a session each. */
+  #report(code: string, message: string, fields: LogFields = {}): void {
+    if (this.#session !== undefined) this.#log.info(message, { code, ...fields });
+    else this.#host.strangers.write('info', code, message, { peer: this.remote, code, ...fields });
+  }
+
   /** Does what auth is needed for and goes on with its answer. */
   #answer(ask: () => Promise<LoginServerOutput>): void {
-    ask().then(
-      (output) => this.#drive(output),
-      (cause: unknown) => {
-        const error = toVpnError(cause);
-        if (error.kind === 'auth' || error.kind === 'resource') {
-          const code = rejectCodeOf(error);
-          this.#drive({ kind: 'rejected', code, frame: encodeMessage('reject', { code, message: '' }) });
-        } else {
-          // Not the client's fault: it is not told that its login is worthless, and may come again.
-          this.#log.error('a login could not be judged', { error });
-          this.fail(error);
-        }
-      },
-    );
+    const drive = (output: LoginServerOutput): void => {
+      try {
+        this.#drive(output);
+      } catch (error) {
+        this.fail(toVpnError(error));
+      }
+    };
+    ask().then(drive, (cause: unknown) => {
+      const error = toVpnError(cause);
+      if (error.kind === 'auth' || error.kind === 'resource') {
+        const code = rejectCodeOf(error);
+        drive({ kind: 'rejected', code, frame: encodeMessage('reject', { code, message: '' }) });
+      } else {
+        // Not the client's fault: it is not told that its login is worthless, and may come again.
+        this.#log.error('a login could not be judged', { error });
+        this.fail(error);
+      }
+    });
   }
 
   /**

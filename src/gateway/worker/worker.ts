@@ -17,6 +17,7 @@ import { Feature } from '../../protocol/features.ts';
 import type { Primitives } from '../../protocol/keys.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import type { Channel } from '../../transport/channel.ts';
+import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AuthPort, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
@@ -66,6 +67,7 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
   readonly counters: WorkerCounters = { connections: 0, logins: 0, loginFailures: 0, attached: 0 };
   readonly #refusals: Record<string, number> = {};
+  readonly strangers: LogLimit;
   readonly #options: WorkerOptions;
   readonly #log: Logger;
   readonly #hosts = new HostTable<Session>();
@@ -84,6 +86,7 @@ export class Worker implements WorkerPort, ConnectionHost {
     this.auth = options.auth;
     this.primitives = options.primitives;
     this.#log = options.log.child({ component: 'worker' });
+    this.strangers = new LogLimit(this.#log, options.clock);
     const { devices, config } = options;
     this.features = [
       Feature.attach,
