@@ -65,6 +65,10 @@ for (const [text, key] of [
   ['minVersion = "1.1"', 'minVersion'],
   ['requireClientAuth = "maybe"', 'requireClientAuth'],
   ['[session]\nidleSeconds = -1', 'session.idleSeconds'],
+  // What clients would refuse, or a message cannot say, is refused here.
+  ['[session]\nabsoluteSeconds = 3600.5', 'session.absoluteSeconds'],
+  ['[session]\npingSeconds = 40', 'session.deadSeconds'],
+  ['dnsDomains = ["Example.org"]', 'dnsDomains'],
 ] as const) {
   test(`a bad value is refused by name: ${text.replace('\n', ' ')}`, () => {
     assert.throws(

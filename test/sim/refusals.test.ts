@@ -197,6 +197,47 @@ test('an application may refuse a login that the steps have accepted, and learns
   assert.deepEqual(seen, ['start alice 10.20.0.2 fd20:1::2', 'end alice peer_disconnect true']);
 });
 
+test('a login can be called off at any time: the client stops, and no session stays', async () => {
+  const asked = Promise.withResolvers<void>();
+  const verdict = Promise.withResolvers<boolean>();
+  await using world = await World.open({
+    config: { data: { mode: 'inline' } },
+    hooks: {
+      authorizeLogin: () => {
+        asked.resolve();
+        return verdict.promise;
+      },
+    },
+  });
+  const { client } = await world.client('alice');
+  const connecting = assert.rejects(client.connect(), { code: 'ERR_PEER_GONE' });
+  await asked.promise;
+  await client.disconnect();
+  await connecting;
+  assert.equal(client.snapshot.state, 'stopped');
+  verdict.resolve(true);
+  await until(() => world.server.sessions.length === 0, 'no session');
+});
+
+test('a device that is revoked while its login is being judged gets no session', async () => {
+  const asked = Promise.withResolvers<string>();
+  const verdict = Promise.withResolvers<boolean>();
+  await using world = await World.open({
+    hooks: {
+      authorizeLogin: ({ device }) => {
+        asked.resolve(device);
+        return verdict.promise;
+      },
+    },
+  });
+  const { client } = await world.client('alice');
+  const connecting = assert.rejects(client.connect(), { code: 'ERR_AUTH_REJECTED' });
+  await world.server.administration['device.revoke']({ id: await asked.promise });
+  verdict.resolve(true);
+  await connecting;
+  assert.deepEqual(world.server.sessions, []);
+});
+
 test('hooks that throw change nothing', async () => {
   const fail = (): never => {
     throw new Error('a bug of the application');
