@@ -137,7 +137,7 @@ test('what is not there is ERR_NOT_FOUND', async () => {
   await store.close();
 });
 
-test('a token lives 72 hours unless told otherwise, within bounds', async () => {
+test('REQ-ENROL-001: a token lives 72 hours unless told otherwise, within bounds', async () => {
   const { accounts, tokens, clock, store } = await setUp();
   await accounts.add('ada');
   assert.equal((await tokens.issue('ada')).expiresAt, clock.wallNow() + 72 * 3_600_000);
@@ -148,7 +148,7 @@ test('a token lives 72 hours unless told otherwise, within bounds', async () => 
   await store.close();
 });
 
-test('a token is found by its whole secret only, and its row holds only the hash', async () => {
+test('REQ-ENROL-001: a token is found by its whole secret only, and its row holds only the hash', async () => {
   const { accounts, tokens, store } = await setUp();
   await accounts.add('ada');
   const issued = await tokens.issue('ada', { approve: true });

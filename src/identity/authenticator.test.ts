@@ -137,7 +137,7 @@ async function issue(world: World, user: string, options = {}): Promise<Uint8Arr
 const lastReason = async (world: World) => (await world.audit.list()).at(-1)?.reason ?? '';
 
 for (const algorithm of ['p256', 'ed25519'] as const) {
-  test(`a ${algorithm} device enrols with a token and logs in with its key alone`, async () => {
+  test(`REQ-DEVICE-005: a ${algorithm} device enrols with a token and logs in with its key alone`, async () => {
     const world = await setUp();
     await world.accounts.add('ada', { groups: ['staff', 'admin'] });
     const device = new TestDevice(algorithm);
@@ -315,7 +315,7 @@ test('a device that waits for approval hears so, keeps its token, and gets in on
   await world.store.close();
 });
 
-test('a nonce is good once, on its own connection, for 60 seconds', async () => {
+test('REQ-NONCE-001: a nonce is good once, on its own connection, for 60 seconds', async () => {
   const world = await setUp();
   await world.accounts.add('ada');
   const device = new TestDevice();

@@ -10,7 +10,6 @@ import { test } from 'node:test';
  */
 const AWAITED: Readonly<Record<string, readonly string[]>> = {
   ip: ['REQ-SUPER-008'],
-  identity: ['REQ-DEVICE-005', 'REQ-NONCE-001', 'REQ-ENROL-001'],
 };
 
 const ROOT = new URL('../../', import.meta.url);
