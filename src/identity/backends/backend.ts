@@ -1,0 +1,65 @@
+/**
+ * What a login step asks of a source of accounts outside the gateway: a directory, a RADIUS server, an identity provider.
+ *
+ * Hides which protocol the source speaks and how it is reached. A back end judges a name and what its user shows, and
+ * says later whether the account is still good; it must not know devices, sessions or the store. Each kind is one file
+ * beside this one. A source that is down or answers nonsense is `unavailable`, never a refusal: live sessions stay.
+ */
+
+/** What a source says of one login. Reasons are for the audit record, never for the peer. */
+export type BackendVerdict =
+  | {
+      readonly kind: 'accepted';
+      /** The account's name in the source, normalised. */
+      readonly user: string;
+      /** The source's groups, mapped to ours; undefined when the source has no say in them. */
+      readonly groups: readonly string[] | undefined;
+    }
+  | { readonly kind: 'refused'; readonly reason: string }
+  | { readonly kind: 'unavailable'; readonly reason: string }
+  /** The source wants one more answer from the person; `state` goes back with it. */
+  | { readonly kind: 'ask'; readonly prompt: string; readonly state: string };
+
+/** Whether an account may keep its sessions. `unknown`: the source could not say; nothing changes. */
+export type Standing = 'good' | 'gone' | 'unknown';
+
+interface Backend {
+  /** As the configuration names it. */
+  readonly name: string;
+  /** Asked every 15 minutes for each account with a session, and at resume. Never rejects. */
+  recheck(user: string, signal: AbortSignal): Promise<Standing>;
+  close(): Promise<void>;
+}
+
+/** A source that judges a password. */
+export interface PasswordBackend extends Backend {
+  /** Never rejects; `signal` ends the attempt, which is then `unavailable`. */
+  authenticate(
+    attempt: {
+      readonly user: string;
+      readonly password: string;
+      /** Address and port of the client. */
+      readonly source: string;
+      /** Of the `ask` that this answers. */
+      readonly state?: string;
+    },
+    signal: AbortSignal,
+  ): Promise<BackendVerdict>;
+}
+
+/** A source where the person logs in with a browser of their own (RFC 8628). */
+export interface BrowserBackend extends Backend {
+  /** Begins a login. Rejects with ERR_BACKEND when the source cannot be reached. */
+  begin(signal: AbortSignal): Promise<BrowserLogin>;
+}
+
+export interface BrowserLogin {
+  /** Where the person goes, with the code in it where the provider offers that. */
+  readonly url: string;
+  /** What the person compares or types there. */
+  readonly code: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly expiresAt: number;
+  /** Waits until the person is done, the code expires or `signal` ends it. Never rejects. */
+  finish(signal: AbortSignal): Promise<BackendVerdict>;
+}
