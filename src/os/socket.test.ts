@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { connect, createServer, type Server, Socket } from 'node:net';
 import { test } from 'node:test';
 import { isVpnError } from '../base/errors.ts';
-import { closeFd, openListenSocket, socketFd, tuneSocket, UnsentGate } from './socket.ts';
+import { closeFd, openListenSocket, socketFd, TcpPath, tuneSocket, UnsentGate } from './socket.ts';
 
 const skip = process.platform === 'linux' ? false : 'this machine does not run Linux';
 const kernelHas = (name: string): boolean =>
@@ -198,4 +198,34 @@ test('a closed gate calls nobody, and lets the connection end', { skip }, async 
   peer.resume();
   await once(peer, 'close');
   server.close();
+});
+
+test('a path tells round trips and segments, and takes another congestion control while data flows', {
+  skip,
+}, async () => {
+  const listening = openListenSocket({ address: '127.0.0.1', port: 0 });
+  const { server, accepted } = await serve(listening.fd);
+  const client = await dial(listening.port, '127.0.0.1');
+  const peer = await accepted;
+  const path = new TcpPath(socketFd(client));
+  const facts = { rttMs: -1, minRttMs: -1, sentSegments: -1, resentSegments: -1 };
+  assert.ok(path.read(facts));
+  assert.equal(facts.sentSegments, 0);
+  client.write(Buffer.alloc(1000));
+  await once(peer, 'data');
+  assert.ok(path.use('reno'));
+  assert.equal(path.congestion, 'reno');
+  assert.equal(path.use('no_such_control'), false);
+  assert.equal(path.congestion, 'reno');
+  client.write(Buffer.alloc(1000));
+  await once(peer, 'data');
+  assert.ok(path.read(facts));
+  assert.equal(facts.sentSegments, 2);
+  assert.equal(facts.resentSegments, 0);
+  assert.ok(facts.rttMs > 0 && facts.rttMs < 1000, `${facts.rttMs} ms on loopback`);
+  assert.ok(facts.minRttMs > 0 && facts.minRttMs <= facts.rttMs + 1, `${facts.minRttMs} ms on loopback`);
+  peer.destroy();
+  client.destroy();
+  server.close();
+  assert.equal(new TcpPath(listening.fd).read(facts), false, 'of a closed descriptor nothing is told');
 });

@@ -2,8 +2,8 @@
  * What Node's sockets cannot be asked for: options of the kernel's TCP, and how much it has not sent yet.
  *
  * Hides socket options, socket address structures and the one private field of `net.Socket` that holds its descriptor.
- * A connection carries a tunnel well only with a small unsent backlog and with BBR: both are set on the listening socket,
- * because accepted sockets inherit them, and on a dialled socket before its first data.
+ * A connection carries a tunnel well only with a small unsent backlog and, but for near paths, with BBR: both are set on the
+ * listening socket, because accepted sockets inherit them, and on a dialled socket before its first data.
  */
 
 import type { Socket } from 'node:net';
@@ -24,6 +24,7 @@ const IPPROTO_IPV6 = 41;
 const IPV6_V6ONLY = 26;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
+const TCP_INFO = 11;
 const TCP_CONGESTION = 13;
 const TCP_USER_TIMEOUT = 18;
 const TCP_NOTSENT_LOWAT = 25;
@@ -32,6 +33,12 @@ const SIOCOUTQNSD = 0x894bn;
 const F_DUPFD_CLOEXEC = 1030;
 
 const CONGESTION_NAME_BYTES = 16;
+/** `struct tcp_info` of linux/tcp.h, up to the last field that is read. */
+const TCP_INFO_BYTES = 160;
+const INFO_RTT = 68;
+const INFO_TOTAL_RETRANS = 100;
+const INFO_MIN_RTT = 148;
+const INFO_DATA_SEGS_OUT = 156;
 const SOCKADDR_BYTES = 28;
 
 export interface TuneOptions {
@@ -212,6 +219,54 @@ export function socketFd(socket: Socket): number {
   return fd;
 }
 
+/** What the kernel has learnt of a connection's way to its peer. */
+export interface PathFacts {
+  /** Smoothed round trip, milliseconds. */
+  rttMs: number;
+  /** The shortest round trip of the last minutes, milliseconds. */
+  minRttMs: number;
+  /** Segments with data, repetitions included. */
+  sentSegments: number;
+  resentSegments: number;
+}
+
+/** A connection's way to its peer, as the kernel sees it. The descriptor is the caller's, and stays open as long as this is used. */
+export class TcpPath {
+  readonly #calls: NativeCalls = nativeCalls();
+  readonly #fd: number;
+  readonly #info = new NativeMemory(TCP_INFO_BYTES);
+  readonly #length = new NativeMemory(4);
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** Fills in the facts. @returns false when the kernel tells nothing, as of a connection that has ended */
+  read(facts: PathFacts): boolean {
+    this.#length.view.setUint32(0, TCP_INFO_BYTES, true);
+    const info = this.#info;
+    if (this.#calls.getsockopt(this.#fd, IPPROTO_TCP, TCP_INFO, info.address, this.#length.address) < 0) return false;
+    if (this.#length.view.getUint32(0, true) < TCP_INFO_BYTES) return false;
+    facts.rttMs = info.view.getUint32(INFO_RTT, true) / 1000;
+    facts.minRttMs = info.view.getUint32(INFO_MIN_RTT, true) / 1000;
+    facts.sentSegments = info.view.getUint32(INFO_DATA_SEGS_OUT, true);
+    facts.resentSegments = info.view.getUint32(INFO_TOTAL_RETRANS, true);
+    return true;
+  }
+
+  /** The congestion control in force. @throws {VpnError} ERR_SYSCALL */
+  get congestion(): string {
+    return congestionOf(this.#calls, this.#fd, 'watching a connection');
+  }
+
+  /** Changes the congestion control of the living connection. @returns whether the kernel did */
+  use(congestion: string): boolean {
+    const name = new NativeMemory(CONGESTION_NAME_BYTES);
+    const length = new TextEncoder().encodeInto(congestion, name.bytes).written;
+    return this.#calls.setsockopt(this.#fd, IPPROTO_TCP, TCP_CONGESTION, name.address, length) >= 0;
+  }
+}
+
 /** One result slot is enough for all gates: the call and the reading of its result are one step. */
 let unsentResult: { memory: NativeMemory; value: Int32Array } | undefined;
 
@@ -250,6 +305,11 @@ export class UnsentGate {
       this.#calls.close(this.#fd);
       throw error;
     }
+  }
+
+  /** The duplicate, -1 once the gate is closed. */
+  get fd(): number {
+    return this.#fd;
   }
 
   /** Bytes that the kernel holds and has not sent; 0 once the gate is closed. */

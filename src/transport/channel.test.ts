@@ -28,7 +28,12 @@ function checkFrame(payload: Uint8Array, number: number, length: number): void {
 class ManualGate implements SendGate {
   isOpen = true;
   isClosed = false;
+  wroteBytes = 0;
   #waiting: (() => void) | undefined;
+
+  wrote(bytes: number): void {
+    this.wroteBytes += bytes;
+  }
 
   unsent(): number {
     return this.isOpen ? 0 : MIB;

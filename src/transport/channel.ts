@@ -11,10 +11,11 @@
 
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import { socketFd, UnsentGate } from '../os/socket.ts';
+import { socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
 import { PacketQueue } from './packet-queue.ts';
+import { PathWatch } from './path-watch.ts';
 import { translateTlsError } from './tls.ts';
 
 /** One write takes at most this much from the queue, or one frame: enough to keep a fast link busy, small enough to overtake. */
@@ -69,13 +70,15 @@ export interface ChannelHandler {
   writable?(): void;
 }
 
-/** Tells how much the kernel has not sent yet. `UnsentGate` of `os/socket.ts` is one. */
+/** Tells how much the kernel has not sent yet. */
 export interface SendGate {
   /** Bytes taken by the kernel and not sent for the first time. */
   unsent(): number;
   /** Calls back once when the socket takes more. */
   whenWritable(callback: () => void): void;
-  close(): unknown;
+  /** Told of every write. */
+  wrote(bytes: number): void;
+  close(): void;
 }
 
 export interface ChannelOptions {
@@ -310,6 +313,7 @@ export class Channel {
     this.#isBusy = true;
     this.counters.sentBytes += bytes.length;
     this.counters.writes += 1;
+    this.#gate?.wrote(bytes.length);
     this.#socket.write(bytes, this.#resume);
   }
 
@@ -345,9 +349,37 @@ function viewOf(bytes: Uint8Array, start: number, end: number): Buffer {
 function openKernelGate(socket: TLSSocket): SendGate | undefined {
   if (process.platform !== 'linux') return undefined;
   try {
-    return new UnsentGate(socketFd(socket));
+    return new KernelGate(socketFd(socket));
   } catch {
     // No descriptor (a pair of streams), or none left: the channel works without, with more waiting in the kernel.
     return undefined;
+  }
+}
+
+/** The kernel's end of a connection: how full it is, and how it sends. */
+class KernelGate implements SendGate {
+  readonly #unsent: UnsentGate;
+  readonly #watch: PathWatch;
+
+  constructor(fd: number) {
+    this.#unsent = new UnsentGate(fd);
+    this.#watch = new PathWatch(new TcpPath(this.#unsent.fd));
+  }
+
+  unsent(): number {
+    return this.#unsent.unsent();
+  }
+
+  whenWritable(callback: () => void): void {
+    this.#unsent.whenWritable(callback);
+  }
+
+  wrote(bytes: number): void {
+    this.#watch.wrote(bytes);
+  }
+
+  close(): void {
+    this.#watch.close();
+    void this.#unsent.close();
   }
 }

@@ -7,7 +7,6 @@
  * namespace for whoever does not choose.
  */
 
-import { readFile } from 'node:fs/promises';
 import { Rig } from '../lab/rig.ts';
 import { type Direction, type FlowResult, measureFlow, measureRoundTrips, outerCongestion } from './measure.ts';
 import { describeMachine, type Report, type Result, rounded, summarise } from './report.ts';
@@ -112,7 +111,8 @@ export async function measureTunnel(
   progress: (line: string) => void,
 ): Promise<{ report: Report; measured: boolean }> {
   await using rig = await Rig.open();
-  const congestion = { inner: 'cubic', outer: await bestOuterCongestion() };
+  // The links are near and clean: there a TCP carrier that does not choose is best served by the usual control.
+  const congestion = { inner: 'cubic', outer: 'cubic' };
   const run = new TunnelRun(rig, effort, congestion, progress);
   await run.bringUp(systems);
   await run.survey();
@@ -136,7 +136,8 @@ class TunnelRun {
   /** By `subject peer`: the samples of the duels, in pairs. */
   readonly #duels = new Map<string, { ours: (Sample | undefined)[]; theirs: (Sample | undefined)[] }>();
   readonly #starts = new Map<string, number[]>();
-  readonly #outer: Record<string, string> = {};
+  /** By system: what its own TCP connections used, in the order seen. */
+  readonly #outer = new Map<string, Set<string>>();
   readonly #inner = new Set<string>();
 
   constructor(
@@ -172,8 +173,7 @@ class TunnelRun {
         }
         this.#starts.set(system.name, times);
         this.#contestants.set(system.name, { system, network, ends });
-        const outer = await outerCongestion(network.client, OUTER_SERVER);
-        this.#outer[system.name] = outer.join('/') || 'no TCP';
+        await this.#noteOuter(system, network);
         this.#progress(`${system.name}: up, first ping after ${Math.round(median(times) ?? ends.firstPingMs)} ms`);
       } catch (error) {
         await system.down();
@@ -215,7 +215,8 @@ class TunnelRun {
   finish(systems: readonly System[]): { report: Report; measured: boolean } {
     const peers = systems.map((system) => system.name).filter((name) => name !== OURS && name !== OURS_PLAIN);
     const results = FIGURES.map((figure) => this.#result(figure, peers));
-    const congestion = { inner: [...this.#inner].join(', ') || this.#congestion.inner, outer: this.#outer };
+    const outer = Object.fromEntries([...this.#outer].map(([name, seen]) => [name, [...seen].join('/') || 'no TCP']));
+    const congestion = { inner: [...this.#inner].join(', ') || this.#congestion.inner, outer };
     return {
       report: {
         machine: { ...this.#machine, congestion },
@@ -262,7 +263,15 @@ class TunnelRun {
     const options = { seconds: this.#effort.flowSeconds, congestion: this.#congestion.inner };
     const result = await measureFlow(network, system, ends, direction, options);
     this.#inner.add(result.congestion);
+    await this.#noteOuter(system, network);
     return result;
+  }
+
+  async #noteOuter({ name }: System, { client, server }: BenchNetwork): Promise<void> {
+    const seen = this.#outer.get(name) ?? new Set();
+    this.#outer.set(name, seen);
+    for (const end of [client, server])
+      for (const control of await outerCongestion(end, OUTER_SERVER)) seen.add(control);
   }
 
   async #roundTrips({ network, ends }: Contestant): Promise<Sample> {
@@ -345,10 +354,4 @@ function describe(sample: Sample | undefined): string {
   return Object.entries(sample)
     .map(([key, value]) => `${key} ${rounded(value)}`)
     .join(' ');
-}
-
-/** BBR where the kernel has it, as the product chooses; else what there is. */
-async function bestOuterCongestion(): Promise<string> {
-  const available = await readFile('/proc/sys/net/ipv4/tcp_available_congestion_control', 'utf8');
-  return available.split(/\s+/).includes('bbr') ? 'bbr' : 'cubic';
 }

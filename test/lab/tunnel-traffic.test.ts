@@ -1,6 +1,7 @@
 /** What goes through the tunnel arrives: both families outside and inside, with and without super-packets. */
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import {
   BEHIND,
@@ -10,6 +11,7 @@ import {
   deviceCounters,
   INNER,
   labOptions,
+  PORT,
   peer,
   startPeer,
 } from './deployment.ts';
@@ -181,6 +183,34 @@ describe('traffic through a tunnel', labOptions(), () => {
       }
     });
 
+    const BBR_MISSING = hasCongestionControl('bbr') ? false : 'this kernel has no BBR';
+    test('data goes by Reno while the path is near and clean, and by BBR once it loses', {
+      skip: BBR_MISSING || labOptions({ iperf3: 'iperf3' }).skip,
+    }, async (t) => {
+      const dataConnection = async (): Promise<string> => {
+        const { stdout } = await deployment.gateway.run(['ss', '-Htni', 'sport', '=', `:${PORT}`]);
+        const flows = [...stdout.matchAll(/^\s+(\w+) .*? bytes_sent:(\d+)/gm)].map(([, name, sent]) => ({
+          name,
+          sent: Number(sent),
+        }));
+        return flows.sort((a, b) => b.sent - a.sent)[0]?.name ?? '';
+      };
+      assert.equal(await dataConnection(), 'bbr');
+      await using _server = await deployment.behind.start(['iperf3', '-s', '-1', '--forceflush', '-B', BEHIND.host4], {
+        ready: /Server listening/,
+      });
+      await using _flow = await client.namespace.start(['iperf3', '-c', BEHIND.host4, '-R', '-t', '60']);
+      const isBy = (name: string) => async (): Promise<boolean> => (await dataConnection()) === name;
+      await until('Reno on a clean path', isBy('reno'), { timeoutMs: 20_000 });
+      const loss = ['chain', 'inet', 'loss', 'in', '{ type filter hook input priority 0; }'];
+      await client.namespace.run(['nft', 'add table inet loss']);
+      t.after(() => client.namespace.run(['nft', 'delete table inet loss']));
+      await client.namespace.run(['nft', 'add', ...loss]);
+      const drop = `add rule inet loss in tcp sport ${PORT} numgen random mod 50 < 1 drop`;
+      await client.namespace.run(['nft', drop]);
+      await until('BBR on a path that loses', isBy('bbr'), { timeoutMs: 20_000 });
+    });
+
     test('DSCP and ECN pass unchanged, both ways', async () => {
       const tos = 0xb9; // expedited forwarding, ECT(1)
       for (const { address, filter } of [
@@ -215,6 +245,10 @@ describe('traffic through a tunnel', labOptions(), () => {
     });
   });
 });
+
+function hasCongestionControl(name: string): boolean {
+  return readFileSync('/proc/sys/net/ipv4/tcp_available_congestion_control', 'utf8').split(/\s+/).includes(name);
+}
 
 async function captured(capture: { facts: { packets: number } }, packets: number): Promise<void> {
   await until(`${packets} packets in the capture`, () => capture.facts.packets >= packets, { timeoutMs: 3000 });
