@@ -39,10 +39,12 @@ const DEBIAN_PACKAGES = {
   ocserv: 'ocserv',
   openconnect: 'openconnect',
   wg: 'wireguard-tools',
+  slapd: 'slapd',
+  freeradius: 'freeradius',
 };
 
 const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
-const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl'];
+const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl', 'slapd', 'freeradius'];
 
 /**
  * What each `--packages` set needs. `required`: without these the script is not started. `wanted`: without these it
@@ -59,7 +61,12 @@ const SETS = {
 };
 
 /** Services that Debian would start at the next boot, though here only their programs are wanted. */
-const SERVICES = { openvpn: ['openvpn.service'], ocserv: ['ocserv.service', 'ocserv.socket'] };
+const SERVICES = {
+  openvpn: ['openvpn.service'],
+  ocserv: ['ocserv.service', 'ocserv.socket'],
+  slapd: ['slapd.service'],
+  freeradius: ['freeradius.service'],
+};
 
 /** An unprivileged user's PATH leaves these out on Debian, where `ip` and `nft` live in them. */
 const searchPath = [

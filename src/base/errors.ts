@@ -67,6 +67,7 @@ const CODES = {
   ERR_PORT_TAKEN: 'system',
   ERR_HOST_APPLY: 'system',
   ERR_STORE: 'system',
+  ERR_BACKEND: 'system',
 
   // Load.
   ERR_POOL_EXHAUSTED: 'resource',

@@ -44,6 +44,35 @@ test('every key is documented with its true default', () => {
   }
 });
 
+const MINIMAL_BACKENDS = {
+  ldap: 'kind = "ldap"\nurls = ["ldaps://a.example"]\ncaFile = "ca.pem"\nbaseDn = "dc=a"\n',
+  oidc: 'kind = "oidc"\nissuer = "https://id.example"\nclientId = "vpn"\n',
+  radius: 'kind = "radius"\nservers = ["192.0.2.1"]\nsecretFile = "secret"\n',
+} as const;
+
+for (const [kind, text] of Object.entries(MINIMAL_BACKENDS)) {
+  test(`every key of a back end of kind ${kind} is documented with its true default`, () => {
+    const option = gatewayConfigSchema.shape.backends
+      .unwrap()
+      .valueType.options.find((candidate) => candidate.shape.kind.value === kind);
+    assert.ok(option !== undefined);
+    const parsed = parseConfig(`[backends.x]\n${text}`, gatewayConfigSchema, 'x').backends.x ?? {};
+    const section = documentation.split(`### \`kind = "${kind}"\``)[1]?.split('\n## ')[0]?.split('\n### ')[0] ?? '';
+    const rows = new Map(
+      section.split('\n').map((line) => [line.split('|')[1]?.trim(), line.split('|')[2]?.trim()] as const),
+    );
+    const given = [...text.matchAll(/^(\w+) =/gm)].map((match) => match[1]);
+    for (const key of Object.keys(option.shape)) {
+      if (key === 'kind') continue;
+      const value: unknown = given.includes(key) ? undefined : Reflect.get(parsed, key);
+      const expected = value === undefined ? '–' : `\`${JSON.stringify(value)}\``;
+      assert.equal(rows.get(`\`${key}\``), expected, key);
+    }
+    const documented = [...rows.keys()].flatMap((key) => /^`(\w+)`$/.exec(key ?? '')?.[1] ?? []);
+    assert.deepEqual([...documented, 'kind'].sort(), Object.keys(option.shape).sort());
+  });
+}
+
 test('exactly the keys that a reload applies are marked so', () => {
   const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('_reload_'));
   assert.deepEqual(marked.map((line) => line.split('`')[1]).sort(), [...RELOADABLE_KEYS].sort());
@@ -69,13 +98,24 @@ for (const [text, key] of [
   ['[session]\nabsoluteSeconds = 3600.5', 'session.absoluteSeconds'],
   ['[session]\npingSeconds = 40', 'session.deadSeconds'],
   ['dnsDomains = ["Example.org"]', 'dnsDomains'],
+  ['[login]\nrecheckSeconds = 1', 'login.recheckSeconds'],
+  ['[backends.x]\nkind = "pam"', 'backends.x.kind'],
+  // A password that crosses the network readable needs the operator's word for it.
+  [`[backends.x]\n${MINIMAL_BACKENDS.ldap.replace('caFile = "ca.pem"\n', '')}`, 'backends.x.caFile'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.ldap.replace('ldaps:', 'ldap:')}startTls = false`, 'backends.x.startTls'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.ldap}filter = "(uid=alice)"`, 'backends.x.filter'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.ldap}bindDn = "cn=vpn"`, 'backends.x.bindPasswordFile'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.oidc.replace('https:', 'http:')}insecure = true`, 'backends.x.issuer'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.oidc}scopes = ["email"]`, 'backends.x.scopes'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.radius.replace('192.0.2.1', 'radius.example')}`, 'backends.x.servers'],
+  [`[backends.x]\n${MINIMAL_BACKENDS.radius.replace('192.0.2.1', '192.0.2.1:70000')}`, 'backends.x.servers'],
 ] as const) {
   test(`a bad value is refused by name: ${text.replace('\n', ' ')}`, () => {
     assert.throws(
       () => parseConfig(text, gatewayConfigSchema, 'x.toml'),
       (error: Error & { code?: string }) => {
         assert.equal(error.code, 'ERR_CONFIG_VALUE');
-        assert.match(error.message, new RegExp(`x\\.toml:[12]: ${key.replace('.', '\\.')}`));
+        assert.match(error.message, new RegExp(`x\\.toml:\\d: ${key.replaceAll('.', '\\.')}`));
         return true;
       },
     );
@@ -87,4 +127,8 @@ test('file names are resolved against the folder of the configuration', () => {
   assert.equal(resolved.certFile, '/srv/vpn/certs/server.pem');
   assert.equal(resolved.caFile, '/etc/ca.pem');
   assert.equal(resolved.crlFile, undefined);
+  const { backends } = parseConfig(`[backends.x]\n${MINIMAL_BACKENDS.radius}`, gatewayConfigSchema, 'x');
+  assert.partialDeepStrictEqual(resolveFiles({ ...defaults, backends }, '/srv/vpn').backends, {
+    x: { secretFile: '/srv/vpn/secret', servers: ['192.0.2.1'] },
+  });
 });

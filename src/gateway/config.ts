@@ -6,6 +6,7 @@
  * compares the two.
  */
 
+import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
 import { z } from 'zod';
 import { parsePrefix } from '../ip/address.ts';
@@ -31,6 +32,109 @@ const domain = z
   .string()
   .max(253)
   .regex(/^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/, 'expected a domain name in lower case');
+
+const distinguishedName = z.string().min(1).max(1024);
+const filter = z
+  .string()
+  .max(1024)
+  .regex(/^\(.*\)$/s, 'expected a filter in parentheses, such as (uid={user})');
+/** Theirs to ours. A table that is not there: the source has no say in groups. */
+const groupTable = z
+  .record(distinguishedName, z.string().min(1).max(64), 'expected a table of THEIR-GROUP = "OUR-GROUP"')
+  .optional();
+const backendSeconds = seconds(1, 60);
+const server = z.string().refine((value) => {
+  const parts = /^(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::([1-9]\d{0,4}))?$/.exec(value);
+  return parts !== null && isIP(parts[1] ?? parts[2] ?? '') !== 0 && Number(parts[3] ?? 1) <= 65_535;
+}, 'expected an address such as 192.0.2.1:1812 or [2001:db8::1]:1812');
+
+const ldapBackend = z
+  .strictObject({
+    kind: z.literal('ldap'),
+    urls: z
+      .array(z.string().regex(/^ldaps?:\/\/[^/\s?#@]+\/?$/, 'expected ldaps://HOST[:PORT] or ldap://HOST[:PORT]'))
+      .min(1)
+      .max(8)
+      .describe('tried in order'),
+    startTls: z.boolean().default(true).describe('turn ldap:// into TLS before anything is said'),
+    caFile: text.optional().describe('CAs that the certificate of the directory must come from'),
+    insecure: z.boolean().default(false).describe('allow ldap:// without TLS: passwords cross the network readable'),
+    bindDn: distinguishedName.optional().describe('account that searches'),
+    bindPasswordFile: text.optional(),
+    bindTemplate: distinguishedName
+      .regex(/\{user\}/, 'expected {user} where the name belongs')
+      .optional()
+      .describe('DN of a user, in place of the search'),
+    baseDn: distinguishedName.optional().describe('where users are searched'),
+    filter: filter
+      .regex(/\{user\}/, 'expected {user} where the name belongs')
+      .default('(uid={user})')
+      .describe('finds the user'),
+    nameAttribute: z.string().min(1).max(64).default('uid').describe("holds the account's name"),
+    disabledFilter: filter.optional().describe('matches accounts that are disabled'),
+    groupAttribute: z.string().min(1).max(64).default('memberOf').describe("lists the user's groups"),
+    groupBaseDn: distinguishedName.optional().describe('where groups are searched, in place of the attribute'),
+    groupFilter: filter.default('(member={dn})').describe('finds the groups of {dn} or {user}'),
+    groups: groupTable,
+    timeoutSeconds: backendSeconds.default(5).describe('for a whole question'),
+  })
+  .refine(({ insecure, caFile }) => insecure || caFile !== undefined, {
+    path: ['caFile'],
+    message: 'expected the CAs of the directory, such as /etc/ssl/certs/ca-certificates.crt',
+  })
+  .refine(({ urls, startTls, insecure }) => insecure || startTls || urls.every((url) => url.startsWith('ldaps:')), {
+    path: ['startTls'],
+    message: 'expected true with ldap://; without TLS passwords cross the network readable: that needs insecure = true',
+  })
+  .refine(({ bindTemplate, baseDn }) => bindTemplate !== undefined || baseDn !== undefined, {
+    path: ['baseDn'],
+    message: 'expected where to search users, or bindTemplate',
+  })
+  .refine(({ bindDn, bindPasswordFile }) => (bindDn === undefined) === (bindPasswordFile === undefined), {
+    path: ['bindPasswordFile'],
+    message: 'expected together with bindDn',
+  });
+
+const oidcBackend = z
+  .strictObject({
+    kind: z.literal('oidc'),
+    issuer: z.url({ protocol: /^https?$/, error: 'expected https://HOST/…' }),
+    clientId: text,
+    clientSecretFile: text.optional().describe('without one the gateway is a public client'),
+    scopes: z
+      .array(z.string().regex(/^[\x21\x23-\x5b\x5d-\x7e]{1,128}$/, 'expected a scope'))
+      .max(32)
+      .default(['openid', 'profile', 'email', 'offline_access'])
+      .refine((scopes) => scopes.includes('openid'), 'expected "openid" among them'),
+    nameClaim: z.string().min(1).max(64).default('preferred_username').describe("holds the account's name"),
+    groupsClaim: z.string().min(1).max(64).default('groups'),
+    groups: groupTable,
+    caFile: text.optional().describe('in place of the CAs of this machine'),
+    insecure: z.boolean().default(false).describe('allow http:// on this machine itself'),
+    timeoutSeconds: backendSeconds.default(10).describe('for one request'),
+  })
+  .refine(({ issuer, insecure }) => issuer.startsWith('https:') || (insecure && isLoopbackUrl(issuer)), {
+    path: ['issuer'],
+    message: 'expected https://; http:// is possible only on this machine itself, with insecure = true',
+  });
+
+const radiusServers = z.array(server).min(1).max(8);
+const radiusBackend = z.strictObject({
+  kind: z.literal('radius'),
+  servers: radiusServers.describe('tried in order; port 1812 if none is given'),
+  secretFile: text,
+  nasIdentifier: z.string().min(1).max(253).default('customvpn').describe('how the gateway names itself'),
+  groupAttribute: z.enum(['Class', 'Filter-Id']).default('Class').describe('names a group of the user'),
+  groups: groupTable,
+  tries: z.int().min(1).max(10).default(3).describe('packets for each server'),
+  timeoutSeconds: backendSeconds.default(2).describe('for an answer to one packet'),
+  accountingServers: radiusServers.optional().describe('told of sessions; port 1813 if none is given'),
+  interimSeconds: seconds(60, 86_400).default(600).describe('between reports of a running session'),
+});
+
+const backend = z.discriminatedUnion('kind', [ldapBackend, oidcBackend, radiusBackend], {
+  error: 'expected kind = "ldap", "oidc" or "radius"',
+});
 
 export const gatewayConfigSchema = z.strictObject({
   address: z.string().max(64).default('::').describe('address to listen on; "::" takes IPv4 too'),
@@ -107,6 +211,22 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  login: z
+    .strictObject({
+      recheckSeconds: seconds(10, 86_400)
+        .default(900)
+        .describe('how often an outside source is asked whether an account is still good'),
+    })
+    .prefault({}),
+
+  backends: z
+    .record(
+      z.string().regex(/^[a-z][a-z0-9_-]{0,31}$/, 'expected a name of at most 32 lower-case letters, digits, - or _'),
+      backend,
+    )
+    .default({})
+    .describe('outside sources of accounts'),
+
   log: z
     .strictObject({
       level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
@@ -119,6 +239,9 @@ export const gatewayConfigSchema = z.strictObject({
 export type GatewayOptions = z.input<typeof gatewayConfigSchema>;
 /** What the program reads: complete, checked and frozen. */
 export type GatewayConfig = Readonly<z.output<typeof gatewayConfigSchema>>;
+
+/** One outside source of accounts, as configured. */
+export type BackendConfig = GatewayConfig['backends'][string];
 
 /** Keys that `reload` applies to a running gateway; the others need a restart. */
 export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
@@ -141,5 +264,22 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
     keyFile: absolute(config.keyFile),
     ...(config.caFile === undefined ? {} : { caFile: absolute(config.caFile) }),
     ...(config.crlFile === undefined ? {} : { crlFile: absolute(config.crlFile) }),
+    backends: Object.fromEntries(
+      Object.entries(config.backends).map(([name, options]) => [name, resolveBackendFiles(options, absolute)]),
+    ),
   };
+}
+
+function resolveBackendFiles(options: BackendConfig, absolute: (file: string) => string): BackendConfig {
+  const files = ['caFile', 'bindPasswordFile', 'clientSecretFile', 'secretFile'];
+  const made = Object.entries(options).map(([key, value]) => [
+    key,
+    files.includes(key) && typeof value === 'string' ? absolute(value) : value,
+  ]);
+  return { ...options, ...Object.fromEntries(made) };
+}
+
+function isLoopbackUrl(url: string): boolean {
+  const { hostname } = new URL(url);
+  return hostname === 'localhost' || hostname === '[::1]' || /^127(?:\.\d{1,3}){3}$/.test(hostname);
 }

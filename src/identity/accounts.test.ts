@@ -42,6 +42,7 @@ test('a user is added, listed and shown with groups and devices', async () => {
     createdAt: clock.wallNow(),
     disabledAt: undefined,
     expiresAt: undefined,
+    source: undefined,
     devices: 1,
   };
   assert.deepEqual(await accounts.show('ada'), shown);

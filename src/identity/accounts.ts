@@ -26,6 +26,8 @@ export interface Account {
   readonly expiresAt: number | undefined;
   /** Devices that are not revoked. */
   readonly devices: number;
+  /** The outside source that the account comes from, as the configuration names it; undefined for one of ours. */
+  readonly source: string | undefined;
 }
 
 export class Accounts {
@@ -44,7 +46,10 @@ export class Accounts {
    *
    * @throws {VpnError} ERR_BAD_REQUEST for a name that is none; ERR_CONFLICT when it is taken
    */
-  async add(name: string, options: { groups?: readonly string[]; expiresAt?: number } = {}): Promise<Account> {
+  async add(
+    name: string,
+    options: { groups?: readonly string[]; expiresAt?: number; source?: string } = {},
+  ): Promise<Account> {
     const user = parseName('user', name);
     const groups = [...new Set((options.groups ?? []).map((group) => parseName('group', group)))].sort();
     if (groups.length > MAX_GROUPS) {
@@ -58,6 +63,7 @@ export class Accounts {
       disabledAt: undefined,
       expiresAt: options.expiresAt,
       devices: 0,
+      source: options.source,
     };
     try {
       await this.#store.transaction(async (db) => {
@@ -69,6 +75,7 @@ export class Accounts {
             created_at: account.createdAt,
             disabled_at: null,
             expires_at: account.expiresAt ?? null,
+            source: account.source ?? null,
           })
           .execute();
         if (groups.length > 0) {
@@ -106,6 +113,7 @@ export class Accounts {
       disabledAt: optional(row.disabled_at),
       expiresAt: optional(row.expires_at),
       devices: countOf.get(row.id) ?? 0,
+      source: row.source ?? undefined,
     }));
   }
 

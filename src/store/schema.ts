@@ -7,7 +7,7 @@
  * PostgreSQL and a name that SQLite ignores).
  */
 
-import type { Kysely } from 'kysely';
+import type { ColumnType, Kysely } from 'kysely';
 import type { Migration } from 'kysely/migration';
 
 export type DeviceAlgorithm = 'p256' | 'ed25519';
@@ -21,6 +21,8 @@ export interface Schema {
     disabled_at: number | null;
     /** From this moment on no login is accepted. */
     expires_at: number | null;
+    /** The outside source that the account comes from, as the configuration names it; null for an account of ours. */
+    source: ColumnType<string | null, string | null | undefined, string | null>;
   };
   user_groups: { user_id: string; name: string };
   devices: {
@@ -78,6 +80,16 @@ export interface Schema {
     lease6: string | null;
     leased_at: number;
   };
+  /** What an outside source gave us with which we ask about an account later. */
+  source_grants: {
+    /** As the configuration names it. */
+    source: string;
+    /** The account's name, as `users.name`; the row may be older than the user. */
+    account: string;
+    /** Sealed. */
+    sealed: Uint8Array;
+    saved_at: number;
+  };
   audit: {
     /** Sorts by time, then by order of writing. */
     id: string;
@@ -97,6 +109,7 @@ export interface Schema {
 export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0001_first': { up: first },
   '0002_leases': { up: leases },
+  '0007_sources': { up: sources },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -186,5 +199,17 @@ async function leases(db: Kysely<unknown>): Promise<void> {
     .addColumn('lease4', 'text')
     .addColumn('lease6', 'text')
     .addColumn('leased_at', 'bigint', (column) => column.notNull())
+    .execute();
+}
+
+async function sources(db: Kysely<unknown>): Promise<void> {
+  await db.schema.alterTable('users').addColumn('source', 'text').execute();
+  await db.schema
+    .createTable('source_grants')
+    .addColumn('source', 'text', (column) => column.notNull())
+    .addColumn('account', 'text', (column) => column.notNull())
+    .addColumn('sealed', 'bytea', (column) => column.notNull())
+    .addColumn('saved_at', 'bigint', (column) => column.notNull())
+    .addPrimaryKeyConstraint('source_grants_key', ['source', 'account'])
     .execute();
 }
