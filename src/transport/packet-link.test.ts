@@ -255,6 +255,36 @@ test('what cannot be cut is dropped under the rule it breaks', () => {
   assert.deepEqual(droppedAs(r), { super_checksum_protocol: 1 });
 });
 
+test('REQ-SUPER-008: what is sent, received and dropped counts the segments of a super-packet', async () => {
+  const tcp4 = tcpPacket({ payload: 3 * 1448 + 1, partial: true });
+  const tcp6 = tcpPacket({ version: 6, payload: 2 * 1428, partial: true });
+  const udp = udpPacket({ payload: 5 * 1000, partial: true });
+  const cases = [
+    [tcp4, GsoType.tcp4, 1448, 4],
+    [tcp6, GsoType.tcp6, 1428, 2],
+    [udp, GsoType.udpL4, 1000, 5],
+  ] as const;
+  for (const [packet, gsoType, gsoSize, segments] of cases) {
+    const r = rig();
+    const [frame] = await send(r, packet, { ...PARTIAL, gsoType, gsoSize });
+    assert.equal(frame?.type, FrameType.super);
+    assert.equal(r.link.counters.sentPackets, segments);
+    r.link.channel = undefined;
+    await send(r, packet, { ...PARTIAL, gsoType, gsoSize });
+    assert.deepEqual(droppedAs(r), { no_channel: segments });
+    const peer = rig();
+    receive(peer, frame);
+    assert.equal(peer.link.counters.receivedPackets, segments);
+    peer.device.refusesWrites = true;
+    receive(peer, frame);
+    assert.deepEqual(droppedAs(peer), { tun_refused: segments });
+  }
+  const whole = rig();
+  await send(whole, tcpPacket({ payload: 900, partial: true }), PARTIAL);
+  await send(whole, icmpPacket());
+  assert.equal(whole.link.counters.sentPackets, 2);
+});
+
 test('without a channel, and with a full one, packets are dropped and counted', () => {
   const r = rig();
   const bytes = new Uint8Array(PACKET_OFFSET + 100);

@@ -18,6 +18,7 @@ import { writeSegment } from '../ip/segment.ts';
 import {
   FLAG_PARTIAL_CHECKSUM,
   GsoType,
+  headerBytes,
   MAX_UDP_SEGMENTS,
   MIN_GSO_SIZE,
   NO_OFFLOAD,
@@ -85,7 +86,7 @@ export class SendBatch {
   }
 }
 
-/** What a link counts; plain integers, read at scrape. */
+/** What a link counts; plain integers, read at scrape. A super-packet counts as the segments that it stands for. */
 export interface LinkCounters {
   sentPackets: number;
   sentBytes: number;
@@ -104,7 +105,7 @@ export interface PacketLinkOptions {
   superPackets: boolean;
   /** What this end's kernel takes. */
   limits: OffloadLimits;
-  /** Drops by `DropReason`, shared by all links of a process. */
+  /** Drops by `DropReason`, in segments, shared by all links of a process. */
   drops: Float64Array;
 }
 
@@ -155,8 +156,9 @@ export class PacketLink {
   /** Sends a packet that the device has just read; see `TunReader.packet` for the arguments. */
   send(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void {
     const channel = this.#channel;
+    const segments = gsoSize === 0 ? 1 : segmentCount(length, headerBytes(bytes, PACKET_OFFSET, length), gsoSize);
     if (channel === undefined) {
-      this.#drop(DropReason.noChannel);
+      this.#drop(DropReason.noChannel, segments);
       return;
     }
     let start = PACKET_FRAME_OFFSET;
@@ -178,10 +180,10 @@ export class PacketLink {
     const isSent =
       length < DEFER_BELOW_BYTES ? this.#defer(channel, bytes, start, end) : channel.sendData(bytes, start, end);
     if (!isSent) {
-      this.#drop(DropReason.queueFull);
+      this.#drop(DropReason.queueFull, segments);
       return;
     }
-    this.counters.sentPackets += 1;
+    this.counters.sentPackets += segments;
     this.counters.sentBytes += length;
   }
 
@@ -292,11 +294,12 @@ export class PacketLink {
       this.#drop(reason);
       return;
     }
+    const segments = segmentCount(length, offload.headerLength, offload.gsoSize);
     if (!this.#device.write(buffer, length, offload)) {
-      this.#drop(DropReason.tunRefused);
+      this.#drop(DropReason.tunRefused, segments);
       return;
     }
-    this.counters.receivedPackets += 1;
+    this.counters.receivedPackets += segments;
     this.counters.receivedBytes += length;
   }
 
@@ -309,8 +312,9 @@ export class PacketLink {
     return true;
   }
 
-  #drop(reason: number): void {
-    this.#drops[reason] = (this.#drops[reason] ?? 0) + 1;
+  /** What is malformed counts as one: what it stands for cannot be told. */
+  #drop(reason: number, segments = 1): void {
+    this.#drops[reason] = (this.#drops[reason] ?? 0) + segments;
   }
 }
 

@@ -62,11 +62,14 @@ export async function takeNetworkSnapshot(namespace?: string): Promise<Snapshot>
   return entries;
 }
 
+/** iproute2 makes it for the first namespace of a machine and keeps it; what is in it is looked at. */
+const NETNS_FOLDER = 'netns';
+
 /** Looks at the host: its own network, the namespaces, `/run`, the resolver's file, and the processes of a run. */
 export async function takeHostSnapshot(runId: string): Promise<Snapshot> {
   const entries = new Map(await takeNetworkSnapshot());
   for (const name of list('/run/netns')) entries.set(`namespace ${name}`, '');
-  for (const name of list('/run')) entries.set(`/run/${name}`, '');
+  for (const name of list('/run')) if (name !== NETNS_FOLDER) entries.set(`/run/${name}`, '');
   for (const [pid, command] of processesOfRun(runId)) entries.set(`process ${pid}`, command);
   entries.set('/etc/resolv.conf', resolverHash());
   return entries;
