@@ -6,9 +6,11 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { link, mkdir, open, rename, unlink } from 'node:fs/promises';
+import { type FileHandle, link, mkdir, open, rename, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { VpnError } from './errors.ts';
+
+const MAX_SECRET_BYTES = 4096;
 
 export interface PrivateFileOptions {
   /** Permission bits; default 0600. */
@@ -50,6 +52,36 @@ export async function writePrivateFile(
   } catch (cause) {
     await unlink(temporary).catch(() => {});
     throw fileError(cause, path);
+  }
+}
+
+/**
+ * Reads a secret that an operator has put into a file: its only line, without the line's end.
+ *
+ * @throws {VpnError} ERR_CONFIG_FILE when it cannot be read, others may read it, or it does not hold one line of 1 to
+ *   4,096 bytes
+ */
+export async function readSecretFile(path: string): Promise<string> {
+  const failure = (why: string, cause?: unknown) =>
+    new VpnError('ERR_CONFIG_FILE', `the secret ${path} ${why}`, { cause, details: { path } });
+  let file: FileHandle;
+  try {
+    file = await open(path, 'r');
+  } catch (cause) {
+    const { code: errno } = cause as NodeJS.ErrnoException;
+    throw failure(`cannot be read: ${errno === 'ENOENT' ? 'there is no such file' : String(errno)}`, cause);
+  }
+  try {
+    const { mode } = await file.stat();
+    if ((mode & 0o077) !== 0) throw failure(`can be read by others; run: chmod 600 ${path}`);
+    const { bytesRead, buffer } = await file.read(Buffer.alloc(MAX_SECRET_BYTES + 3), 0);
+    const line = buffer.toString('utf8', 0, bytesRead).replace(/\r?\n$/, '');
+    if (line.length === 0 || Buffer.byteLength(line) > MAX_SECRET_BYTES || /[\r\n\0]/.test(line)) {
+      throw failure(`is not one line of 1 to ${MAX_SECRET_BYTES} bytes`);
+    }
+    return line;
+  } finally {
+    await file.close();
   }
 }
 

@@ -9,6 +9,7 @@
 import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
 import { z } from 'zod';
+import { normaliseName } from '../identity/names.ts';
 import { parsePrefix } from '../ip/address.ts';
 
 const text = z.string().min(1).max(4096);
@@ -38,10 +39,10 @@ const filter = z
   .string()
   .max(1024)
   .regex(/^\(.*\)$/s, 'expected a filter in parentheses, such as (uid={user})');
+const groupName = z.string().refine((value) => normaliseName(value) === value, 'expected the name of a group');
+const attribute = z.string().regex(/^[A-Za-z][A-Za-z0-9-]{0,63}$/, 'expected the name of an attribute');
 /** Theirs to ours. A table that is not there: the source has no say in groups. */
-const groupTable = z
-  .record(distinguishedName, z.string().min(1).max(64), 'expected a table of THEIR-GROUP = "OUR-GROUP"')
-  .optional();
+const groupTable = z.record(distinguishedName, groupName, 'expected a table of "their group" = "our group"').optional();
 const backendSeconds = seconds(1, 60);
 const server = z.string().refine((value) => {
   const parts = /^(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::([1-9]\d{0,4}))?$/.exec(value);
@@ -70,9 +71,9 @@ const ldapBackend = z
       .regex(/\{user\}/, 'expected {user} where the name belongs')
       .default('(uid={user})')
       .describe('finds the user'),
-    nameAttribute: z.string().min(1).max(64).default('uid').describe("holds the account's name"),
+    nameAttribute: attribute.default('uid').describe("holds the account's name"),
     disabledFilter: filter.optional().describe('matches accounts that are disabled'),
-    groupAttribute: z.string().min(1).max(64).default('memberOf').describe("lists the user's groups"),
+    groupAttribute: attribute.default('memberOf').describe("lists the user's groups"),
     groupBaseDn: distinguishedName.optional().describe('where groups are searched, in place of the attribute'),
     groupFilter: filter.default('(member={dn})').describe('finds the groups of {dn} or {user}'),
     groups: groupTable,

@@ -63,3 +63,22 @@ export interface BrowserLogin {
   /** Waits until the person is done, the code expires or `signal` ends it. Never rejects. */
   finish(signal: AbortSignal): Promise<BackendVerdict>;
 }
+
+/** Theirs to ours, as configured; undefined: the source has no say in groups. */
+export type GroupTable = Readonly<Record<string, string>> | undefined;
+
+/**
+ * The groups of ours that groups of the source stand for, sorted; those that the table lacks do not count.
+ *
+ * @param same the one form of a group's name in the source
+ */
+export function mapGroups(
+  table: GroupTable,
+  theirs: readonly string[],
+  same: (name: string) => string = (name) => name,
+): readonly string[] | undefined {
+  if (table === undefined) return undefined;
+  const held = new Set(theirs.map(same));
+  const ours = Object.entries(table).flatMap(([their, our]) => (held.has(same(their)) ? [our] : []));
+  return [...new Set(ours)].sort();
+}

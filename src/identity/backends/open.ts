@@ -1,0 +1,44 @@
+/**
+ * Opens an outside source of accounts as the configuration describes it.
+ *
+ * Hides which kinds there are and where their secrets and CAs are read from. Opening reads files and asks nobody: a source
+ * that is down does not keep a gateway from starting.
+ */
+
+import { readFile } from 'node:fs/promises';
+import { VpnError } from '../../base/errors.ts';
+import { Secret } from '../../base/log.ts';
+import { readSecretFile } from '../../base/private-file.ts';
+import type { PasswordBackend } from './backend.ts';
+import { LdapBackend, type LdapOptions } from './ldap.ts';
+
+/** A section `[backends.NAME]`, with absolute file names. */
+export type BackendSettings = LdapOptions & {
+  readonly kind: 'ldap';
+  readonly caFile?: string | undefined;
+  readonly bindPasswordFile?: string | undefined;
+};
+
+/**
+ * @param name as the configuration names it
+ * @throws {VpnError} ERR_CONFIG_FILE for a secret that cannot be read or that others can; ERR_CERT_FILE for the CAs
+ */
+export async function openBackend(name: string, settings: BackendSettings): Promise<PasswordBackend> {
+  const ca = settings.caFile === undefined ? undefined : await readAuthorities(settings.caFile);
+  return new LdapBackend({ name, options: settings, ca, bindPassword: await readSecret(settings.bindPasswordFile) });
+}
+
+async function readSecret(path: string | undefined): Promise<Secret<string> | undefined> {
+  return path === undefined ? undefined : new Secret(await readSecretFile(path));
+}
+
+async function readAuthorities(path: string): Promise<string> {
+  const pem = await readFile(path, 'utf8').catch((cause: NodeJS.ErrnoException) => {
+    throw new VpnError('ERR_CERT_FILE', `cannot read the CAs ${path}: ${String(cause.code)}`, {
+      cause,
+      details: { path },
+    });
+  });
+  if (pem.includes('-----BEGIN CERTIFICATE-----')) return pem;
+  throw new VpnError('ERR_CERT_FILE', `${path} holds no certificate in PEM`, { details: { path } });
+}
