@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
@@ -395,7 +396,7 @@ test('REQ-FRAME-014: an announced length alone makes no memory', () => {
   assert.ok(taken < decoders.length * 8_192, `${taken} bytes for ${decoders.length} announced frames`);
 });
 
-test('REQ-FRAME-014: the memory of a long frame is given back when it is done', () => {
+test('REQ-FRAME-014: the memory of a long frame is given back when it is done', async () => {
   const long = frame(FrameType.config, MAX_CONTROL_PAYLOAD_BYTES);
   collectGarbage();
   const before = process.memoryUsage().arrayBuffers;
@@ -407,9 +408,15 @@ test('REQ-FRAME-014: the memory of a long frame is given back when it is done', 
     decoder.push(long.subarray(1_000));
     return decoder;
   });
-  collectGarbage();
-  const taken = process.memoryUsage().arrayBuffers - before;
-  assert.ok(taken < (decoders.length * MAX_CONTROL_PAYLOAD_BYTES) / 2, `${taken} bytes kept by idle decoders`);
+  const limit = (decoders.length * MAX_CONTROL_PAYLOAD_BYTES) / 2;
+  let taken = Number.POSITIVE_INFINITY;
+  // What was collected is counted off by another thread, which a busy machine keeps waiting.
+  for (let tries = 0; tries < 100 && taken >= limit; tries++) {
+    collectGarbage();
+    await setImmediate();
+    taken = process.memoryUsage().arrayBuffers - before;
+  }
+  assert.ok(taken < limit, `${taken} bytes kept by idle decoders`);
 });
 
 test('REQ-GREETING-001: the server opens with one line, then frames', () => {
