@@ -147,6 +147,8 @@ export class Accounts {
   /** Removes a user with all devices, tokens and session records. @throws {VpnError} ERR_NOT_FOUND */
   async delete(name: string): Promise<void> {
     await this.#change(name, AuditEvent.userDeleted, async (db, id) => {
+      const named = db.selectFrom('users').select('name').where('id', '=', id);
+      await db.deleteFrom('source_grants').where('account', 'in', named).execute();
       await db.deleteFrom('users').where('id', '=', id).execute();
     });
   }

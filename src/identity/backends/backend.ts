@@ -64,6 +64,13 @@ export interface BrowserLogin {
   finish(signal: AbortSignal): Promise<BackendVerdict>;
 }
 
+/** Where a source keeps what it needs to ask about an account later. Texts hold secrets; they are sealed where they rest. */
+export interface GrantStore {
+  load(account: string): Promise<string | undefined>;
+  /** Replaces what was kept. */
+  save(account: string, text: string): Promise<void>;
+}
+
 /** Theirs to ours, as configured; undefined: the source has no say in groups. */
 export type GroupTable = Readonly<Record<string, string>> | undefined;
 

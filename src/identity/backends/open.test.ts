@@ -5,6 +5,7 @@ import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { ManualClock } from '../../base/clock.ts';
 import { parseConfig } from '../../base/config.ts';
 import { type BackendConfig, gatewayConfigSchema } from '../../gateway/config.ts';
 import { openBackend } from './open.ts';
@@ -15,9 +16,11 @@ const at = (name: string) => join(folder, name);
 await writeFile(at('ca.pem'), '-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n');
 await writeFile(at('secret'), 'correct horse\n', { mode: 0o600 });
 
-function settings(text: string): Extract<BackendConfig, { kind: 'ldap' }> {
+const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: new ManualClock() };
+
+function settings(text: string): Exclude<BackendConfig, { kind: 'radius' }> {
   const backend = parseConfig(`[backends.office]\n${text}`, gatewayConfigSchema, 'x').backends.office;
-  assert.ok(backend?.kind === 'ldap');
+  assert.ok(backend !== undefined && backend.kind !== 'radius');
   return backend;
 }
 
@@ -25,10 +28,17 @@ const LDAP = `kind = "ldap"\nurls = ["ldaps://127.0.0.1:1"]\nbaseDn = "dc=a"\nbi
 const ldap = (ca: string, secret: string) =>
   settings(`${LDAP}caFile = "${at(ca)}"\nbindPasswordFile = "${at(secret)}"\n`);
 
+const oidc = settings(
+  `kind = "oidc"\nissuer = "https://127.0.0.1:1"\nclientId = "vpn"\nclientSecretFile = "${at('secret')}"\n`,
+);
+
 test('a source opens without being asked, and closes', async () => {
   await using stack = new AsyncDisposableStack();
-  const backend = stack.adopt(await openBackend('office', ldap('ca.pem', 'secret')), (opened) => opened.close());
-  assert.equal(backend.name, 'office');
+  for (const config of [ldap('ca.pem', 'secret'), oidc]) {
+    const backend = stack.adopt(await openBackend('office', config, parts), (opened) => opened.close());
+    assert.equal(backend.name, 'office');
+    assert.equal('begin' in backend, config.kind === 'oidc');
+  }
 });
 
 test('a secret that others may read, or that is none, is refused', async () => {
@@ -44,7 +54,7 @@ test('a secret that others may read, or that is none, is refused', async () => {
       await writeFile(at(name), content);
       await chmod(at(name), mode);
     }
-    await assert.rejects(openBackend('office', ldap('ca.pem', name)), (error: Error & { code?: string }) => {
+    await assert.rejects(openBackend('office', ldap('ca.pem', name), parts), (error: Error & { code?: string }) => {
       assert.equal(error.code, 'ERR_CONFIG_FILE', name);
       assert.ok(error.message.includes(at(name)) && !error.message.includes('horse'), error.message);
       return true;
@@ -54,6 +64,6 @@ test('a secret that others may read, or that is none, is refused', async () => {
 
 test('CAs that cannot be read, or are none, are refused', async () => {
   for (const name of ['nothing.pem', 'secret']) {
-    await assert.rejects(openBackend('office', ldap(name, 'secret')), { code: 'ERR_CERT_FILE' });
+    await assert.rejects(openBackend('office', ldap(name, 'secret'), parts), { code: 'ERR_CERT_FILE' });
   }
 });

@@ -6,26 +6,47 @@
  */
 
 import { readFile } from 'node:fs/promises';
+import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import { Secret } from '../../base/log.ts';
 import { readSecretFile } from '../../base/private-file.ts';
-import type { PasswordBackend } from './backend.ts';
+import type { BrowserBackend, GrantStore, PasswordBackend } from './backend.ts';
 import { LdapBackend, type LdapOptions } from './ldap.ts';
+import { OidcBackend, type OidcOptions } from './oidc.ts';
 
 /** A section `[backends.NAME]`, with absolute file names. */
-export type BackendSettings = LdapOptions & {
-  readonly kind: 'ldap';
-  readonly caFile?: string | undefined;
-  readonly bindPasswordFile?: string | undefined;
-};
+export type BackendSettings =
+  | (LdapOptions & {
+      readonly kind: 'ldap';
+      readonly caFile?: string | undefined;
+      readonly bindPasswordFile?: string | undefined;
+    })
+  | (OidcOptions & {
+      readonly kind: 'oidc';
+      readonly caFile?: string | undefined;
+      readonly clientSecretFile?: string | undefined;
+    });
 
 /**
  * @param name as the configuration names it
  * @throws {VpnError} ERR_CONFIG_FILE for a secret that cannot be read or that others can; ERR_CERT_FILE for the CAs
  */
-export async function openBackend(name: string, settings: BackendSettings): Promise<PasswordBackend> {
+export async function openBackend(
+  name: string,
+  settings: BackendSettings,
+  parts: { readonly grants: GrantStore; readonly clock: Clock },
+): Promise<PasswordBackend | BrowserBackend> {
   const ca = settings.caFile === undefined ? undefined : await readAuthorities(settings.caFile);
-  return new LdapBackend({ name, options: settings, ca, bindPassword: await readSecret(settings.bindPasswordFile) });
+  switch (settings.kind) {
+    case 'ldap': {
+      const bindPassword = await readSecret(settings.bindPasswordFile);
+      return new LdapBackend({ name, options: settings, ca, bindPassword });
+    }
+    case 'oidc': {
+      const clientSecret = await readSecret(settings.clientSecretFile);
+      return new OidcBackend({ name, options: settings, ca, clientSecret, ...parts });
+    }
+  }
 }
 
 async function readSecret(path: string | undefined): Promise<Secret<string> | undefined> {
