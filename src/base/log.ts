@@ -48,6 +48,9 @@ export class Secret<T> {
   }
 }
 
+/** Characters of log lines that may wait for the end of the turn. */
+const MAX_WAITING = 64 * 1024;
+
 interface Sink {
   write(line: string): void;
 }
@@ -62,7 +65,8 @@ export interface LogOptions {
 
 /** Opens a logger on standard error, or on `sink`. */
 export function createLogger(options: LogOptions = {}): Logger {
-  const sink: Sink = options.sink ?? { write: (line) => void process.stderr.write(line) };
+  standardError ??= new StandardError();
+  const sink = options.sink ?? standardError;
   const target = options.format === 'json' ? sink : { write: (line: string) => sink.write(formatText(line)) };
   return wrap(
     pino(
@@ -77,6 +81,33 @@ export function createLogger(options: LogOptions = {}): Logger {
     ),
   );
 }
+
+/**
+ * Standard error, with one write for all lines of a turn of the event loop: a write for each would be a tenth of what a login
+ * costs. What waits is written before the process ends, also by an exception.
+ */
+class StandardError implements Sink {
+  #lines = '';
+
+  constructor() {
+    process.on('exit', () => this.#flush());
+  }
+
+  write(line: string): void {
+    if (this.#lines === '') setImmediate(() => this.#flush());
+    this.#lines += line;
+    if (this.#lines.length > MAX_WAITING) this.#flush();
+  }
+
+  #flush(): void {
+    const lines = this.#lines;
+    this.#lines = '';
+    if (lines !== '') process.stderr.write(lines);
+  }
+}
+
+/** All loggers of a process share it, so that their lines keep their order. */
+let standardError: StandardError | undefined;
 
 /** A logger that says nothing. */
 export const silentLogger: Logger = {

@@ -7,6 +7,7 @@
  * namespace for whoever does not choose.
  */
 
+import { readFile } from 'node:fs/promises';
 import { Rig } from '../lab/rig.ts';
 import { type Direction, type FlowResult, measureFlow, measureRoundTrips, outerCongestion } from './measure.ts';
 import { describeMachine, type Report, type Result, rounded, summarise } from './report.ts';
@@ -111,8 +112,7 @@ export async function measureTunnel(
   progress: (line: string) => void,
 ): Promise<{ report: Report; measured: boolean }> {
   await using rig = await Rig.open();
-  // The links are near and clean: there a TCP carrier that does not choose is best served by the usual control.
-  const congestion = { inner: 'cubic', outer: 'cubic' };
+  const congestion = { inner: 'cubic', outer: await usualCongestion() };
   const run = new TunnelRun(rig, effort, congestion, progress);
   await run.bringUp(systems);
   await run.survey();
@@ -354,4 +354,13 @@ function describe(sample: Sample | undefined): string {
   return Object.entries(sample)
     .map(([key, value]) => `${key} ${rounded(value)}`)
     .join(' ');
+}
+
+/**
+ * For TCP carriers that do not choose: the links are near and clean, where the usual control serves them best. A namespace
+ * can have as its default only what the kernel allows to everybody.
+ */
+async function usualCongestion(): Promise<string> {
+  const allowed = await readFile('/proc/sys/net/ipv4/tcp_allowed_congestion_control', 'utf8');
+  return allowed.split(/\s+/).includes('cubic') ? 'cubic' : 'reno';
 }
