@@ -6,6 +6,8 @@
  * beside this one. A source that is down or answers nonsense is `unavailable`, never a refusal: live sessions stay.
  */
 
+import type { CloseReason } from '../../protocol/messages.ts';
+
 /** What a source says of one login. Reasons are for the audit record, never for the peer. */
 export type BackendVerdict =
   | {
@@ -62,6 +64,36 @@ export interface BrowserLogin {
   readonly expiresAt: number;
   /** Waits until the person is done, the code expires or `signal` ends it. Never rejects. */
   finish(signal: AbortSignal): Promise<BackendVerdict>;
+}
+
+/** A source that wants to know what sessions its accounts have. */
+export interface SessionAccountant {
+  /** Seconds between reports of a running session; undefined when the source wants none at all. */
+  readonly interimSeconds: number | undefined;
+  /** Tells the source. @throws {VpnError} ERR_BACKEND when it does not confirm */
+  report(session: SessionReport, signal: AbortSignal): Promise<void>;
+}
+
+export interface SessionReport {
+  readonly status: 'start' | 'interim' | 'stop';
+  /** Tells sessions apart; not enough to take one over. */
+  readonly id: string;
+  readonly user: string;
+  /** Address and port of the client. */
+  readonly remote: string;
+  /** Inner addresses. */
+  readonly addresses: readonly string[];
+  /** How long it has run. */
+  readonly seconds: number;
+  /** Received: from the client. */
+  readonly counters: {
+    readonly receivedBytes: number;
+    readonly receivedPackets: number;
+    readonly sentBytes: number;
+    readonly sentPackets: number;
+  };
+  /** Why it has ended, with `stop`. */
+  readonly reason?: CloseReason | undefined;
 }
 
 /** Where a source keeps what it needs to ask about an account later. Texts hold secrets; they are sealed where they rest. */

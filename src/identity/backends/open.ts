@@ -10,9 +10,13 @@ import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import { Secret } from '../../base/log.ts';
 import { readSecretFile } from '../../base/private-file.ts';
-import type { BrowserBackend, GrantStore, PasswordBackend } from './backend.ts';
+import type { GrantStore } from './backend.ts';
 import { LdapBackend, type LdapOptions } from './ldap.ts';
 import { OidcBackend, type OidcOptions } from './oidc.ts';
+import { RadiusBackend, type RadiusOptions } from './radius.ts';
+
+/** What a section opens to; those that are told of sessions have `report`. */
+export type AccountSource = LdapBackend | OidcBackend | RadiusBackend;
 
 /** A section `[backends.NAME]`, with absolute file names. */
 export type BackendSettings =
@@ -25,7 +29,8 @@ export type BackendSettings =
       readonly kind: 'oidc';
       readonly caFile?: string | undefined;
       readonly clientSecretFile?: string | undefined;
-    });
+    })
+  | (RadiusOptions & { readonly kind: 'radius'; readonly secretFile: string });
 
 /**
  * @param name as the configuration names it
@@ -35,16 +40,19 @@ export async function openBackend(
   name: string,
   settings: BackendSettings,
   parts: { readonly grants: GrantStore; readonly clock: Clock },
-): Promise<PasswordBackend | BrowserBackend> {
-  const ca = settings.caFile === undefined ? undefined : await readAuthorities(settings.caFile);
+): Promise<AccountSource> {
   switch (settings.kind) {
     case 'ldap': {
-      const bindPassword = await readSecret(settings.bindPasswordFile);
+      const [ca, bindPassword] = [await readAuthorities(settings.caFile), await readSecret(settings.bindPasswordFile)];
       return new LdapBackend({ name, options: settings, ca, bindPassword });
     }
     case 'oidc': {
-      const clientSecret = await readSecret(settings.clientSecretFile);
+      const [ca, clientSecret] = [await readAuthorities(settings.caFile), await readSecret(settings.clientSecretFile)];
       return new OidcBackend({ name, options: settings, ca, clientSecret, ...parts });
+    }
+    case 'radius': {
+      const secret = new Secret(await readSecretFile(settings.secretFile));
+      return new RadiusBackend({ name, options: settings, secret });
     }
   }
 }
@@ -53,7 +61,8 @@ async function readSecret(path: string | undefined): Promise<Secret<string> | un
   return path === undefined ? undefined : new Secret(await readSecretFile(path));
 }
 
-async function readAuthorities(path: string): Promise<string> {
+async function readAuthorities(path: string | undefined): Promise<string | undefined> {
+  if (path === undefined) return undefined;
   const pem = await readFile(path, 'utf8').catch((cause: NodeJS.ErrnoException) => {
     throw new VpnError('ERR_CERT_FILE', `cannot read the CAs ${path}: ${String(cause.code)}`, {
       cause,
