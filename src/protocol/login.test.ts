@@ -437,6 +437,11 @@ test('REQ-LOGIN-014: every reject code reaches the client as its own error, befo
     'ERR_SESSION_REPLACED',
     'ERR_PROTOCOL_VERSION',
     'ERR_PEER_GONE',
+    'ERR_CERT_REQUIRED',
+    'ERR_CERT_UNTRUSTED',
+    'ERR_CERT_EXPIRED',
+    'ERR_CERT_NOT_YET_VALID',
+    'ERR_CERT_REVOKED',
   ];
   for (const [index, rejectCode] of REJECT_CODES.entries()) {
     const both = ends();

@@ -26,6 +26,11 @@ export const REJECT_CODES = [
   'session_replaced',
   'version',
   'shutting_down',
+  'certificate_required',
+  'certificate_untrusted',
+  'certificate_expired',
+  'certificate_not_yet_valid',
+  'certificate_revoked',
 ] as const;
 export type RejectCode = (typeof REJECT_CODES)[number];
 

@@ -20,6 +20,14 @@ const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> 
   session_replaced: ['ERR_SESSION_REPLACED', 'the session has moved to another connection'],
   version: ['ERR_PROTOCOL_VERSION', 'client and server speak different versions of the protocol'],
   shutting_down: ['ERR_PEER_GONE', 'the server is shutting down'],
+  certificate_required: [
+    'ERR_CERT_REQUIRED',
+    'the server wants a client certificate; ask for one, and name it in the profile',
+  ],
+  certificate_untrusted: ['ERR_CERT_UNTRUSTED', 'the server does not trust the client certificate'],
+  certificate_expired: ['ERR_CERT_EXPIRED', 'the client certificate has expired; ask for a new one'],
+  certificate_not_yet_valid: ['ERR_CERT_NOT_YET_VALID', 'the client certificate is not valid yet; is the clock right?'],
+  certificate_revoked: ['ERR_CERT_REVOKED', 'the client certificate has been revoked'],
 };
 
 /** A REJECT as an error; `said` is the server's own text, if any. */
@@ -49,6 +57,16 @@ export function rejectCodeOf(error: VpnError): RejectCode {
       return 'session_replaced';
     case 'ERR_PROTOCOL_VERSION':
       return 'version';
+    case 'ERR_CERT_REQUIRED':
+      return 'certificate_required';
+    case 'ERR_CERT_UNTRUSTED':
+      return 'certificate_untrusted';
+    case 'ERR_CERT_EXPIRED':
+      return 'certificate_expired';
+    case 'ERR_CERT_NOT_YET_VALID':
+      return 'certificate_not_yet_valid';
+    case 'ERR_CERT_REVOKED':
+      return 'certificate_revoked';
     default:
       return 'rejected';
   }

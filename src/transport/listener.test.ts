@@ -13,7 +13,9 @@ import { ManualClock } from '../base/clock.ts';
 import { type ErrorCode, isVpnError } from '../base/errors.ts';
 import { silentLogger } from '../base/log.ts';
 import { openListenSocket } from '../os/socket.ts';
-import { encodeFrame, FrameType } from '../protocol/frame.ts';
+import { encodeFrame, FrameDecoder, FrameType } from '../protocol/frame.ts';
+import { decodeMessage } from '../protocol/messages.ts';
+import { rejectError } from '../protocol/reasons.ts';
 import type { Channel } from './channel.ts';
 import { sourceOf } from './endpoint.ts';
 import { Listener, type ListenerOptions } from './listener.ts';
@@ -331,10 +333,46 @@ test('client certificates: a good one is known by name, serial and pin', async (
   client.destroy();
 });
 
+/** What a client hears that is refused for its certificate, whatever it sends: the error that the REJECT means. */
+async function refusalOf(client: TLSSocket): Promise<ErrorCode | undefined> {
+  let code: ErrorCode | undefined;
+  const decoder = new FrameDecoder(
+    {
+      target: new Uint8Array(0),
+      targetOffset: 0,
+      greeting: () => decoder.setPhase('login'),
+      control: (type, payload) => {
+        assert.equal(type, FrameType.reject);
+        code = rejectError(decodeMessage('reject', payload).code).code;
+      },
+      reserve: () => assert.fail('no data is sent'),
+      data: () => assert.fail('no data is sent'),
+      unknown: () => assert.fail('no extension is sent'),
+    },
+    'server',
+  );
+  client.on('data', (chunk: Buffer) => decoder.push(chunk));
+  client.on('secureConnect', () => client.write(encodeFrame(FrameType.ping, new Uint8Array(8))));
+  await failureOf(client);
+  return code;
+}
+
 test('REQ-TLS-007: no client certificate where one is required: ERR_CERT_REQUIRED, and the client is told', async () => {
   await using rig = await Rig.open({ requireClientAuth: true });
-  const client = rig.tls();
-  assert.equal(await failureOf(client), 'ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED');
+  assert.equal(await refusalOf(rig.tls()), 'ERR_CERT_REQUIRED');
+  await rig.expectFailure('ERR_CERT_REQUIRED');
+});
+
+test('REQ-TLS-007: without the certificate that is required the front door stays shut, too', async () => {
+  await using rig = await Rig.open({ requireClientAuth: true });
+  const client = rig.tls({ ALPNProtocols: ['http/1.1'] });
+  let answered = '';
+  client.on('data', (chunk) => {
+    answered += String(chunk);
+  });
+  client.on('secureConnect', () => client.write('GET / HTTP/1.1\r\nhost: x\r\n\r\n'));
+  await failureOf(client);
+  assert.equal(answered, '');
   await rig.expectFailure('ERR_CERT_REQUIRED');
 });
 
@@ -360,8 +398,7 @@ for (const requireClientAuth of [true, 'optional'] as const) {
   for (const [what, bad, code] of badClients) {
     test(`REQ-TLS-007: a client certificate that is ${what}, ${requireClientAuth === true ? 'required' : 'optional'}: ${code}`, async () => {
       await using rig = await Rig.open({ requireClientAuth, credentials: { ...credentials, crl } });
-      const client = rig.tls({ cert: bad.cert, key: bad.key });
-      await failureOf(client);
+      assert.equal(await refusalOf(rig.tls({ cert: bad.cert, key: bad.key })), code);
       await rig.expectFailure(code);
     });
   }

@@ -14,7 +14,10 @@ import { createServer as createTlsServer, type TLSSocket, type Server as TlsServ
 import { type Clock, systemClock } from '../base/clock.ts';
 import { type ErrorCode, toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { Channel } from './channel.ts';
+import { encodeGreeting } from '../protocol/frame.ts';
+import { encodeMessage } from '../protocol/messages.ts';
+import { rejectCodeOf } from '../protocol/reasons.ts';
+import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { LogLimit } from './log-limit.ts';
 import {
@@ -298,22 +301,35 @@ export class Listener {
     this.#endHandshake(connection);
     // Until somebody takes the socket over, an error must find a listener.
     socket.on('error', ignore);
-    const error = checkHandshake(socket) ?? this.#checkClient(socket);
-    if (error !== undefined) {
-      this.#count(connection.remote, error);
+    const broken = checkHandshake(socket);
+    if (broken !== undefined) {
+      this.#count(connection.remote, broken);
       socket.destroy();
       return;
     }
     const { alpnProtocol } = socket;
-    const isTunnel = typeof alpnProtocol === 'string' && alpnProtocol !== '';
-    if (isTunnel ? isTunnelProtocol(alpnProtocol) : this.#options.greetWithoutAlpn === true) {
+    const hasProtocol = typeof alpnProtocol === 'string' && alpnProtocol !== '';
+    const isTunnel = hasProtocol ? isTunnelProtocol(alpnProtocol) : this.#options.greetWithoutAlpn === true;
+    const unproven = this.#checkClient(socket);
+    if (unproven !== undefined) {
+      this.#count(connection.remote, unproven);
+      if (isTunnel) this.#reject(socket, connection, unproven);
+      else socket.destroy();
+    } else if (isTunnel) {
       this.#openChannel(socket, connection);
     } else {
       this.#openFrontDoor(socket);
     }
   }
 
-  /** With `requireClientAuth: true` Node has refused a bad certificate before this; `optional` is ours to check. */
+  /** A client without the certificate that it needs hears why, and nothing that it sends is looked at. */
+  #reject(socket: TLSSocket, connection: Connection, error: VpnError): void {
+    const channel = new Channel(socket, { facts: factsOf(socket, connection) });
+    channel.sendControl(encodeGreeting());
+    channel.close(encodeMessage('reject', { code: rejectCodeOf(error), message: '' }));
+  }
+
+  /** OpenSSL has verified the certificate and let the handshake go on: the verdict is ours. */
   #checkClient(socket: TLSSocket): VpnError | undefined {
     if ((this.#options.requireClientAuth ?? false) === false || socket.authorized) return undefined;
     if (socket.getPeerX509Certificate() !== undefined) return certificateError(String(socket.authorizationError));
@@ -322,15 +338,13 @@ export class Listener {
   }
 
   #openChannel(socket: TLSSocket, connection: Connection): void {
-    const { raw, remote, serverId } = connection;
-    const local = localEnd(raw);
-    const facts = readFacts(socket, { local, remote, serverId, authorized: socket.authorized });
+    const facts = factsOf(socket, connection);
     const channel = new Channel(socket, { facts, dataQueueBytes: this.#options.dataQueueBytes });
     this.counters.channels += 1;
     try {
       this.#options.onChannel(channel);
     } catch (error) {
-      this.#log.error('a new channel could not be taken', { peer: remote.address, error });
+      this.#log.error('a new channel could not be taken', { peer: connection.remote.address, error });
       channel.destroy(toVpnError(error));
     }
   }
@@ -352,7 +366,7 @@ export class Listener {
   #fail(socket: TLSSocket, error: Error): void {
     const connection = this.#connectionOf(socket);
     if (connection !== undefined) this.#endHandshake(connection);
-    this.#count(connection?.remote, handshakeError(socket, error));
+    this.#count(connection?.remote, translateTlsError(error, 'ERR_TLS_HANDSHAKE'));
     socket.destroy();
   }
 
@@ -363,11 +377,8 @@ export class Listener {
   }
 }
 
-/** A client certificate that Node has refused is reported as a lost connection. */
-function handshakeError(socket: TLSSocket, error: Error): VpnError {
-  const isLost = 'code' in error && error.code === 'ECONNRESET';
-  if (isLost && socket.authorizationError != null) return certificateError(String(socket.authorizationError));
-  return translateTlsError(error, 'ERR_TLS_HANDSHAKE');
+function factsOf(socket: TLSSocket, { raw, remote, serverId }: Connection): ChannelFacts {
+  return readFacts(socket, { local: localEnd(raw), remote, serverId, authorized: socket.authorized });
 }
 
 function listenError(cause: unknown, address: string, port: number): VpnError {

@@ -89,8 +89,8 @@ export function serverTlsOptions(
     key: credentials.key,
     honorCipherOrder: true,
     requestCert: clientAuth !== false,
-    // With `true` OpenSSL itself tells a client without a certificate so, by an alert.
-    rejectUnauthorized: clientAuth === true,
+    // Node would cut the connection without a word. The listener judges the certificate and says why.
+    rejectUnauthorized: false,
   };
   if (clientAuth !== false) {
     options.ca = certificateBlocks(credentials.ca ?? '', 'the CA');
