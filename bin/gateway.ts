@@ -13,6 +13,7 @@ import type { GatewayConfig } from '../src/gateway/config.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
+import { openBackend } from '../src/identity/backends/open.ts';
 import { loadServerCredentials } from '../src/transport/credentials.ts';
 import { serverTlsOptions } from '../src/transport/tls.ts';
 import { warmPath, withSignals } from './run.ts';
@@ -40,6 +41,11 @@ export async function checkGateway(source: GatewaySource): Promise<string> {
   const config = await readGatewayConfig(configFileOf(source));
   openPool(config);
   serverTlsOptions(await loadServerCredentials(config), config.requireClientAuth, config.minVersion);
+  const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: systemClock };
+  for (const [name, settings] of Object.entries(config.backends)) {
+    const backend = await openBackend(name, settings, parts);
+    await backend.close();
+  }
   return `${configFileOf(source)} is good`;
 }
 

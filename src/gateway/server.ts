@@ -11,6 +11,7 @@ import { VpnError } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
+import type { AccountSource } from '../identity/backends/open.ts';
 import { formatIp, formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
@@ -19,7 +20,9 @@ import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
 import { serverTlsOptions } from '../transport/tls.ts';
 import { type Administration, type Concerned, createAdministration } from './administration.ts';
+import { type AccountedSession, Accounting } from './auth/accounting.ts';
 import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
+import { Recheck } from './auth/recheck.ts';
 import {
   type GatewayConfig,
   type GatewayOptions,
@@ -84,6 +87,8 @@ interface Running {
   listener: Listener;
   pool: LeasePool;
   administration: Administration;
+  /** What has to do with outside sources of accounts. */
+  outside: { backends: ReadonlyMap<string, AccountSource>; recheck: Recheck; accounting: Accounting };
   since: number;
 }
 
@@ -135,6 +140,7 @@ export class VpnServer {
         ? await GatewayState.inMemory(clock)
         : await GatewayState.open(this.#stateDir, clock),
     );
+    const backends = undo.adopt(await state.openSources(config, clock), closeAll);
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     // A gateway that starts cannot take up the sessions of one that has died.
     await state.sessions.endAll('shutdown');
@@ -152,6 +158,15 @@ export class VpnServer {
       log: this.#log,
       authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
     });
+    const accountants = [...backends].flatMap(([name, source]) =>
+      'report' in source ? [[name, source] as const] : [],
+    );
+    const accounting = new Accounting({
+      accountants: new Map(accountants),
+      sourceOf: (user) => state.sources.sourceOf(user),
+      clock,
+      log: this.#log,
+    });
     const worker = new Worker({
       id: WORKER_ID,
       config,
@@ -162,9 +177,14 @@ export class VpnServer {
       clock,
       log: this.#log,
       events: {
-        sessionOpened: (session) => this.#tellHook(() => this.#hooks.onSessionStart?.(sessionFacts(session))),
-        sessionEnded: (session, reason) =>
-          this.#tellHook(() => this.#hooks.onSessionEnd?.(sessionFacts(session), reason)),
+        sessionOpened: (session) => {
+          accounting.opened(accounted(session));
+          this.#tellHook(() => this.#hooks.onSessionStart?.(sessionFacts(session)));
+        },
+        sessionEnded: (session, reason) => {
+          accounting.ended(accounted(session), reason);
+          this.#tellHook(() => this.#hooks.onSessionEnd?.(sessionFacts(session), reason));
+        },
       },
     });
     auth.worker = worker;
@@ -185,7 +205,18 @@ export class VpnServer {
       }),
       (opened) => opened.close(),
     );
+    const recheck = new Recheck({
+      sources: state.sources,
+      backends,
+      intervalSeconds: config.login.recheckSeconds,
+      end: (user) => auth.closeSessions((session) => session.user === user, 'revoked'),
+      audit: state.audit,
+      clock,
+      log: this.#log,
+    });
     worker.start();
+    recheck.start();
+    accounting.start();
     const administration = createAdministration(
       state,
       () => ({ ...this.#config, port: this.address.port }),
@@ -195,7 +226,9 @@ export class VpnServer {
       },
       () => clock.wallNow(),
     );
-    this.#running = { state, supervisor, auth, worker, listener, pool, administration, since: clock.wallNow() };
+    const since = clock.wallNow();
+    const outside = { backends, recheck, accounting };
+    this.#running = { state, supervisor, auth, worker, listener, pool, administration, outside, since };
     undo.move();
     this.#log.info('gateway runs', {
       component: 'server',
@@ -232,8 +265,11 @@ export class VpnServer {
       this.#stopped.resolve();
     });
     undo.use(running.state);
+    undo.defer(() => closeAll(running.outside.backends));
+    undo.defer(() => running.outside.accounting.stop());
     undo.defer(() => running.supervisor.close());
     undo.defer(() => running.worker.stop('shutdown'));
+    undo.defer(() => running.outside.recheck.stop());
     undo.defer(() => running.listener.close());
   }
 
@@ -363,6 +399,7 @@ export class VpnServer {
       : [];
     return [
       ...(await supervisor.warnings()),
+      ...insecureSources(this.#config),
       ...ending.map(
         ({ role, name, daysLeft }) =>
           `the ${role} certificate of ${name} ends in ${daysLeft} days${role === 'server' ? '; renew it with: customvpn pki renew' : ''}`,
@@ -382,6 +419,36 @@ export class VpnServer {
       this.#log.error('a session hook failed', { component: 'server', error });
     }
   }
+}
+
+async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<void> {
+  await Promise.all([...backends.values()].map((backend) => backend.close()));
+}
+
+/** Sources that are asked in a way that others can read or forge. */
+function insecureSources(config: GatewayConfig): string[] {
+  return Object.entries(config.backends).flatMap(([name, backend]) => {
+    const isOpen =
+      (backend.kind === 'ldap' && !backend.startTls && backend.urls.some((url) => url.startsWith('ldap:'))) ||
+      (backend.kind === 'oidc' && backend.issuer.startsWith('http:'));
+    if (!isOpen) return [];
+    return [
+      `the source of accounts ${name} is asked without TLS: everybody on the way can read the passwords and forge the answers`,
+    ];
+  });
+}
+
+function accounted(session: Session): AccountedSession {
+  return {
+    // The short id may come again in the life of a server that keeps accounts.
+    id: `${session.shortId}-${Math.trunc(session.since).toString(36)}`,
+    user: session.user,
+    addresses: addressesOf(session),
+    get remote() {
+      return session.remote;
+    },
+    counters: session.link.counters,
+  };
 }
 
 function leaseOf(v4: string | undefined, v6: string | undefined): Lease {

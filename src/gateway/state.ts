@@ -22,11 +22,13 @@ import { readConfig } from '../base/config.ts';
 import { VpnError } from '../base/errors.ts';
 import { Accounts } from '../identity/accounts.ts';
 import { Authenticator } from '../identity/authenticator.ts';
+import { type AccountSource, openBackend } from '../identity/backends/open.ts';
 import { Devices } from '../identity/devices.ts';
 import { EnrolmentTokens } from '../identity/enrolment.ts';
 import { Pki } from '../identity/pki.ts';
 import { Audit } from '../store/audit.ts';
 import { Sessions } from '../store/sessions.ts';
+import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
 import { Vault } from '../store/vault.ts';
 import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
@@ -71,6 +73,7 @@ export class GatewayState implements AsyncDisposable {
   readonly tokens: EnrolmentTokens;
   readonly audit: Audit;
   readonly sessions: Sessions;
+  readonly sources: Sources;
   readonly authenticator: Authenticator;
   readonly #store: Store;
   readonly #pki: Pki | undefined;
@@ -92,6 +95,7 @@ export class GatewayState implements AsyncDisposable {
     this.devices = new Devices(shared);
     this.tokens = new EnrolmentTokens(shared);
     this.sessions = new Sessions({ ...shared, vault });
+    this.sources = new Sources({ store, vault, clock });
     this.authenticator = new Authenticator({ ...shared, tokens: this.tokens });
   }
 
@@ -133,6 +137,19 @@ export class GatewayState implements AsyncDisposable {
       );
     }
     return this.#pki;
+  }
+
+  /**
+   * Opens the outside sources of accounts, by name; the caller closes them.
+   *
+   * @throws {VpnError} ERR_CONFIG_FILE, ERR_CERT_FILE
+   */
+  async openSources(config: GatewayConfig, clock: Clock): Promise<ReadonlyMap<string, AccountSource>> {
+    const opened = new Map<string, AccountSource>();
+    for (const [name, settings] of Object.entries(config.backends)) {
+      opened.set(name, await openBackend(name, settings, { grants: this.sources.grantsOf(name), clock }));
+    }
+    return opened;
   }
 
   get hasPki(): boolean {

@@ -22,6 +22,7 @@ export const AuditEvent = {
   userDisabled: 'user.disabled',
   userEnabled: 'user.enabled',
   userDeleted: 'user.deleted',
+  sourceGone: 'source.gone',
   sessionOpened: 'session.opened',
   sessionEnded: 'session.ended',
 } as const;
