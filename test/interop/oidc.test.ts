@@ -285,7 +285,7 @@ describe('oidc-provider', () => {
     ];
     for (const [what, replacement] of faults) {
       provider.replacement = replacement;
-      await assertBackendError(open({ timeoutSeconds: 1 }).begin(never), /sso/);
+      await assertBackendError(open({ timeoutSeconds: 1 }).begin(never), what === 'flood' ? /too long/ : /sso/);
       await assertBackendError(backend.begin(never), /sso/);
       assert.equal(await backend.recheck('alice', never), 'unknown', what);
     }

@@ -2,7 +2,7 @@
  * Opens an outside source of accounts as the configuration describes it.
  *
  * Hides which kinds there are and where their secrets and CAs are read from. Opening reads files and asks nobody: a source
- * that is down does not keep a gateway from starting.
+ * that is down does not keep a gateway from starting. The libraries of a kind are loaded when it is first used.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -11,9 +11,9 @@ import { VpnError } from '../../base/errors.ts';
 import { Secret } from '../../base/log.ts';
 import { readSecretFile } from '../../base/private-file.ts';
 import type { GrantStore } from './backend.ts';
-import { LdapBackend, type LdapOptions } from './ldap.ts';
-import { OidcBackend, type OidcOptions } from './oidc.ts';
-import { RadiusBackend, type RadiusOptions } from './radius.ts';
+import type { LdapBackend, LdapOptions } from './ldap.ts';
+import type { OidcBackend, OidcOptions } from './oidc.ts';
+import type { RadiusBackend, RadiusOptions } from './radius.ts';
 
 /** What a section opens to; those that are told of sessions have `report`. */
 export type AccountSource = LdapBackend | OidcBackend | RadiusBackend;
@@ -44,14 +44,17 @@ export async function openBackend(
   switch (settings.kind) {
     case 'ldap': {
       const [ca, bindPassword] = [await readAuthorities(settings.caFile), await readSecret(settings.bindPasswordFile)];
+      const { LdapBackend } = await import('./ldap.ts');
       return new LdapBackend({ name, options: settings, ca, bindPassword });
     }
     case 'oidc': {
       const [ca, clientSecret] = [await readAuthorities(settings.caFile), await readSecret(settings.clientSecretFile)];
+      const { OidcBackend } = await import('./oidc.ts');
       return new OidcBackend({ name, options: settings, ca, clientSecret, ...parts });
     }
     case 'radius': {
       const secret = new Secret(await readSecretFile(settings.secretFile));
+      const { RadiusBackend } = await import('./radius.ts');
       return new RadiusBackend({ name, options: settings, secret });
     }
   }

@@ -89,6 +89,8 @@ export class RadiusBackend implements PasswordBackend, SessionAccountant {
   #questions = 0;
 
   constructor({ name, options, secret }: { name: string; options: RadiusOptions; secret: Secret<string> }) {
+    // They are files, read at once: better now than in the midst of a login.
+    codec.load_dictionaries();
     this.name = name;
     this.#options = options;
     this.#secret = secret;
