@@ -85,6 +85,19 @@ test('an unknown key is refused with its name and line', () => {
   });
 });
 
+test('a fault in one table is not looked for in another', () => {
+  for (const [text, line] of [
+    [`[backends.x]\n${MINIMAL_BACKENDS.ldap.replace('caFile = "ca.pem"\n', '')}`, 2],
+    [`[backends.x]\n${MINIMAL_BACKENDS.ldap}timeoutSeconds = 0\n[login]\n`, 7],
+    ['[backends.x]\nkind = "pam"\n', 3],
+    [`[backends.x]\n${MINIMAL_BACKENDS.radius}caFile = "x"\n`, 6],
+  ] as const) {
+    assert.throws(() => parseConfig(`caFile = "a"\n${text}`, gatewayConfigSchema, 'x.toml'), {
+      message: new RegExp(`^x\\.toml:${line}: `),
+    });
+  }
+});
+
 for (const [text, key] of [
   ['port = 70000', 'port'],
   ['mtu = 1000', 'mtu'],

@@ -139,6 +139,18 @@ describe('oidc-provider', () => {
     await assertBackendError(open().begin(stop.signal), /called off/);
   });
 
+  test('no more than 256 logins wait at once', async () => {
+    provider.bends.set('/device/auth', (body) => ({ ...body, interval: 60 }));
+    const backend = open();
+    const begun = await backend.begin(never);
+    const stop = new AbortController();
+    const waiting = Array.from({ length: 256 }, () => begun.finish(stop.signal));
+    await assertBackendError(backend.begin(never), /too many logins/);
+    stop.abort();
+    for (const verdict of waiting) await assertSays(verdict, 'unavailable', /called off/);
+    await backend.begin(never);
+  });
+
   test('the provider’s interval is kept', async () => {
     let polls = 0;
     provider.bends.set('/token', (body) => {

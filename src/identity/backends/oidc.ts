@@ -49,6 +49,8 @@ const METADATA_MS = 3_600_000;
 const MAX_CODE_SECONDS = 1800;
 const MAX_GROUPS = 1000;
 const MAX_URL_CHARACTERS = 1024;
+/** Logins that wait for their person at once. */
+const MAX_LOGINS = 256;
 const NO_BODY = [204, 205, 304];
 
 /** As in the configuration; see docs/configuration.md. */
@@ -86,6 +88,7 @@ export class OidcBackend implements BrowserBackend {
   readonly #parts: Parts;
   readonly #closing = new AbortController();
   readonly #rechecks = new Map<string, Promise<Standing>>();
+  #logins = 0;
   #metadata: { readonly configuration: Configuration; readonly readAt: number } | undefined;
 
   constructor(parts: Parts) {
@@ -97,6 +100,7 @@ export class OidcBackend implements BrowserBackend {
     const { options, clock } = this.#parts;
     const limit = AbortSignal.any([signal, this.#closing.signal]);
     try {
+      if (this.#logins >= MAX_LOGINS) throw new VpnError('ERR_BACKEND', 'too many logins at once');
       const configuration = await this.#configuration(limit);
       const started = initiateDeviceAuthorization(configuration, { scope: options.scopes.join(' ') });
       const answer = await unlessAborted(started, limit);
@@ -106,7 +110,14 @@ export class OidcBackend implements BrowserBackend {
         url: this.#checkedUrl(answer.verification_uri_complete ?? answer.verification_uri),
         code: checkedCode(answer.user_code),
         expiresAt: clock.wallNow() + seconds * 1000,
-        finish: (finishing) => this.#finish(configuration, answer, expired, finishing),
+        finish: async (finishing) => {
+          this.#logins += 1;
+          try {
+            return await this.#finish(configuration, answer, expired, finishing);
+          } finally {
+            this.#logins -= 1;
+          }
+        },
       };
     } catch (error) {
       throw this.#unavailable(error);

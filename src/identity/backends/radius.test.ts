@@ -7,9 +7,10 @@ import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { promisify } from 'node:util';
+import fc from 'fast-check';
 import { Secret } from '../../base/log.ts';
 import type { BackendVerdict, SessionReport } from './backend.ts';
-import { RadiusBackend, type RadiusOptions } from './radius.ts';
+import { openReply, RadiusBackend, type RadiusOptions } from './radius.ts';
 
 const SECRET = 'a shared secret';
 const never = new AbortController().signal;
@@ -198,6 +199,35 @@ test('an answer that is forged, cut, for another or from elsewhere does not exis
     assert.equal(requests.length, 2, what);
     assert.deepEqual(requests[0], requests[1], 'a try is the same packet');
   }
+});
+
+test('no changed bit and no noise is taken for an answer', () => {
+  const request = Buffer.concat([Buffer.of(1, 7, 0, 20), randomBytes(16)]);
+  const good = answer(request, {
+    attributes: [
+      [25, 'VPN'],
+      [18, 'hello'],
+    ],
+  });
+  assert.equal(typeof openReply(good, request, SECRET, true), 'object');
+  assert.equal(typeof openReply(Buffer.concat([good, Buffer.alloc(9)]), request, SECRET, true), 'object', 'padding');
+  for (let bit = 0; bit < good.length * 8; bit++) {
+    const changed = Buffer.from(good);
+    changed.writeUInt8(changed.readUInt8(bit >> 3) ^ (1 << (bit & 7)), bit >> 3);
+    assert.equal(typeof openReply(changed, request, SECRET, true), 'string', `bit ${bit}`);
+  }
+  for (let length = 0; length < good.length; length++) {
+    assert.equal(typeof openReply(good.subarray(0, length), request, SECRET, true), 'string');
+  }
+  fc.assert(
+    fc.property(fc.uint8Array({ maxLength: 200 }), (noise) => {
+      // Signed noise: what an attacker with the secret, or a faulty server, could send.
+      const packet = Buffer.concat([Buffer.of(ACCEPT, 7, 0, 0), request.subarray(4, 20), noise]);
+      packet.writeUInt16BE(packet.length, 2);
+      createHash('md5').update(packet).update(SECRET).digest().copy(packet, 4);
+      assert.equal(typeof openReply(packet, request, SECRET, true), 'string');
+    }),
+  );
 });
 
 test('a length that is cut inside an attribute is no answer', async (t) => {

@@ -298,7 +298,7 @@ export class RadiusBackend implements PasswordBackend, SessionAccountant {
  *
  * @param needsAuthenticator whether Message-Authenticator must be there; where it is, it must be right
  */
-function openReply(
+export function openReply(
   datagram: Uint8Array,
   request: Uint8Array,
   secret: string,
