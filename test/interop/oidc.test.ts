@@ -132,10 +132,13 @@ describe('oidc-provider', () => {
 
   test('a login that is called off waits for nothing', async () => {
     const stop = new AbortController();
+    provider.bends.set('/device/auth', (body) => ({ ...body, interval: 60 }));
     const begun = await open().begin(never);
     const verdict = begun.finish(stop.signal);
+    const start = performance.now();
     stop.abort();
     await assertSays(verdict, 'unavailable', /called off/);
+    assert.ok(performance.now() - start < 1000);
     await assertBackendError(open().begin(stop.signal), /called off/);
   });
 

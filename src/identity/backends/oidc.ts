@@ -169,7 +169,9 @@ export class OidcBackend implements BrowserBackend {
     const limit = AbortSignal.any([signal, expired, this.#closing.signal]);
     for (;;) {
       try {
-        const tokens = await pollDeviceAuthorizationGrant(configuration, answer, undefined, { signal: limit });
+        const polled = pollDeviceAuthorizationGrant(configuration, answer, undefined, { signal: limit });
+        // The library looks at its signal only every few seconds.
+        const tokens = await unlessAborted(polled, limit);
         return await this.#judge(configuration, tokens, limit);
       } catch (error) {
         if (expired.aborted) return refused('the code expired before the person was done');
