@@ -87,10 +87,16 @@ export const DropReason = {
   noChannel: 32,
   /** Longer than the MTU of the tunnel. */
   tooBig: 33,
-  /** The queue of the session is full. */
+  /** The queue of the session is full: taken from the head of its longest flow, or refused. */
   queueFull: 34,
   /** The kernel refused the packet. */
   tunRefused: 35,
+  /** A segment cut off a super-packet that waits, so that its sender slows down. */
+  queueTrimmed: 36,
+  /** A packet that waited, dropped so that its sender slows down. */
+  queueSignal: 37,
+  /** All queues together hold what they may; taken from the longest. */
+  queueBudget: 38,
 } as const;
 export type DropReason = (typeof DropReason)[keyof typeof DropReason];
 

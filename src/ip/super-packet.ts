@@ -76,8 +76,10 @@ export interface OffloadLimits {
   readonly uso: boolean;
 }
 
-const TCP_CHECKSUM_OFFSET = 16;
-const UDP_CHECKSUM_OFFSET = 6;
+/** Where the checksum stands in a TCP header. */
+export const TCP_CHECKSUM_OFFSET = 16;
+/** Where the checksum stands in a UDP header. */
+export const UDP_CHECKSUM_OFFSET = 6;
 const TCP_SYN_RST_URG = 0x26;
 const TCP_CWR = 0x80;
 
