@@ -23,6 +23,7 @@ import type { ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
 import { dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
+import { QueueBudget } from '../transport/queue-budget.ts';
 import { DeviceKey } from './device-key.ts';
 import { ClientSession, type SessionEnd } from './session.ts';
 
@@ -102,6 +103,7 @@ export class VpnClient {
   readonly #clock: Clock;
   readonly #device: DeviceKey;
   readonly #drops = new Float64Array(DROP_REASON_NAMES.length);
+  readonly #queues = new QueueBudget(undefined, this.#drops);
   readonly #stopped = Promise.withResolvers<void>();
   readonly #abort = new AbortController();
   #token: Uint8Array | undefined;
@@ -273,6 +275,7 @@ export class VpnClient {
     const session = await ClientSession.open({
       dial: (worker) =>
         dial({
+          queues: this.#queues,
           ...credentials,
           host: options.serverHost,
           port: options.serverPort ?? 443,

@@ -184,7 +184,14 @@ export const gatewayConfigSchema = z.strictObject({
         .default('attached')
         .describe('data on its own connection, or on the control one'),
       superPackets: z.boolean().default(true),
-      queueBytes: z.number().int().min(131_072).max(16_777_216).default(1_048_576).describe('bound of a session queue'),
+      queueBytes: z.number().int().min(131_072).max(67_108_864).default(8_388_608).describe('bound of a session queue'),
+      totalQueueBytes: z
+        .number()
+        .int()
+        .min(1_048_576)
+        .max(68_719_476_736)
+        .default(268_435_456)
+        .describe('bound of all session queues together'),
     })
     .prefault({}),
 

@@ -18,6 +18,7 @@ import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
+import type { QueueBudget } from '../transport/queue-budget.ts';
 import { serverTlsOptions } from '../transport/tls.ts';
 import { type Administration, type Concerned, createAdministration } from './administration.ts';
 import { type AccountedSession, Accounting } from './auth/accounting.ts';
@@ -199,6 +200,7 @@ export class VpnServer {
         maxConnectionsPerSource: config.limits.connectionsPerSource,
         greetWithoutAlpn: config.greetWithoutAlpn,
         dataQueueBytes: config.data.queueBytes,
+        queues: worker.queues,
         onChannel: (channel) => worker.accept(channel),
         log: this.#log,
         clock,
@@ -379,6 +381,7 @@ export class VpnServer {
         ...connections,
         ...Object.fromEntries(failures),
         ...worker.counters,
+        ...queueCounters(worker.queues),
         ...Object.fromEntries(
           Object.entries(worker.refusals).map(([code, count]) => [`refused_${code.toLowerCase()}`, count]),
         ),
@@ -448,6 +451,16 @@ function accounted(session: Session): AccountedSession {
       return session.remote;
     },
     counters: session.link.counters,
+  };
+}
+
+function queueCounters({ counters, heldBytes }: QueueBudget): Record<string, number> {
+  return {
+    queue_memory_bytes: heldBytes,
+    queue_marked_packets: counters.marked,
+    queue_split_parts: counters.parts,
+    queue_signals_by_length: counters.signalsByLength,
+    queue_signals_by_time: counters.signalsByTime,
   };
 }
 

@@ -1,7 +1,7 @@
 /**
  * One TLS connection after its handshake, as a thing that sends frames and receives bytes.
  *
- * Hides the socket, how writes are paced and what waits where. One write is in flight at a time and the next goes from
+ * Hides the socket, how writes are paced and what waits where (data in a `FairQueue`). One write is in flight at a time and the next goes from
  * its callback, so that what has not been sent stands in our queues, where it can be dropped and overtaken, and not in
  * the socket's; a gate holds writes back while the kernel has enough unsent bytes (`SIOCOUTQNSD`). It knows where frames
  * end but not what they say: parsing and meaning belong to the handler.
@@ -11,19 +11,22 @@
 
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import { socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
+import { type PathFacts, socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
+import { FairQueue } from './fair-queue.ts';
 import { PacketQueue } from './packet-queue.ts';
 import { PathWatch } from './path-watch.ts';
+import type { QueueBudget } from './queue-budget.ts';
 import { translateTlsError } from './tls.ts';
 
-/** One write takes at most this much from the queue, or one frame: enough to keep a fast link busy, small enough to overtake. */
-const BATCH_BYTES = 16 * 1024;
+/** One write takes at most so much of the control frames that wait, or one of them. */
+const CONTROL_BATCH_BYTES = 16 * 1024;
 /** Half of the listening socket's TCP_NOTSENT_LOWAT: the kernel reports "writable" below it. */
 const GATE_BYTES = 4096;
 const CONTROL_QUEUE_BYTES = 1024 * 1024;
-const DATA_QUEUE_BYTES = 1024 * 1024;
+/** Twice what a kernel lets one flow have in flight (`tcp_wmem`): on a fast path a single flow is never told to slow down. */
+const DATA_QUEUE_BYTES = 8 * 1024 * 1024;
 const LINGER_MS = 1000;
 /** How long a queue must be unused before its memory goes. */
 const IDLE_QUEUE_MS = 5000;
@@ -78,6 +81,8 @@ export interface SendGate {
   whenWritable(callback: () => void): void;
   /** Told of every write. */
   wrote(bytes: number): void;
+  /** The connection's own smoothed round trip, milliseconds; 0 when it is not known. */
+  roundTripMs(): number;
   close(): void;
 }
 
@@ -90,6 +95,8 @@ export interface ChannelOptions {
   openGate?: (() => SendGate | undefined) | undefined;
   dataQueueBytes?: number | undefined;
   controlQueueBytes?: number | undefined;
+  /** Shared by the data queues of a process. */
+  queues?: QueueBudget | undefined;
 }
 
 /** Plain integers, read at scrape. */
@@ -112,7 +119,7 @@ export class Channel {
   #openGate: (() => SendGate | undefined) | undefined;
   #gate: SendGate | undefined;
   readonly #control: PacketQueue;
-  readonly #data: PacketQueue;
+  readonly #data: FairQueue;
   /** The one callback of every write and of every wait for the gate. */
   readonly #resume: (error?: Error | null) => void;
   #handler: ChannelHandler | undefined;
@@ -131,7 +138,11 @@ export class Channel {
     this.#socket = socket;
     this.#openGate = options.openGate ?? (() => openKernelGate(socket));
     this.#control = new PacketQueue(options.controlQueueBytes ?? CONTROL_QUEUE_BYTES);
-    this.#data = new PacketQueue(options.dataQueueBytes ?? DATA_QUEUE_BYTES);
+    this.#data = new FairQueue({
+      limitBytes: options.dataQueueBytes ?? DATA_QUEUE_BYTES,
+      budget: options.queues,
+      roundTripMs: () => this.#gate?.roundTripMs() ?? 0,
+    });
     this.#resume = (error) => {
       this.#isBusy = false;
       if (error == null) this.#pump();
@@ -210,18 +221,22 @@ export class Channel {
   }
 
   /**
-   * Sends the whole frames of `bytes[start, end)`. The bytes may be reused at once.
+   * Sends the one frame `bytes[start, end)`. The bytes may be reused at once. A frame that carries a packet and has to wait
+   * may be dropped later, and counted then; others are sent in order.
    *
    * @returns false when the queue is full, or the channel closed: nothing was taken
    */
   sendData(bytes: Uint8Array, start: number, end: number): boolean {
     if (this.#isClosing || this.#isClosed) return false;
     if (this.#openGate !== undefined) this.#findGate();
-    if (this.#data.queuedBytes === 0 && this.#isReady()) {
+    const isFirst = this.#data.queuedBytes === 0;
+    if (isFirst && end - start <= this.#data.unitBytes && this.#isReady()) {
       this.#write(viewOf(bytes, start, end));
       return true;
     }
-    return this.#enqueue(bytes, start, end);
+    const isTaken = this.#enqueue(bytes, start, end);
+    if (isFirst) this.flush();
+    return isTaken;
   }
 
   /** As `sendData`, but waits for others to go with it in one write: until `flush`, or until the queue is sent anyway. */
@@ -258,7 +273,7 @@ export class Channel {
   close(finalFrame?: Uint8Array): void {
     if (this.#isClosing || this.#isClosed) return;
     this.#isClosing = true;
-    this.#data.clear();
+    this.#data.close();
     if (finalFrame !== undefined) this.#control.push(finalFrame, 0, finalFrame.length);
     this.#linger = setTimeout(() => this.destroy(), LINGER_MS);
     this.#linger.unref();
@@ -297,7 +312,7 @@ export class Channel {
       return;
     }
     if (!this.#isGateOpen()) return;
-    const batch = this.#control.take(BATCH_BYTES) ?? this.#data.take(BATCH_BYTES);
+    const batch = this.#control.take(CONTROL_BATCH_BYTES) ?? this.#data.take();
     if (batch !== undefined) this.#write(batch);
     if (this.#isRefusing && this.#data.queuedBytes <= this.#data.limitBytes / 2) {
       this.#isRefusing = false;
@@ -328,7 +343,7 @@ export class Channel {
 
   #release(): void {
     this.#isClosed = true;
-    this.#data.clear();
+    this.#data.close();
     this.#control.clear();
     clearTimeout(this.#linger);
     clearInterval(this.#idleTimer);
@@ -359,11 +374,14 @@ function openKernelGate(socket: TLSSocket): SendGate | undefined {
 /** The kernel's end of a connection: how full it is, and how it sends. */
 class KernelGate implements SendGate {
   readonly #unsent: UnsentGate;
+  readonly #path: TcpPath;
   readonly #watch: PathWatch;
+  readonly #facts: PathFacts = { rttMs: 0, minRttMs: 0, sentSegments: 0, resentSegments: 0 };
 
   constructor(fd: number) {
     this.#unsent = new UnsentGate(fd);
-    this.#watch = new PathWatch(new TcpPath(this.#unsent.fd));
+    this.#path = new TcpPath(this.#unsent.fd);
+    this.#watch = new PathWatch(this.#path);
   }
 
   unsent(): number {
@@ -376,6 +394,10 @@ class KernelGate implements SendGate {
 
   wrote(bytes: number): void {
     this.#watch.wrote(bytes);
+  }
+
+  roundTripMs(): number {
+    return this.#path.read(this.#facts) ? this.#facts.rttMs : 0;
   }
 
   close(): void {

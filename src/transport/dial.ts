@@ -17,6 +17,7 @@ import type { Logger } from '../base/log.ts';
 import { socketFd, tuneSocket } from '../os/socket.ts';
 import { Channel } from './channel.ts';
 import { localEnd, remoteEnd } from './endpoint.ts';
+import type { QueueBudget } from './queue-budget.ts';
 import {
   type ClientCredentials,
   checkHandshake,
@@ -56,6 +57,8 @@ export interface DialOptions extends ClientCredentials {
   timeoutMs?: number;
   signal?: AbortSignal;
   dataQueueBytes?: number;
+  /** Shared by the data queues of all connections. */
+  queues?: QueueBudget;
   log: Logger;
   /** Resolves a name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
@@ -301,5 +304,5 @@ function openChannel(socket: TLSSocket, raw: Socket, options: SecureOptions): Ch
   if (leaf === undefined) throw new VpnError('ERR_TLS_HANDSHAKE', 'the server showed no certificate');
   const ends = { local: localEnd(raw), remote: remoteEnd(raw), serverId: keyHash(leaf) };
   const facts = readFacts(socket, { ...ends, authorized: options.verifyServer });
-  return new Channel(socket, { facts, dataQueueBytes: options.dataQueueBytes });
+  return new Channel(socket, { facts, dataQueueBytes: options.dataQueueBytes, queues: options.queues });
 }

@@ -20,6 +20,7 @@ import { rejectCodeOf } from '../protocol/reasons.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { LogLimit } from './log-limit.ts';
+import type { QueueBudget } from './queue-budget.ts';
 import {
   type ClientAuth,
   certificateError,
@@ -69,6 +70,8 @@ export interface ListenerOptions {
   /** The front door's answers; default 404 to everything. */
   http?: RequestListener;
   dataQueueBytes?: number;
+  /** Shared by the data queues of all connections. */
+  queues?: QueueBudget;
   /** Takes over a connection whose handshake is complete. */
   onChannel(channel: Channel): void;
   log: Logger;
@@ -338,8 +341,8 @@ export class Listener {
   }
 
   #openChannel(socket: TLSSocket, connection: Connection): void {
-    const facts = factsOf(socket, connection);
-    const channel = new Channel(socket, { facts, dataQueueBytes: this.#options.dataQueueBytes });
+    const { dataQueueBytes, queues } = this.#options;
+    const channel = new Channel(socket, { facts: factsOf(socket, connection), dataQueueBytes, queues });
     this.counters.channels += 1;
     try {
       this.#options.onChannel(channel);

@@ -8,6 +8,7 @@
 
 import { VpnError } from '../base/errors.ts';
 import { FRAME_HEADER_BYTES } from '../protocol/frame.ts';
+import { frameLength } from './data-frame.ts';
 
 /** The first piece of memory: one frame of the largest size, and room for the next. */
 const FIRST_RING_BYTES = 128 * 1024;
@@ -158,11 +159,6 @@ export class PacketQueue {
     this.#tail = this.#queuedBytes;
     this.#isWrapped = false;
   }
-}
-
-function frameLength(bytes: Uint8Array, at: number): number {
-  const length = ((bytes[at + 1] ?? 0) << 16) | ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0);
-  return FRAME_HEADER_BYTES + length;
 }
 
 function checkWholeFrames(bytes: Uint8Array, start: number, end: number): void {

@@ -19,6 +19,7 @@ import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import type { Channel } from '../../transport/channel.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
+import { QueueBudget } from '../../transport/queue-budget.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AuthPort, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
 import { Connection, type ConnectionHost } from './connection.ts';
@@ -65,6 +66,8 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly primitives: Primitives;
   readonly features: readonly string[];
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
+  /** For the data queues of every connection that is handed in. */
+  readonly queues: QueueBudget;
   readonly counters: WorkerCounters = { connections: 0, logins: 0, loginFailures: 0, attached: 0 };
   readonly #refusals: Record<string, number> = {};
   readonly strangers: LogLimit;
@@ -86,6 +89,7 @@ export class Worker implements WorkerPort, ConnectionHost {
     this.auth = options.auth;
     this.primitives = options.primitives;
     this.#log = options.log.child({ component: 'worker' });
+    this.queues = new QueueBudget(options.config.data.totalQueueBytes, this.drops);
     this.strangers = new LogLimit(this.#log, options.clock);
     const { devices, config } = options;
     this.features = [
