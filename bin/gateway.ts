@@ -97,7 +97,8 @@ export async function openGateway(state: string): Promise<GatewayApi & AsyncDisp
   }
   const opened = await GatewayState.open(state, systemClock);
   const config = await readGatewayConfig(paths.config);
-  const idle = { endSessions: () => 0, reloadCertificates: async () => {} };
+  opened.devicesPerUser = config.accounts.devicesPerUser;
+  const idle = { endSessions: () => 0, endInsufficient: async () => 0, reloadCertificates: async () => {} };
   const notRunning = async (): Promise<never> => {
     throw new VpnError(
       'ERR_NOT_RUNNING',

@@ -45,6 +45,14 @@ export function deviceCommand(host: CliHost): Command {
       print(await gateway['device.approve']({ id }), options, () => `approved ${id}`);
     });
 
+  verb('rename', 'give a device another name')
+    .argument('<id>')
+    .argument('<name>')
+    .action(async (id: string, name: string, options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['device.rename']({ id, name }), options, (device) => `${device.id} is ${device.name}`);
+    });
+
   verb('revoke', 'refuse a device for good and end its sessions now')
     .argument('<id>')
     .action(async (id: string, options: StateOptions) => {

@@ -31,7 +31,17 @@ export interface ClientRun {
   state: string;
   /** Do not use super-packets, as a peer that cannot. */
   plain: boolean;
+  /** Who logs in; default the profile's user. */
+  user?: string;
+  /** Answers what a login asks; without it a login that asks for something fails. */
+  answer?: CredentialSource;
 }
+
+/** What a login asks a person for, in order. */
+export type CredentialRequest = readonly { readonly kind: 'password' | 'totp' | 'token'; readonly prompt?: string }[];
+
+/** Gives the answers by kind. @throws {VpnError} ERR_AUTH_NEEDED when there is nobody to ask */
+export type CredentialSource = (request: CredentialRequest) => Promise<Readonly<Record<string, string>>>;
 
 export interface ProbeResult {
   readonly server: string;

@@ -39,3 +39,28 @@ export function hostAndPort(value: string, defaultPort: number): { host: string;
   }
   return { host, port };
 }
+
+const UNITS = { m: 60_000, h: 3_600_000, d: 86_400_000, w: 604_800_000 } as const;
+
+/**
+ * An instant in ISO form from a date (its first moment, UTC), an instant, or a time from now: `90m`, `12h`, `30d`, `4w`.
+ *
+ * @throws {VpnError} ERR_USAGE
+ */
+export function instant(value: string): string {
+  const [, count, unit] = /^(\d{1,6})([mhdw])$/.exec(value) ?? [];
+  const isoForm = /^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d))?$/.test(value);
+  const at =
+    count !== undefined && (unit === 'm' || unit === 'h' || unit === 'd' || unit === 'w')
+      ? Date.now() + Number(count) * UNITS[unit]
+      : isoForm
+        ? Date.parse(value)
+        : Number.NaN;
+  if (Number.isNaN(at)) {
+    throw new VpnError(
+      'ERR_USAGE',
+      `expected a date such as 2030-06-30, an instant such as 2030-06-30T12:00:00Z or a time from now such as 30d, got "${value}"`,
+    );
+  }
+  return new Date(at).toISOString();
+}

@@ -25,7 +25,7 @@ import { dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import { DeviceKey } from './device-key.ts';
-import { ClientSession, type SessionEnd } from './session.ts';
+import { type AnswerSteps, ClientSession, type SessionEnd } from './session.ts';
 
 /** What a client has of its own machine: a TUN device with addresses and routes. */
 export interface ClientHost {
@@ -59,6 +59,8 @@ export interface ClientOptions {
   /** The one-time token that enrols the device. */
   token?: Uint8Array;
   user?: string;
+  /** Answers the steps of a login that the device's key does not: password, one-time code, access token. */
+  answer?: AnswerSteps;
   /** What a server may push; default: no default route, no DNS. */
   limits?: Partial<Omit<ClientLimits, 'serverVerified'>>;
   /** Offer super-packets when the device has them; default true. */
@@ -289,6 +291,7 @@ export class VpnClient {
       device: this.#device,
       token,
       user: options.user,
+      answer: options.answer,
       serverName,
       serverVerified,
       features: this.#features(),

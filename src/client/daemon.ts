@@ -25,6 +25,7 @@ import { formatIp, formatPrefix } from '../ip/address.ts';
 import { HostNetwork } from '../os/host.ts';
 import { type ClientSnapshot, VpnClient } from './client.ts';
 import { DeviceKey } from './device-key.ts';
+import type { AnswerSteps } from './session.ts';
 import { TunnelHost } from './tunnel-host.ts';
 
 export interface ClientRunOptions {
@@ -36,6 +37,9 @@ export interface ClientRunOptions {
   plain: boolean;
   version: string;
   log: Logger;
+  /** Default: the profile's. */
+  user?: string;
+  answer?: AnswerSteps;
   /** Told once, when packets can flow. */
   onReady?: (() => void) | undefined;
 }
@@ -89,7 +93,8 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
     pins: profile.pins,
     verifyServer: profile.verifyServer,
     deviceKey,
-    ...(profile.user === undefined ? {} : { user: profile.user }),
+    ...userOf(options.user ?? profile.user),
+    ...(options.answer === undefined ? {} : { answer: options.answer }),
     ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
     limits: { defaultRoute: false, dns: false, maxRoutes: profile.allow.maxRoutes },
     superPackets: !options.plain,
@@ -206,4 +211,8 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): 
     reconnects: snapshot.reconnects,
     lastError: lastError === undefined ? null : { code: lastError.code, message: lastError.message },
   };
+}
+
+function userOf(user: string | undefined): { user?: string } {
+  return user === undefined ? {} : { user };
 }

@@ -15,13 +15,14 @@ import { Feature } from '../protocol/features.ts';
 import { encodeFrame, FrameDecoder, type FrameSink, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
 import { attachKey, type Exporter, type Primitives } from '../protocol/keys.ts';
 import { Liveness } from '../protocol/liveness.ts';
-import { LoginClient, type LoginClientOutput } from '../protocol/login.ts';
+import { type LoginAnswers, LoginClient, type LoginClientOutput, TOKEN_BYTES } from '../protocol/login.ts';
 import {
   type AcceptMessage,
   type CloseReason,
   type ConfigMessage,
   decodeMessage,
   encodeMessage,
+  fromBase64Url,
 } from '../protocol/messages.ts';
 import { closeReasonOf, recoveryAfterClose } from '../protocol/reasons.ts';
 import type { Channel, ChannelHandler } from '../transport/channel.ts';
@@ -46,6 +47,8 @@ export interface ClientSessionOptions {
   /** The one-time token of a profile: enrols the device. */
   token?: Uint8Array | undefined;
   user?: string | undefined;
+  /** Answers the steps that a person or machine has to; without it they fail. */
+  answer?: AnswerSteps | undefined;
   /** The name that was verified, as dialled. */
   serverName: string;
   serverVerified: boolean;
@@ -61,6 +64,23 @@ export interface ClientSessionOptions {
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
   openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
 }
+
+/** A step of a login that the client's keys do not answer. */
+export interface AskedStep {
+  readonly kind: 'password' | 'totp' | 'token';
+  /** What the server would have the person read. */
+  readonly prompt?: string;
+}
+
+/** What was answered; `token` is an access token as it was shown when it was made. */
+export interface StepAnswers {
+  readonly password?: string;
+  readonly totp?: string;
+  readonly token?: string;
+}
+
+/** Called once a round of a login, outside of any packet. What it throws ends the login with that error. */
+export type AnswerSteps = (steps: readonly AskedStep[], signal: AbortSignal) => Promise<StepAnswers>;
 
 /** How a session ended: with an error, or with the reason the server gave. */
 export interface SessionEnd {
@@ -102,7 +122,7 @@ export class ClientSession {
     options.signal.addEventListener('abort', callOff, { once: true });
     try {
       if (options.signal.aborted) callOff();
-      const login = await withTimeout(logIn(control, options), LOGIN_TIMEOUT_MS, 'the server did not finish the login');
+      const login = await logIn(control, options);
       const session = new ClientSession(options, control, login);
       await session.#start();
       return session;
@@ -396,6 +416,10 @@ interface LoginResult {
 async function logIn(connection: ServerConnection, options: ClientSessionOptions): Promise<LoginResult> {
   const { device, token, user, primitives } = options;
   const done = Promise.withResolvers<LoginResult>();
+  // Stands still while a person types: the server has a deadline of its own for that.
+  const deadline = new Deadline(LOGIN_TIMEOUT_MS, () => {
+    done.reject(new VpnError('ERR_STAGE_TIMEOUT', 'the server did not finish the login in time'));
+  });
   const login = new LoginClient({
     primitives,
     exporter: connection.exporter,
@@ -418,20 +442,19 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
       case 'send':
         connection.channel.sendControl(output.frame);
         break;
-      case 'answer': {
-        const missing = output.steps.find(
-          ({ kind }) => kind !== 'device' && kind !== 'certificate' && (kind !== 'token' || token === undefined),
-        );
-        if (missing !== undefined) {
-          login.giveUp();
-          done.reject(
-            new VpnError('ERR_AUTH_REJECTED', `the server asks for a ${missing.kind}, which this client does not have`),
-          );
-          break;
-        }
-        drive(login.answer({ signature: device.sign(output.signedBytes), ...(token === undefined ? {} : { token }) }));
+      case 'answer':
+        deadline.stop();
+        answersOf(output, options)
+          .then((answers) => {
+            deadline.start();
+            drive(login.answer(answers));
+          })
+          .catch((error: unknown) => {
+            done.reject(toVpnError(error));
+            const end = login.giveUp();
+            if (end.kind === 'failed' && end.frame !== undefined) connection.channel.sendControl(end.frame);
+          });
         break;
-      }
       case 'accepted':
         connection.setPhase('session');
         accepted = output;
@@ -462,7 +485,47 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
     done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the login'));
   };
   connection.start();
-  return await done.promise;
+  deadline.start();
+  try {
+    return await done.promise;
+  } finally {
+    deadline.stop();
+  }
+}
+
+/** Signs for the device and has the rest answered. @throws {VpnError} ERR_AUTH_NEEDED when nobody can answer */
+async function answersOf(
+  { steps, signedBytes }: Extract<LoginClientOutput, { kind: 'answer' }>,
+  { device, token, answer, signal }: ClientSessionOptions,
+): Promise<LoginAnswers> {
+  const asked = steps.flatMap(({ kind, prompt }): AskedStep[] =>
+    kind === 'password' || kind === 'totp' || (kind === 'token' && token === undefined)
+      ? [{ kind, ...(prompt === undefined ? {} : { prompt }) }]
+      : [],
+  );
+  const signature = device.sign(signedBytes);
+  if (asked.length === 0) return { signature, ...(token === undefined ? {} : { token }) };
+  if (answer === undefined) {
+    const kinds = asked.map(({ kind }) => kind).join(' and ');
+    throw new VpnError(
+      'ERR_AUTH_NEEDED',
+      `the login asks for a ${kinds}; run in a terminal: customvpn client up PROFILE`,
+    );
+  }
+  const { password, totp, token: text } = await answer(asked, signal);
+  const accessToken = text === undefined ? token : fromBase64Url(text.trim());
+  if (text !== undefined && accessToken?.length !== TOKEN_BYTES) {
+    throw new VpnError(
+      'ERR_USAGE',
+      'this is no access token: expected the 54 characters that were shown when it was made',
+    );
+  }
+  return {
+    signature,
+    ...(accessToken === undefined ? {} : { token: accessToken }),
+    ...(password === undefined ? {} : { password }),
+    ...(totp === undefined ? {} : { totp }),
+  };
 }
 
 /** The end of a session that never was: the code says whether to try again. */
@@ -574,6 +637,27 @@ function outerAddresses({ facts }: Channel): IpAddress[] {
   } catch {
     // An address with a zone is link-local: no pushed route holds it.
     return [];
+  }
+}
+
+/** Calls back when it has run for so long in one piece. */
+class Deadline {
+  readonly #timeoutMs: number;
+  readonly #onPassed: () => void;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(timeoutMs: number, onPassed: () => void) {
+    this.#timeoutMs = timeoutMs;
+    this.#onPassed = onPassed;
+  }
+
+  start(): void {
+    this.stop();
+    this.#timer = setTimeout(this.#onPassed, this.#timeoutMs);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
   }
 }
 

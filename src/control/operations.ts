@@ -30,7 +30,27 @@ const user = z.object({
   groups: z.array(z.string()),
   disabled: z.boolean(),
   createdAt: instant,
+  expiresAt: instant.nullable().describe('from then on no login is accepted'),
+  source: z.string().nullable().describe('the outside source that the account comes from'),
   devices: counter,
+});
+
+/** How many sessions a change ended. */
+const kicked = z.object({ kicked: counter });
+
+/** What only this answer shows. */
+const password = z.string().min(1).max(4096);
+const recoveryCodes = z.array(z.string());
+
+const accessToken = z.object({
+  id: z.string().describe('16 hexadecimal digits'),
+  user: z.string(),
+  name: z.string(),
+  scopes: z.array(z.enum(['tunnel', 'proxy', 'api'])),
+  createdAt: instant,
+  expiresAt: instant.nullable(),
+  lastUsedAt: instant.nullable(),
+  revokedAt: instant.nullable(),
 });
 
 const device = z.object({
@@ -101,14 +121,55 @@ export const gatewayOperations = {
   'server.stop': { input: none, output: z.object({ sessions: counter }) },
   'session.list': { input: none, output: z.array(session) },
   'session.kick': { input: z.strictObject({ id: z.string().min(4).max(32) }), output: z.object({ kicked: counter }) },
-  'user.add': { input: z.strictObject({ name, groups: z.array(name).max(64).default([]) }), output: user },
+  'user.add': {
+    input: z.strictObject({
+      name,
+      groups: z.array(name).max(64).default([]),
+      expiresAt: instant.optional(),
+      password: password.optional(),
+    }),
+    output: user,
+  },
   'user.list': { input: none, output: z.array(user) },
-  'user.show': { input: z.strictObject({ name }), output: user.extend({ devices: z.array(device) }) },
-  'user.disable': { input: z.strictObject({ name }), output: z.object({ kicked: counter }) },
+  'user.show': {
+    input: z.strictObject({ name }),
+    output: user.extend({
+      devices: z.array(device),
+      passwordSetAt: instant.nullable(),
+      totp: z.boolean(),
+      recoveryCodesLeft: counter,
+      tokens: z.array(accessToken),
+    }),
+  },
+  'user.disable': { input: z.strictObject({ name }), output: kicked },
   'user.enable': { input: z.strictObject({ name }), output: none },
-  'user.delete': { input: z.strictObject({ name }), output: z.object({ kicked: counter }) },
+  'user.delete': { input: z.strictObject({ name }), output: kicked },
+  'user.regroup': {
+    input: z.strictObject({ name, add: z.array(name).max(64).default([]), remove: z.array(name).max(64).default([]) }),
+    output: kicked.extend({ groups: z.array(z.string()) }),
+  },
+  'user.expire': { input: z.strictObject({ name, expiresAt: instant.nullable() }), output: kicked },
+  'user.password': { input: z.strictObject({ name, password: password.nullable() }), output: kicked },
+  'user.totp': {
+    input: z.strictObject({ name }),
+    output: kicked.extend({ uri: z.string(), recoveryCodes }),
+  },
+  'user.totpRemove': { input: z.strictObject({ name }), output: kicked.extend({ removed: z.boolean() }) },
+  'user.recovery': { input: z.strictObject({ name }), output: z.object({ recoveryCodes }) },
+  'token.list': { input: z.strictObject({ user: name.optional() }), output: z.array(accessToken) },
+  'token.issue': {
+    input: z.strictObject({
+      user: name,
+      name: z.string().min(1).max(256),
+      scopes: z.array(z.enum(['tunnel', 'proxy', 'api'])).min(1),
+      expiresAt: instant.optional(),
+    }),
+    output: accessToken.extend({ token: z.string() }),
+  },
+  'token.revoke': { input: z.strictObject({ id: z.string().max(64) }), output: kicked },
   'device.list': { input: z.strictObject({ user: name.optional() }), output: z.array(device) },
   'device.approve': { input: z.strictObject({ id: z.string() }), output: none },
+  'device.rename': { input: z.strictObject({ id: z.string(), name: z.string().min(1).max(256) }), output: device },
   'device.revoke': { input: z.strictObject({ id: z.string() }), output: z.object({ kicked: counter }) },
   'profile.create': {
     input: z.strictObject({
@@ -161,5 +222,7 @@ export type GatewayStatus = z.output<(typeof gatewayOperations)['server.status']
 export type ClientStatus = z.output<(typeof clientOperations)['client.status']['output']>;
 export type SessionInfo = z.output<typeof session>;
 export type UserInfo = z.output<typeof user>;
+export type AccessTokenInfo = z.output<typeof accessToken>;
+export type UserDetails = z.output<(typeof gatewayOperations)['user.show']['output']>;
 export type DeviceInfo = z.output<typeof device>;
 export type CertificateInfo = z.output<typeof certificate>;

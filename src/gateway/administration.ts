@@ -6,11 +6,14 @@
  */
 
 import { VpnError } from '../base/errors.ts';
-import type { CertificateInfo, DeviceInfo, GatewayApi, UserInfo } from '../control/operations.ts';
+import type { AccessTokenInfo, CertificateInfo, DeviceInfo, GatewayApi, UserInfo } from '../control/operations.ts';
 import { formatProfile, newProfileId } from '../control/profile.ts';
+import type { AccessToken } from '../identity/access-tokens.ts';
 import type { Account } from '../identity/accounts.ts';
 import type { Device } from '../identity/devices.ts';
+import { parseNewPassword } from '../identity/passwords.ts';
 import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
+import type { StepKind } from '../protocol/messages.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { GatewayConfig } from './config.ts';
 import type { GatewayState } from './state.ts';
@@ -31,12 +34,16 @@ export interface Concerned {
   readonly device?: string;
   /** Serial number of a client certificate, hexadecimal. */
   readonly serial?: string;
+  /** With `user`: only the sessions that were opened with this step. */
+  readonly proven?: StepKind;
 }
 
 /** What a running gateway does about changes. */
 export interface LiveGateway {
   /** Ends sessions; returns how many. */
   endSessions(concerned: Concerned): number;
+  /** Ends the sessions of a user that proved less than is asked of the user now; returns how many. */
+  endInsufficient(user: string): Promise<number>;
   /** Certificates or the revocation list have changed on disk. */
   reloadCertificates(): Promise<void>;
 }
@@ -48,7 +55,7 @@ export function createAdministration(
   live: LiveGateway,
   wallNow: () => number,
 ): Administration {
-  const { accounts, devices, tokens } = state;
+  const { accounts, devices, tokens, passwords, secondFactors, accessTokens } = state;
   const certificate = (facts: CertificateFacts): CertificateInfo => ({
     ...facts,
     notBefore: facts.notBefore.toISOString(),
@@ -57,11 +64,65 @@ export function createAdministration(
   });
 
   return {
-    'user.add': async ({ name, groups }) => userInfo(await accounts.add(name, { groups: groups ?? [] })),
+    'user.add': async ({ name, groups, expiresAt, password }) => {
+      // Before the user is there: a password that is refused must not leave half an account.
+      if (password !== undefined) parseNewPassword(password, name);
+      const account = await accounts.add(name, {
+        groups: groups ?? [],
+        ...(expiresAt === undefined ? {} : { expiresAt: Date.parse(expiresAt) }),
+      });
+      if (password !== undefined) await passwords.set(account.name, password);
+      return userInfo(account);
+    },
     'user.list': async () => (await accounts.list()).map(userInfo),
     'user.show': async ({ name }) => {
       const account = await accounts.show(name);
-      return { ...userInfo(account), devices: (await devices.list(account.name)).map(deviceInfo) };
+      const { hasTotp, recoveryCodesLeft } = await secondFactors.describe(account.id);
+      return {
+        ...userInfo(account),
+        devices: (await devices.list(account.name)).map(deviceInfo),
+        passwordSetAt: instantOf(await passwords.setAt(account.id)),
+        totp: hasTotp,
+        recoveryCodesLeft,
+        tokens: (await accessTokens.list(account.name)).map(accessTokenInfo),
+      };
+    },
+    'user.regroup': async ({ name, add, remove }) => {
+      const groups = await accounts.regroup(name, { add: add ?? [], remove: remove ?? [] });
+      return { groups, kicked: await live.endInsufficient(name.normalize('NFC')) };
+    },
+    'user.expire': async ({ name, expiresAt }) => {
+      const at = expiresAt === null ? undefined : Date.parse(expiresAt);
+      await accounts.setExpiry(name, at);
+      return { kicked: at !== undefined && at <= wallNow() ? live.endSessions({ user: name.normalize('NFC') }) : 0 };
+    },
+    'user.password': async ({ name, password }) => {
+      if (password === null) await passwords.remove(name);
+      else await passwords.set(name, password);
+      return { kicked: live.endSessions({ user: name.normalize('NFC'), proven: 'password' }) };
+    },
+    'user.totp': async ({ name }) => {
+      const { uri, recoveryCodes } = await secondFactors.create(name, config().accounts.issuer);
+      const kicked = live.endSessions({ user: name.normalize('NFC'), proven: 'totp' });
+      return { uri: uri.reveal(), recoveryCodes: [...recoveryCodes.reveal()], kicked };
+    },
+    'user.totpRemove': async ({ name }) => {
+      const removed = await secondFactors.remove(name);
+      return { removed, kicked: live.endSessions({ user: name.normalize('NFC'), proven: 'totp' }) };
+    },
+    'user.recovery': async ({ name }) => ({ recoveryCodes: [...(await secondFactors.renewCodes(name)).reveal()] }),
+    'token.list': async ({ user }) => (await accessTokens.list(user)).map(accessTokenInfo),
+    'token.issue': async ({ user, name, scopes, expiresAt }) => {
+      const { token, facts } = await accessTokens.issue(user, {
+        name,
+        scopes,
+        ...(expiresAt === undefined ? {} : { expiresAt: Date.parse(expiresAt) }),
+      });
+      return { ...accessTokenInfo(facts), token: Buffer.from(token.reveal()).toString('base64url') };
+    },
+    'token.revoke': async ({ id }) => {
+      const { user } = await accessTokens.revoke(id);
+      return { kicked: live.endSessions({ user, proven: 'token' }) };
     },
     'user.disable': async ({ name }) => {
       await accounts.disable(name);
@@ -82,6 +143,7 @@ export function createAdministration(
       await devices.approve(id);
       return {};
     },
+    'device.rename': async ({ id, name }) => deviceInfo(await devices.rename(id, name)),
     'device.revoke': async ({ id }) => {
       await devices.revoke(id);
       return { kicked: live.endSessions({ device: id.toLowerCase() }) };
@@ -132,8 +194,28 @@ function userInfo(account: Account): UserInfo {
     groups: [...account.groups],
     disabled: account.disabledAt !== undefined,
     createdAt: new Date(account.createdAt).toISOString(),
+    expiresAt: instantOf(account.expiresAt),
+    source: account.source ?? null,
     devices: account.devices,
   };
+}
+
+function accessTokenInfo(token: AccessToken): AccessTokenInfo {
+  const { id, user, name, scopes, createdAt, expiresAt, lastUsedAt, revokedAt } = token;
+  return {
+    id,
+    user,
+    name,
+    scopes: [...scopes],
+    createdAt: new Date(createdAt).toISOString(),
+    expiresAt: instantOf(expiresAt),
+    lastUsedAt: instantOf(lastUsedAt),
+    revokedAt: instantOf(revokedAt),
+  };
+}
+
+function instantOf(at: number | undefined): string | null {
+  return at === undefined ? null : new Date(at).toISOString();
 }
 
 function deviceInfo(device: Device): DeviceInfo {
@@ -145,7 +227,7 @@ function deviceInfo(device: Device): DeviceInfo {
     algorithm,
     state,
     createdAt: new Date(createdAt).toISOString(),
-    lastSeenAt: lastSeenAt === undefined ? null : new Date(lastSeenAt).toISOString(),
+    lastSeenAt: instantOf(lastSeenAt),
   };
 }
 

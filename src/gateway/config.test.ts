@@ -75,7 +75,14 @@ for (const [kind, text] of Object.entries(MINIMAL_BACKENDS)) {
 
 test('exactly the keys that a reload applies are marked so', () => {
   const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('_reload_'));
-  assert.deepEqual(marked.map((line) => line.split('`')[1]).sort(), [...RELOADABLE_KEYS].sort());
+  const keys = marked.map((line) => line.split('`')[1]?.split('.')[0]);
+  assert.deepEqual([...new Set(keys)].sort(), [...RELOADABLE_KEYS].sort());
+  // All of a table or none of it.
+  for (const line of documentation.split('\n')) {
+    const key = /^\| `(\w+)\.\w/.exec(line)?.[1];
+    const isReloadable = RELOADABLE_KEYS.some((reloadable) => reloadable === key);
+    if (key !== undefined) assert.equal(line.includes('_reload_'), isReloadable, line);
+  }
 });
 
 test('an unknown key is refused with its name and line', () => {

@@ -29,6 +29,7 @@ const service = z
   .string()
   .regex(/^(tcp|udp)\/([1-9]\d{0,4})$|^([1-9]\d{0,4})\/(tcp|udp)$/, 'expected PORT/tcp or PORT/udp');
 const seconds = (low: number, high: number) => z.int('expected whole seconds').min(low).max(high);
+const step = z.enum(['device', 'certificate', 'token', 'password', 'totp']);
 const domain = z
   .string()
   .max(253)
@@ -213,14 +214,43 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
+      answerSeconds: seconds(1, 600).default(120).describe('on top of it where a person has to type'),
       connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
     })
     .prefault({}),
 
+  accounts: z
+    .strictObject({
+      devicesPerUser: z.number().int().min(1).max(1000).default(10),
+      issuer: z.string().min(1).max(64).default('CustomVPN').describe("shown by users' authenticator apps"),
+      argon2: z
+        .strictObject({
+          memoryKiB: z.number().int().min(8192).max(2_097_152).default(19_456),
+          passes: z.number().int().min(1).max(64).default(2),
+          parallelism: z.number().int().min(1).max(16).default(1),
+        })
+        .describe('cost of a password hash; hashes made with another are renewed at the next login')
+        .prefault({}),
+    })
+    .prefault({}),
+
   login: z
     .strictObject({
+      steps: z.array(step).max(8).default(['device']).describe('what every login has to prove'),
+      enrol: z
+        .array(z.enum(['device', 'certificate', 'token', 'password', 'totp']))
+        .max(8)
+        .default(['device', 'token'])
+        .refine((steps) => steps.some((kind) => kind !== 'device' && kind !== 'totp'), {
+          message: 'expected a step that vouches for the new device: token, password or certificate',
+        })
+        .describe('what brings a new device in, besides the steps of its logins'),
+      groups: z
+        .record(groupName, z.strictObject({ steps: z.array(step).min(1).max(8) }))
+        .default({})
+        .describe('steps of the users in a group, in place of the general ones'),
       recheckSeconds: seconds(10, 86_400)
         .default(900)
         .describe('how often an outside source is asked whether an account is still good'),
@@ -261,6 +291,8 @@ export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
   'dns',
   'dnsDomains',
   'services',
+  'accounts',
+  'login',
 ];
 
 /** The configuration with its file names made absolute. */

@@ -12,6 +12,7 @@ import { type Logger, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
 import type { AccountSource } from '../identity/backends/open.ts';
+import type { Argon2Parameters } from '../identity/passwords.ts';
 import { formatIp, formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
@@ -23,6 +24,7 @@ import { serverTlsOptions } from '../transport/tls.ts';
 import { type Administration, type Concerned, createAdministration } from './administration.ts';
 import { type AccountedSession, Accounting } from './auth/accounting.ts';
 import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
+import { HasherProcess } from './auth/hasher.ts';
 import { Recheck } from './auth/recheck.ts';
 import {
   type GatewayConfig,
@@ -82,6 +84,7 @@ export type ServerConfig = GatewayOptions & {
 /** Everything that exists only while the gateway runs. */
 interface Running {
   state: GatewayState;
+  hasher: HasherProcess;
   supervisor: Supervisor;
   auth: Auth;
   worker: Worker;
@@ -136,11 +139,14 @@ export class VpnServer {
     const clock = this.#clock;
     const credentials = await loadServerCredentials(config);
     const pool = openPool(config);
+    const hasher = undo.use(new HasherProcess({ log: this.#log, parameters: argon2Of(config) }));
     const state = undo.use(
       this.#stateDir === undefined
-        ? await GatewayState.inMemory(clock)
-        : await GatewayState.open(this.#stateDir, clock),
+        ? await GatewayState.inMemory(clock, hasher)
+        : await GatewayState.open(this.#stateDir, clock, hasher),
     );
+    state.authenticator.rules = config.login;
+    state.devicesPerUser = config.accounts.devicesPerUser;
     const backends = undo.adopt(await state.openSources(config, clock), closeAll);
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     // A gateway that starts cannot take up the sessions of one that has died.
@@ -224,13 +230,14 @@ export class VpnServer {
       () => ({ ...this.#config, port: this.address.port }),
       {
         endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
+        endInsufficient: (user) => auth.endInsufficient(user),
         reloadCertificates: async () => listener.reload(await loadServerCredentials(this.#config)),
       },
       () => clock.wallNow(),
     );
     const since = clock.wallNow();
     const outside = { backends, recheck, accounting };
-    this.#running = { state, supervisor, auth, worker, listener, pool, administration, outside, since };
+    this.#running = { state, hasher, supervisor, auth, worker, listener, pool, administration, outside, since };
     undo.move();
     this.#log.info('gateway runs', {
       component: 'server',
@@ -266,6 +273,7 @@ export class VpnServer {
       this.#running = undefined;
       this.#stopped.resolve();
     });
+    undo.use(running.hasher);
     undo.use(running.state);
     undo.defer(() => closeAll(running.outside.backends));
     undo.defer(() => running.outside.accounting.stop());
@@ -292,7 +300,11 @@ export class VpnServer {
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
     running.listener.reload(credentials);
     this.#config = merged;
-    if (applied.length > 0) running.auth.reconfigure(merged);
+    running.state.authenticator.rules = merged.login;
+    running.state.devicesPerUser = merged.accounts.devicesPerUser;
+    running.hasher.parameters = argon2Of(merged);
+    running.outside.recheck.reconfigure(merged.login.recheckSeconds);
+    if (applied.length > 0) await running.auth.reconfigure(merged);
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
   }
@@ -428,6 +440,10 @@ async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<v
   await Promise.all([...backends.values()].map((backend) => backend.close()));
 }
 
+function argon2Of({ accounts: { argon2 } }: GatewayConfig): Argon2Parameters {
+  return { memory: argon2.memoryKiB, passes: argon2.passes, parallelism: argon2.parallelism };
+}
+
 /** Sources that are asked in a way that others can read or forge. */
 function insecureSources(config: GatewayConfig): string[] {
   return Object.entries(config.backends).flatMap(([name, backend]) => {
@@ -468,8 +484,8 @@ function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
   return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
 }
 
-function isConcerned(session: RightsHolder, { user, device, serial }: Concerned): boolean {
-  if (user !== undefined && session.user === user) return true;
+function isConcerned(session: RightsHolder, { user, device, serial, proven }: Concerned): boolean {
+  if (user !== undefined && session.user === user) return proven === undefined || session.steps.includes(proven);
   if (device !== undefined && session.device === device) return true;
   return (
     serial !== undefined && session.certificate?.serial.toLowerCase().replace(/^0+/, '') === serial.replace(/^0+/, '')

@@ -20,12 +20,26 @@ import { dirname, join, resolve } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { readConfig } from '../base/config.ts';
 import { VpnError } from '../base/errors.ts';
+import { AccessTokens } from '../identity/access-tokens.ts';
 import { Accounts } from '../identity/accounts.ts';
 import { Authenticator } from '../identity/authenticator.ts';
 import { type AccountSource, openBackend } from '../identity/backends/open.ts';
 import { Devices } from '../identity/devices.ts';
-import { EnrolmentTokens } from '../identity/enrolment.ts';
+import { DEFAULT_DEVICES_PER_USER, EnrolmentTokens } from '../identity/enrolment.ts';
+import {
+  ARGON2_PARAMETERS,
+  hashPassword,
+  type PasswordHasher,
+  Passwords,
+  verifyPassword,
+} from '../identity/passwords.ts';
 import { Pki } from '../identity/pki.ts';
+import { SecondFactors } from '../identity/second-factor.ts';
+import { AccessTokenStep } from '../identity/steps/access-token.ts';
+import { DeviceStep } from '../identity/steps/device.ts';
+import { PasswordStep } from '../identity/steps/password.ts';
+import { TokenStep } from '../identity/steps/token.ts';
+import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
 import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
@@ -34,6 +48,12 @@ import { Vault } from '../store/vault.ts';
 import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
 
 const MASTER_KEY_BYTES = 32;
+
+const LOCAL_HASHER: PasswordHasher = {
+  parameters: ARGON2_PARAMETERS,
+  hash: (password) => hashPassword(password, ARGON2_PARAMETERS),
+  verify: verifyPassword,
+};
 
 /** Where things are under a state directory. */
 export function statePaths(dir: string): {
@@ -74,7 +94,12 @@ export class GatewayState implements AsyncDisposable {
   readonly audit: Audit;
   readonly sessions: Sessions;
   readonly sources: Sources;
+  readonly passwords: Passwords;
+  readonly secondFactors: SecondFactors;
+  readonly accessTokens: AccessTokens;
   readonly authenticator: Authenticator;
+  /** How many devices a user may have. */
+  devicesPerUser = DEFAULT_DEVICES_PER_USER;
   readonly #store: Store;
   readonly #pki: Pki | undefined;
 
@@ -84,8 +109,9 @@ export class GatewayState implements AsyncDisposable {
     vault: Vault;
     pki: Pki | undefined;
     clock: Clock;
+    hasher: PasswordHasher;
   }) {
-    const { dir, store, vault, pki, clock } = parts;
+    const { dir, store, vault, pki, clock, hasher } = parts;
     this.dir = dir;
     this.#store = store;
     this.#pki = pki;
@@ -93,18 +119,35 @@ export class GatewayState implements AsyncDisposable {
     const shared = { store, audit: this.audit, clock };
     this.accounts = new Accounts(shared);
     this.devices = new Devices(shared);
-    this.tokens = new EnrolmentTokens(shared);
+    this.tokens = new EnrolmentTokens({ ...shared, devicesPerUser: () => this.devicesPerUser });
+    this.passwords = new Passwords({ ...shared, hasher });
+    this.secondFactors = new SecondFactors({ ...shared, vault });
+    this.accessTokens = new AccessTokens(shared);
     this.sessions = new Sessions({ ...shared, vault });
     this.sources = new Sources({ store, vault, clock });
-    this.authenticator = new Authenticator({ ...shared, tokens: this.tokens });
+    const common = [
+      new DeviceStep(store),
+      new PasswordStep(store, this.passwords),
+      new TotpStep(store, this.secondFactors),
+    ];
+    this.authenticator = new Authenticator({
+      ...shared,
+      tokens: this.tokens,
+      steps: {
+        login: [...common, new AccessTokenStep(this.accessTokens)],
+        enrol: [...common, new TokenStep(this.tokens)],
+      },
+      serverKey: vault.secret('login steps'),
+    });
   }
 
   /**
    * Opens a state directory that `server init` has made.
    *
+   * @param hasher default: passwords are hashed in this process, which is for short commands only
    * @throws {VpnError} ERR_CONFIG_FILE when it is none; ERR_STORE, ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH
    */
-  static async open(dir: string, clock: Clock): Promise<GatewayState> {
+  static async open(dir: string, clock: Clock, hasher: PasswordHasher = LOCAL_HASHER): Promise<GatewayState> {
     const paths = statePaths(dir);
     if (!existsSync(paths.config)) {
       throw new VpnError(
@@ -119,13 +162,14 @@ export class GatewayState implements AsyncDisposable {
     // Certificates of another authority need no PKI of ours.
     const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
     const store = await openStore(paths.store);
-    return new GatewayState({ dir: resolve(dir), store, vault, pki, clock });
+    return new GatewayState({ dir: resolve(dir), store, vault, pki, clock, hasher });
   }
 
   /** State that is gone with the process. */
-  static async inMemory(clock: Clock): Promise<GatewayState> {
+  static async inMemory(clock: Clock, hasher: PasswordHasher = LOCAL_HASHER): Promise<GatewayState> {
     const vault = new Vault(randomBytes(MASTER_KEY_BYTES));
-    return new GatewayState({ dir: undefined, store: await openStore(':memory:'), vault, pki: undefined, clock });
+    const store = await openStore(':memory:');
+    return new GatewayState({ dir: undefined, store, vault, pki: undefined, clock, hasher });
   }
 
   /** @throws {VpnError} ERR_NOT_FOUND when the certificates come from elsewhere */

@@ -52,9 +52,7 @@ export class Accounts {
   ): Promise<Account> {
     const user = parseName('user', name);
     const groups = [...new Set((options.groups ?? []).map((group) => parseName('group', group)))].sort();
-    if (groups.length > MAX_GROUPS) {
-      throw new VpnError('ERR_BAD_REQUEST', `${groups.length} groups for one user, expected at most ${MAX_GROUPS}`);
-    }
+    if (groups.length > MAX_GROUPS) throw tooManyGroups(groups.length);
     const account = {
       id: randomBytes(16).toString('hex'),
       name: user,
@@ -153,16 +151,53 @@ export class Accounts {
     });
   }
 
-  async #change(name: string, event: AuditEvent, work: (db: Queries, id: string) => Promise<void>): Promise<void> {
+  /**
+   * Puts a user into groups and takes them out of others. What is so already is no error.
+   *
+   * @returns the groups after it
+   * @throws {VpnError} ERR_NOT_FOUND, ERR_BAD_REQUEST
+   */
+  async regroup(name: string, change: { add: readonly string[]; remove: readonly string[] }): Promise<string[]> {
+    const added = change.add.map((group) => parseName('group', group));
+    const removed = new Set(change.remove.map((group) => parseName('group', group)));
+    let groups: string[] = [];
+    await this.#change(name, AuditEvent.userChanged, async (db, id) => {
+      const rows = await db.selectFrom('user_groups').select('name').where('user_id', '=', id).execute();
+      groups = [...new Set([...rows.map((row) => row.name), ...added])].filter((group) => !removed.has(group)).sort();
+      if (groups.length > MAX_GROUPS) throw tooManyGroups(groups.length);
+      await db.deleteFrom('user_groups').where('user_id', '=', id).execute();
+      if (groups.length > 0) {
+        await db
+          .insertInto('user_groups')
+          .values(groups.map((group) => ({ user_id: id, name: group })))
+          .execute();
+      }
+      return { groups: groups.join(',') };
+    });
+    return groups;
+  }
+
+  /** Sets when no login is accepted any more; undefined for never. @throws {VpnError} ERR_NOT_FOUND */
+  async setExpiry(name: string, expiresAt: number | undefined): Promise<void> {
+    await this.#change(name, AuditEvent.userChanged, async (db, id) => {
+      await db
+        .updateTable('users')
+        .set({ expires_at: expiresAt ?? null })
+        .where('id', '=', id)
+        .execute();
+      return { expires: expiresAt === undefined ? 'never' : new Date(expiresAt).toISOString() };
+    });
+  }
+
+  async #change(
+    name: string,
+    event: AuditEvent,
+    work: (db: Queries, id: string) => Promise<Record<string, string> | undefined>,
+  ): Promise<void> {
     await this.#store.transaction(async (db) => {
-      const row = await db
-        .selectFrom('users')
-        .select(['id', 'name'])
-        .where('name', '=', normaliseName(name) ?? '')
-        .executeTakeFirst();
-      if (row === undefined) throw noUser(name);
-      await work(db, row.id);
-      await this.#audit.append({ event, user: row.name }, db);
+      const user = await findUser(db, name);
+      const detail = await work(db, user.id);
+      await this.#audit.append({ event, user: user.name, detail: detail ?? {} }, db);
     });
     this.#store.sync();
   }
@@ -174,6 +209,27 @@ export class Accounts {
 
 function optional(time: number | null): number | undefined {
   return time === null ? undefined : Number(time);
+}
+
+function tooManyGroups(count: number): VpnError {
+  return new VpnError('ERR_BAD_REQUEST', `${count} groups for one user, expected at most ${MAX_GROUPS}`);
+}
+
+/** What names a user in other tables, and to people. */
+export interface UserKey {
+  readonly id: string;
+  readonly name: string;
+}
+
+/** @throws {VpnError} ERR_NOT_FOUND */
+export async function findUser(db: Queries, name: string): Promise<UserKey> {
+  const row = await db
+    .selectFrom('users')
+    .select(['id', 'name'])
+    .where('name', '=', normaliseName(name) ?? '')
+    .executeTakeFirst();
+  if (row === undefined) throw noUser(name);
+  return row;
 }
 
 function noUser(name: string): VpnError {

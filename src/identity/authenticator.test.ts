@@ -15,7 +15,9 @@ import { Accounts } from './accounts.ts';
 import { Authenticator } from './authenticator.ts';
 import { Devices } from './devices.ts';
 import { EnrolmentTokens } from './enrolment.ts';
+import { DeviceStep } from './steps/device.ts';
 import type { LoginPeer, LoginStep } from './steps/step.ts';
+import { TokenStep } from './steps/token.ts';
 
 let folder = '';
 before(async () => {
@@ -33,14 +35,22 @@ async function setUp(path = ':memory:', plan?: (parts: { tokens: EnrolmentTokens
   const audit = new Audit(store, clock);
   const parts = { store, audit, clock };
   const tokens = new EnrolmentTokens(parts);
-  const steps = plan?.({ tokens });
+  const given = plan?.({ tokens });
+  // A device that says nothing of anybody, where a test is about other steps.
+  const steps = given?.some(({ kind }) => kind === 'device') === false ? [SILENT_DEVICE, ...given] : given;
   const authenticator = new Authenticator({
     ...parts,
     tokens,
-    ...(steps === undefined ? {} : { plan: { login: steps, enrol: steps } }),
+    ...(steps === undefined ? {} : { steps: { login: steps, enrol: steps } }),
   });
+  if (steps !== undefined) {
+    const kinds = steps.map(({ kind }) => kind);
+    authenticator.rules = { steps: kinds, enrol: kinds, groups: {} };
+  }
   return { ...parts, tokens, authenticator, accounts: new Accounts(parts), devices: new Devices(parts) };
 }
+const OTHER_KINDS = ['password', 'totp'] as const;
+const SILENT_DEVICE: LoginStep = { kind: 'device', examine: async () => ({}) };
 type World = Awaited<ReturnType<typeof setUp>>;
 
 class TestDevice {
@@ -113,7 +123,7 @@ function evidenceOf(
     nonce,
     signedBytes,
     signature: device.sign(signedBytes),
-    steps: [],
+    steps: world.authenticator.firstSteps({ purpose }).map(({ kind }) => kind),
     attempt: 1,
     ...(options.user === undefined ? {} : { user: options.user }),
     ...(options.token === undefined ? {} : { token: options.token }),
@@ -143,9 +153,17 @@ for (const algorithm of ['p256', 'ed25519'] as const) {
     const device = new TestDevice(algorithm);
     const token = await issue(world, 'ada');
     const accepted = { accepted: true, user: 'ada', groups: ['admin', 'staff'], deviceId: device.hex };
-    assert.deepEqual(await attempt(world, device, { token, user: 'ada' }), { ...accepted, firstLogin: true });
+    assert.deepEqual(await attempt(world, device, { token, user: 'ada' }), {
+      ...accepted,
+      firstLogin: true,
+      steps: ['device', 'token'],
+    });
     assert.equal((await world.devices.show(device.hex)).state, 'enrolling');
-    assert.deepEqual(await attempt(world, device), { ...accepted, firstLogin: false });
+    assert.deepEqual(await attempt(world, device), {
+      ...accepted,
+      firstLogin: false,
+      steps: ['device'],
+    });
     const stored = await world.devices.show(device.hex);
     assert.deepEqual(stored, {
       id: device.hex,
@@ -166,8 +184,8 @@ for (const algorithm of ['p256', 'ed25519'] as const) {
 
 test('the steps depend on the purpose alone', async () => {
   const { authenticator, store } = await setUp();
-  assert.deepEqual(authenticator.steps({ purpose: 'login' }), [{ kind: 'device' }]);
-  assert.deepEqual(authenticator.steps({ purpose: 'enrol' }), [{ kind: 'device' }, { kind: 'token' }]);
+  assert.deepEqual(authenticator.firstSteps({ purpose: 'login' }), [{ kind: 'device' }]);
+  assert.deepEqual(authenticator.firstSteps({ purpose: 'enrol' }), [{ kind: 'device' }, { kind: 'token' }]);
   await store.close();
 });
 
@@ -553,7 +571,7 @@ test('a reason that would tell something is told only when nothing else is wrong
     [[expired], 'token_expired'],
   ] as const) {
     const world = await setUp(':memory:', () =>
-      refusals.map((refusal) => ({ kind: 'password', examine: async () => ({ refusal }) })),
+      refusals.map((refusal, index) => ({ kind: OTHER_KINDS[index] ?? 'totp', examine: async () => ({ refusal }) })),
     );
     assert.deepEqual(await attempt(world, new TestDevice()), { accepted: false, code });
     assert.equal(await lastReason(world), refusals.map(({ reason }) => reason).join('; '));
@@ -563,7 +581,10 @@ test('a reason that would tell something is told only when nothing else is wrong
 
 test('steps that stand for different users let nobody in', async () => {
   const world = await setUp(':memory:', () =>
-    ['ada', 'bob'].map((name) => ({ kind: 'password', examine: async () => ({ subject: { id: name, name } }) })),
+    ['ada', 'bob'].map((name, index) => ({
+      kind: OTHER_KINDS[index] ?? 'totp',
+      examine: async () => ({ subject: { id: name, name } }),
+    })),
   );
   assert.deepEqual(await attempt(world, new TestDevice()), REJECTED);
   assert.equal(await lastReason(world), 'the steps stand for different users');
@@ -620,5 +641,143 @@ test('when the store fails there is no verdict', async () => {
   const evidence = evidenceOf(world, new TestDevice(), peer);
   await world.store.db.schema.dropTable('audit').execute();
   await assert.rejects(world.authenticator.verify(evidence, peer), { code: 'ERR_STORE' });
+  await world.store.close();
+});
+
+// ── users who are asked different steps ──
+
+/** Two plans: staff prove a password as well. The password is right when it is `right`. */
+async function setUpRounds() {
+  const world = await setUp();
+  const { store, audit, clock, tokens, accounts } = world;
+  const password: LoginStep = {
+    kind: 'password',
+    examine: async ({ evidence }) => {
+      const name = evidence.user;
+      const user = (await accounts.list()).find((account) => account.name === name);
+      return user !== undefined && evidence.password === 'right'
+        ? { subject: { id: user.id, name: user.name } }
+        : { refusal: { code: 'rejected', reason: 'the password is wrong' } };
+    },
+  };
+  const device = new DeviceStep(store);
+  const authenticator = new Authenticator({
+    store,
+    audit,
+    clock,
+    tokens,
+    steps: { login: [device, password], enrol: [device, password, new TokenStep(tokens)] },
+    serverKey: new Uint8Array(32),
+  });
+  authenticator.rules = {
+    steps: ['device'],
+    enrol: ['device', 'token'],
+    groups: { staff: { steps: ['device', 'password'] } },
+  };
+  const rounds = { ...world, authenticator };
+  await accounts.add('ada', { groups: ['staff'] });
+  await accounts.add('bob');
+  const enrolled = async (name: string): Promise<TestDevice> => {
+    const made = new TestDevice();
+    // As it was before there were rules.
+    await attempt(world, made, { token: await issue(world, name) });
+    assert.equal((await attempt(world, made)).accepted, true);
+    return made;
+  };
+  return { ...rounds, ada: await enrolled('ada'), bob: await enrolled('bob') };
+}
+
+/** A second round of a login: all steps again. */
+const secondRound = (steps: LoginEvidence['steps'], password?: string) => ({
+  change: { steps, attempt: 2, ...(password === undefined ? {} : { password }) },
+});
+const ASKED = { accepted: false, ask: [{ kind: 'device' }, { kind: 'password' }] };
+
+test('REQ-LOGIN-024: the second round asks what the proven user is asked; whoever is asked no more is in after the first', async () => {
+  const world = await setUpRounds();
+  assert.deepEqual(world.authenticator.firstSteps({ purpose: 'login' }), [{ kind: 'device' }]);
+  assert.equal((await attempt(world, world.bob)).accepted, true);
+  assert.deepEqual(await attempt(world, world.ada), ASKED);
+  const verdict = await attempt(world, world.ada, { user: 'ada', ...secondRound(['device', 'password'], 'right') });
+  assert.ok(verdict.accepted);
+  assert.deepEqual([verdict.user, verdict.steps], ['ada', ['device', 'password']]);
+  await world.store.close();
+});
+
+test('REQ-LOGIN-023: only the last round counts, with every step of that user: a worker that leaves one out gets nothing', async () => {
+  const world = await setUpRounds();
+  for (const forged of [
+    secondRound(['device']),
+    secondRound(['password'], 'right'),
+    secondRound([]),
+    secondRound(['device', 'device'], 'right'),
+    secondRound(['password', 'device'], 'right'),
+    secondRound(['device', 'password', 'totp'], 'right'),
+  ]) {
+    assert.deepEqual(await attempt(world, world.ada, forged), REJECTED);
+  }
+  assert.deepEqual(await attempt(world, world.ada, secondRound(['device', 'password'], 'wrong')), REJECTED);
+  // The other user's password does not stand for this device.
+  const foreign = { user: 'bob', ...secondRound(['device', 'password'], 'right') };
+  assert.deepEqual(await attempt(world, world.ada, foreign), REJECTED);
+  await world.store.close();
+});
+
+test('REQ-LOGIN-024: a device that does not exist, is revoked or signs wrongly is asked like one that exists, always the same', async () => {
+  const world = await setUpRounds();
+  const outcomes = new Map<string, number>();
+  for (let i = 0; i < 40; i++) {
+    const stranger = new TestDevice();
+    const first = JSON.stringify(await attempt(world, stranger));
+    assert.equal(JSON.stringify(await attempt(world, stranger)), first, 'the same stranger is asked the same');
+    outcomes.set(first, (outcomes.get(first) ?? 0) + 1);
+  }
+  assert.deepEqual([...outcomes.keys()].sort(), [JSON.stringify(REJECTED), JSON.stringify(ASKED)].sort());
+  // Whoever is asked for the password hears the verdict after it, right or wrong.
+  const stranger = new TestDevice();
+  for (const guess of ['right', 'wrong']) {
+    const verdict = await attempt(world, stranger, { user: 'ada', ...secondRound(['device', 'password'], guess) });
+    assert.deepEqual(verdict, REJECTED);
+  }
+  await world.store.close();
+});
+
+test('an enrolment passes the steps of the user, too, and binds nothing before', async () => {
+  const world = await setUpRounds();
+  const token = await issue(world, 'ada');
+  const fresh = new TestDevice();
+  const all = ['device', 'token', 'password'] as const;
+  assert.deepEqual(await attempt(world, fresh, { token }), { accepted: false, ask: all.map((kind) => ({ kind })) });
+  assert.deepEqual(await attempt(world, fresh, { user: 'ada', token, ...secondRound([...all], 'wrong') }), REJECTED);
+  assert.equal((await world.devices.list('ada')).length, 1);
+  assert.equal((await attempt(world, fresh, { user: 'ada', token, ...secondRound([...all], 'right') })).accepted, true);
+  assert.equal((await world.devices.list('ada')).length, 2);
+  await world.store.close();
+});
+
+test('whether a session would be opened today: steps, groups and account count', async () => {
+  const world = await setUpRounds();
+  const { authenticator, accounts } = world;
+  assert.equal(await authenticator.stillSuffices('ada', ['device', 'password']), true);
+  assert.equal(await authenticator.stillSuffices('ada', ['device']), false);
+  assert.equal(await authenticator.stillSuffices('bob', ['device']), true);
+  await accounts.regroup('bob', { add: ['staff'], remove: [] });
+  assert.equal(await authenticator.stillSuffices('bob', ['device']), false);
+  await accounts.delete('bob');
+  assert.equal(await authenticator.stillSuffices('bob', ['device', 'password']), false);
+  await world.store.close();
+});
+
+test('a user has a bounded number of devices; a revoked one makes room', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const enrol = async () => attempt(world, new TestDevice(), { token: await issue(world, 'ada') });
+  for (let i = 0; i < 10; i++) assert.equal((await enrol()).accepted, true);
+  const token = await issue(world, 'ada');
+  const eleventh = new TestDevice();
+  assert.deepEqual(await attempt(world, eleventh, { token }), { accepted: false, code: 'too_many_devices' });
+  const [first] = await world.devices.list('ada');
+  await world.devices.revoke(first?.id ?? '');
+  assert.equal((await attempt(world, eleventh, { token })).accepted, true, 'the token was not used up');
   await world.store.close();
 });

@@ -3,21 +3,32 @@
  *
  * Hides the nonces, the steps and their order, and what is recorded. Default deny: the nonce must be the connection's,
  * the signed bytes must say what is claimed, every step must pass, all for the same user, and account and device must be
- * in good standing at the moment of the verdict. The client hears `rejected` and nothing else until everything but the
+ * in good standing at the moment of the verdict. Where users are asked different steps there are two rounds: the first asks
+ * what everybody is asked, the second, which alone counts, all steps of that user. The client hears `rejected` and nothing else until everything but the
  * one thing it is told has been proven; the record has the true reason. It must not know frames, TLS or sessions.
  *
  * @see docs/protocol.md §6
  */
 
+import { createHmac, randomBytes } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { isVpnError } from '../base/errors.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import { type DeviceSignatureFacts, parseDeviceSignatureInput } from '../protocol/keys.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../protocol/login.ts';
-import type { RejectCode } from '../protocol/messages.ts';
+import type { RejectCode, StepKind } from '../protocol/messages.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
 import type { Queries, Store } from '../store/store.ts';
 import type { EnrolmentTokens } from './enrolment.ts';
+import {
+  DEFAULT_LOGIN_RULES,
+  firstSteps,
+  isSameSteps,
+  type LoginPurpose,
+  type LoginRules,
+  stepsFor,
+  stepsForNobody,
+} from './login-rules.ts';
 import { normaliseName } from './names.ts';
 import { Nonces } from './nonces.ts';
 import { DeviceStep } from './steps/device.ts';
@@ -34,11 +45,15 @@ export type Verdict =
       readonly deviceId: string;
       /** No login of this device had been accepted before. */
       readonly firstLogin: boolean;
+      /** What was proven. */
+      readonly steps: readonly StepKind[];
     }
-  | { readonly accepted: false; readonly code: RejectCode };
+  | { readonly accepted: false; readonly code: RejectCode }
+  /** No verdict yet: these steps are asked in another round. */
+  | { readonly accepted: false; readonly ask: Challenge['steps'] };
 
-/** The steps of each purpose, in the order in which they are asked. */
-export type LoginPlan = Readonly<Record<LoginEvidence['purpose'], readonly LoginStep[]>>;
+/** What can be asked, by purpose. */
+export type LoginSteps = Readonly<Record<LoginPurpose, readonly LoginStep[]>>;
 
 export interface AuthenticatorParts {
   readonly store: Store;
@@ -46,7 +61,9 @@ export interface AuthenticatorParts {
   readonly clock: Clock;
   readonly tokens: EnrolmentTokens;
   /** Default: `device` for a login, `device` and `token` for an enrolment. */
-  readonly plan?: LoginPlan;
+  readonly steps?: LoginSteps;
+  /** Secret of this gateway, 32 bytes: chooses the steps for those who do not exist. Default: of this process. */
+  readonly serverKey?: Uint8Array;
 }
 
 /** Refusals put on record per second in the long run, and at once. Beyond that they are counted, not lost sight of. */
@@ -64,11 +81,13 @@ export class Authenticator {
   readonly #audit: Audit;
   readonly #clock: Clock;
   readonly #tokens: EnrolmentTokens;
-  readonly #plan: LoginPlan;
+  readonly #steps: LoginSteps;
+  readonly #serverKey: Uint8Array;
   readonly #nonces: Nonces;
   /** Peers who have proven something must not be hidden by those who have not. */
   readonly #provenRecords: RecordBudget;
   readonly #otherRecords: RecordBudget;
+  #rules: LoginRules = DEFAULT_LOGIN_RULES;
 
   constructor(parts: AuthenticatorParts) {
     this.#store = parts.store;
@@ -78,7 +97,21 @@ export class Authenticator {
     this.#nonces = new Nonces(parts.clock);
     this.#provenRecords = new RecordBudget(parts.clock);
     this.#otherRecords = new RecordBudget(parts.clock);
-    this.#plan = parts.plan ?? builtInPlan(parts);
+    this.#steps = parts.steps ?? builtInSteps(parts);
+    this.#serverKey = parts.serverKey ?? randomBytes(32);
+  }
+
+  /** Which steps whom is asked, from now on. */
+  set rules(rules: LoginRules) {
+    this.#rules = rules;
+  }
+
+  /** Whether a session that was opened with these steps would be opened today; undefined when the user is gone. */
+  async stillSuffices(user: string, proven: readonly StepKind[]): Promise<boolean> {
+    const row = await this.#store.db.selectFrom('users').select('id').where('name', '=', user).executeTakeFirst();
+    if (row === undefined) return false;
+    const wanted = stepsFor(this.#rules, 'login', await this.#groupsOf(this.#store.db, row.id));
+    return wanted.every((step) => proven.includes(step));
   }
 
   /** A nonce for this connection: 32 bytes, single use, 60 s; one it had before is void. */
@@ -86,9 +119,9 @@ export class Authenticator {
     return this.#nonces.issue(binding);
   }
 
-  /** What to ask. It depends on the purpose, never on the name or device that somebody claims. */
-  steps(request: Pick<ChallengeRequest, 'purpose'>, _peer?: LoginPeer): Challenge['steps'] {
-    return this.#plan[request.purpose].map(({ kind }) => ({ kind }));
+  /** What to ask first. It depends on the purpose, never on the name or device that somebody claims. */
+  firstSteps(request: Pick<ChallengeRequest, 'purpose'>): Challenge['steps'] {
+    return firstSteps(this.#rules, request.purpose).map((kind) => ({ kind }));
   }
 
   /**
@@ -104,13 +137,36 @@ export class Authenticator {
       now: Math.trunc(this.#clock.wallNow()),
     };
     const findings = [this.#examineBinding(attempt)];
-    for (const step of this.#plan[evidence.purpose]) findings.push(await step.examine(attempt));
+    for (const kind of evidence.steps) findings.push(await this.#examine(kind, attempt));
     const { subject, refusal } = conclude(findings, evidence.user);
+    const wanted = await this.#wantedSteps(attempt, refusal === undefined ? subject : undefined);
+    if (!isSameSteps(evidence.steps, wanted)) {
+      // Whoever proved nothing is asked like everybody else, and hears the verdict in the end.
+      if (evidence.attempt === 1) return { accepted: false, ask: wanted.map((kind) => ({ kind })) };
+      const reason = `${evidence.steps.join()} was proven where ${wanted.join()} is wanted`;
+      return this.#refuse(attempt, subject, { code: 'rejected', reason: refusal?.reason ?? reason });
+    }
     if (refusal !== undefined) return this.#refuse(attempt, subject, refusal);
     if (subject === undefined) {
       return this.#refuse(attempt, subject, { code: 'rejected', reason: 'no step stands for a user' });
     }
     return this.#decide(attempt, subject, findings);
+  }
+
+  async #examine(kind: StepKind, attempt: Attempt): Promise<Finding> {
+    const step = this.#steps[attempt.evidence.purpose].find((candidate) => candidate.kind === kind);
+    if (step !== undefined) return await step.examine(attempt);
+    return { refusal: { code: 'rejected', reason: `the step ${kind} is not there` } };
+  }
+
+  /** The steps for a user who has been proven to be there or, without one, for whoever the login claims to be. */
+  async #wantedSteps({ evidence, device }: Attempt, subject: Subject | undefined): Promise<readonly StepKind[]> {
+    const groups = await this.#groupsOf(this.#store.db, subject?.id ?? '');
+    const claim = `${device} ${normaliseName(evidence.user ?? '') ?? ''}`;
+    const choice = createHmac('sha256', this.#serverKey).update(claim).digest().readUInt32BE();
+    return subject === undefined
+      ? stepsForNobody(this.#rules, evidence.purpose, choice)
+      : stepsFor(this.#rules, evidence.purpose, groups);
   }
 
   /** Whether the signed bytes are about this login, on this connection, now. */
@@ -154,7 +210,7 @@ export class Authenticator {
     }
     if (attempt.evidence.purpose === 'enrol') this.#store.sync();
     if ('code' in standing) return this.#refuse(attempt, subject, standing);
-    return { accepted: true, ...standing, deviceId: attempt.device };
+    return { accepted: true, ...standing, deviceId: attempt.device, steps: attempt.evidence.steps };
   }
 
   async #standingOf(db: Queries, { device, now }: Attempt, subject: Subject): Promise<Standing | Refusal> {
@@ -172,12 +228,7 @@ export class Authenticator {
       .where('devices.id', '=', device)
       .where('users.id', '=', subject.id)
       .executeTakeFirst();
-    const groups = await db
-      .selectFrom('user_groups')
-      .select('name')
-      .where('user_id', '=', subject.id)
-      .orderBy('name')
-      .execute();
+    const groups = await this.#groupsOf(db, subject.id);
     const rejected = (reason: string): Refusal => ({ code: 'rejected', reason });
     if (row === undefined) return rejected('the user or the device is gone');
     if (row.revoked_at !== null) return rejected('the device is revoked');
@@ -186,7 +237,17 @@ export class Authenticator {
     if (row.approved_at === null) {
       return { code: 'approval_pending', reason: 'the device waits for an operator', keep: true };
     }
-    return { user: row.name, groups: groups.map(({ name }) => name), firstLogin: row.last_seen_at === null };
+    return { user: row.name, groups, firstLogin: row.last_seen_at === null };
+  }
+
+  async #groupsOf(db: Queries, userId: string): Promise<string[]> {
+    const rows = await db
+      .selectFrom('user_groups')
+      .select('name')
+      .where('user_id', '=', userId)
+      .orderBy('name')
+      .execute();
+    return rows.map(({ name }) => name);
   }
 
   async #recordAccepted(db: Queries, { evidence, device, peer, now }: Attempt, standing: Standing): Promise<void> {
@@ -206,7 +267,7 @@ export class Authenticator {
         user: standing.user,
         device,
         source: peer.remote,
-        detail: { purpose: evidence.purpose, steps: this.#plan[evidence.purpose].map(({ kind }) => kind).join(',') },
+        detail: { purpose: evidence.purpose, steps: evidence.steps.join(',') },
       },
       db,
     );
@@ -230,8 +291,8 @@ export class Authenticator {
   }
 }
 
-/** The steps where none are configured. */
-function builtInPlan({ store, tokens }: AuthenticatorParts): LoginPlan {
+/** What can be asked where nothing else is given. */
+function builtInSteps({ store, tokens }: AuthenticatorParts): LoginSteps {
   const device = new DeviceStep(store);
   return { login: [device], enrol: [device, new TokenStep(tokens)] };
 }

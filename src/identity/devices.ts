@@ -11,7 +11,7 @@ import { VpnError } from '../base/errors.ts';
 import type { DeviceAlgorithm } from '../protocol/messages.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
 import type { Store } from '../store/store.ts';
-import { normaliseName } from './names.ts';
+import { normaliseName, parseLabel } from './names.ts';
 
 /** `enrolling`: has not logged in with its key yet; `pending`: waits for an operator. */
 export type DeviceState = 'enrolling' | 'pending' | 'active' | 'revoked';
@@ -76,6 +76,18 @@ export class Devices {
       throw new VpnError('ERR_CONFLICT', `device ${device.id} is revoked; make a new profile for a new key`);
     }
     await this.#set(device, 'approved_at', AuditEvent.deviceApproved);
+  }
+
+  /** Gives a device another name. @returns it. @throws {VpnError} ERR_NOT_FOUND, ERR_BAD_REQUEST */
+  async rename(id: string, text: string): Promise<Device> {
+    const device = await this.show(id);
+    const name = parseLabel('device', text);
+    await this.#store.transaction(async (db) => {
+      await db.updateTable('devices').set({ name }).where('id', '=', device.id).execute();
+      const detail = { from: device.name, to: name };
+      await this.#audit.append({ event: AuditEvent.deviceRenamed, user: device.user, device: device.id, detail }, db);
+    });
+    return { ...device, name };
   }
 
   /** Refuses the device's key from now on; again is no error. @throws {VpnError} ERR_NOT_FOUND */

@@ -21,6 +21,7 @@ const ID_BYTES = 8;
 const SECRET_BYTES = 32;
 const DEFAULT_LIFE_MS = 72 * 3_600_000;
 const MAX_LIFE_MS = 366 * 24 * 3_600_000;
+export const DEFAULT_DEVICES_PER_USER = 10;
 /** How long a token that has ended is remembered, to tell its holder why it is refused. */
 const MEMORY_MS = 30 * 24 * 3_600_000;
 
@@ -55,18 +56,26 @@ export interface Enrolment {
   readonly source: string;
 }
 
-/** What became of an attempt to bind. `foreign`: the device is another user's. */
-export type BindOutcome = 'bound' | 'repeated' | 'taken' | 'foreign';
+/** What became of an attempt to bind. `foreign`: the device is another user's; `full`: the user has as many as they may. */
+export type BindOutcome = 'bound' | 'repeated' | 'taken' | 'foreign' | 'full';
 
 export class EnrolmentTokens {
   readonly #store: Store;
   readonly #audit: Audit;
   readonly #clock: Clock;
+  readonly #devicesPerUser: () => number;
 
-  constructor(parts: { store: Store; audit: Audit; clock: Clock }) {
+  constructor(parts: {
+    store: Store;
+    audit: Audit;
+    clock: Clock;
+    /** How many devices that are not revoked a user may have; asked each time. */
+    devicesPerUser?: () => number;
+  }) {
     this.#store = parts.store;
     this.#audit = parts.audit;
     this.#clock = parts.clock;
+    this.#devicesPerUser = parts.devicesPerUser ?? (() => DEFAULT_DEVICES_PER_USER);
   }
 
   /**
@@ -174,6 +183,13 @@ export class EnrolmentTokens {
       .where('id', '=', enrolment.device)
       .executeTakeFirst();
     if (known !== undefined) return known.user_id === token.user.id ? 'bound' : 'foreign';
+    const present = await db
+      .selectFrom('devices')
+      .select('id')
+      .where('user_id', '=', token.user.id)
+      .where('revoked_at', 'is', null)
+      .execute();
+    if (present.length >= this.#devicesPerUser()) return 'full';
     await db
       .insertInto('devices')
       .values({

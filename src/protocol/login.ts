@@ -115,7 +115,7 @@ export interface LoginEvidence {
   /** id(8) ‖ secret(32) */
   token?: Uint8Array;
   password?: string;
-  /** 6 to 8 digits. */
+  /** 6 to 8 digits, or a recovery code of 16 characters. */
   totp?: string;
   /** The steps that were asked and answered, in order. */
   steps: readonly StepKind[];
@@ -612,7 +612,9 @@ function readAnswers({ answers }: AnswerMessage, steps: readonly StepKind[]): Re
     else if (kind === 'token') read.token = answerBytes(kind, value, TOKEN_BYTES);
     else if (kind === 'password') read.password = value;
     else if (kind === 'totp') {
-      if (!/^[0-9]{6,8}$/.test(value)) throw wrongField('answer', 'totp', 'expected 6 to 8 digits');
+      if (!/^(?:[0-9]{6,8}|[a-z2-7]{16})$/.test(value)) {
+        throw wrongField('answer', 'totp', 'expected 6 to 8 digits, or a recovery code');
+      }
       read.totp = value;
     }
   }

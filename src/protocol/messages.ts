@@ -26,6 +26,8 @@ export const REJECT_CODES = [
   'session_replaced',
   'version',
   'shutting_down',
+  'too_many_devices',
+  'busy',
   'certificate_required',
   'certificate_untrusted',
   'certificate_expired',

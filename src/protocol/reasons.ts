@@ -20,6 +20,8 @@ const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> 
   session_replaced: ['ERR_SESSION_REPLACED', 'the session has moved to another connection'],
   version: ['ERR_PROTOCOL_VERSION', 'client and server speak different versions of the protocol'],
   shutting_down: ['ERR_PEER_GONE', 'the server is shutting down'],
+  too_many_devices: ['ERR_AUTH_TOO_MANY_DEVICES', 'the account has as many devices as it may; have one revoked first'],
+  busy: ['ERR_BUSY', 'the server has too much to do; try again'],
   certificate_required: [
     'ERR_CERT_REQUIRED',
     'the server wants a client certificate; ask for one, and name it in the profile',
@@ -57,6 +59,10 @@ export function rejectCodeOf(error: VpnError): RejectCode {
       return 'session_replaced';
     case 'ERR_PROTOCOL_VERSION':
       return 'version';
+    case 'ERR_AUTH_TOO_MANY_DEVICES':
+      return 'too_many_devices';
+    case 'ERR_BUSY':
+      return 'busy';
     case 'ERR_CERT_REQUIRED':
       return 'certificate_required';
     case 'ERR_CERT_UNTRUSTED':

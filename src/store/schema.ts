@@ -42,6 +42,42 @@ export interface Schema {
     last_seen_at: number | null;
     revoked_at: number | null;
   };
+  passwords: {
+    user_id: string;
+    /** PHC string: algorithm, parameters, salt and hash. */
+    phc: string;
+    set_at: number;
+  };
+  totp_secrets: {
+    user_id: string;
+    /** Sealed. */
+    secret: Uint8Array;
+    created_at: number;
+    /** The last 30-second step that was used: no code of it or of an earlier one is taken again. */
+    last_step: number;
+  };
+  recovery_codes: {
+    user_id: string;
+    /** SHA-256 of the code. */
+    hash: Uint8Array;
+    used_at: number | null;
+  };
+  access_tokens: {
+    /** The token's 8 public bytes. */
+    id: string;
+    /** SHA-256 of the whole token. */
+    hash: Uint8Array;
+    user_id: string;
+    /** What it is for; for people only. */
+    name: string;
+    /** What it opens, space-separated. */
+    scopes: string;
+    created_at: number;
+    /** Null: never. */
+    expires_at: number | null;
+    last_used_at: number | null;
+    revoked_at: number | null;
+  };
   enrolment_tokens: {
     /** The token's 8 public bytes. */
     id: string;
@@ -109,6 +145,7 @@ export interface Schema {
 export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0001_first': { up: first },
   '0002_leases': { up: leases },
+  '0003_credentials': { up: credentials },
   '0007_sources': { up: sources },
 };
 
@@ -212,4 +249,43 @@ async function sources(db: Kysely<unknown>): Promise<void> {
     .addColumn('saved_at', 'bigint', (column) => column.notNull())
     .addPrimaryKeyConstraint('source_grants_key', ['source', 'account'])
     .execute();
+}
+
+async function credentials(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('passwords')
+    .addColumn('user_id', 'text', (column) => column.primaryKey().references('users.id').onDelete('cascade'))
+    .addColumn('phc', 'text', (column) => column.notNull())
+    .addColumn('set_at', 'bigint', (column) => column.notNull())
+    .execute();
+
+  await db.schema
+    .createTable('totp_secrets')
+    .addColumn('user_id', 'text', (column) => column.primaryKey().references('users.id').onDelete('cascade'))
+    .addColumn('secret', 'bytea', (column) => column.notNull())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('last_step', 'bigint', (column) => column.notNull())
+    .execute();
+
+  await db.schema
+    .createTable('recovery_codes')
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('hash', 'bytea', (column) => column.notNull())
+    .addColumn('used_at', 'bigint')
+    .addPrimaryKeyConstraint('recovery_codes_key', ['user_id', 'hash'])
+    .execute();
+
+  await db.schema
+    .createTable('access_tokens')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('hash', 'bytea', (column) => column.notNull())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addColumn('scopes', 'text', (column) => column.notNull())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('expires_at', 'bigint')
+    .addColumn('last_used_at', 'bigint')
+    .addColumn('revoked_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('access_tokens_user').on('access_tokens').column('user_id').execute();
 }

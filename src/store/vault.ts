@@ -89,6 +89,11 @@ export class Vault {
     return plain;
   }
 
+  /** A secret of its own for a purpose, 32 bytes, the same as long as the master key is. */
+  secret(purpose: string): Uint8Array {
+    return this.#key(`secret ${purpose}`);
+  }
+
   #key(purpose: string): Uint8Array {
     let key = this.#keys.get(purpose);
     if (key === undefined) {

@@ -8,18 +8,9 @@ import { ManualClock } from '../../src/base/clock.ts';
 import { withoutToken } from '../../src/control/profile.ts';
 import { FrameType } from '../../src/protocol/frame.ts';
 import type { CloseReason } from '../../src/protocol/messages.ts';
-import { exchange, Relay, type SimClient, until, World } from '../support/world.ts';
+import { exchange, Relay, stopsFinally, until, World } from '../support/world.ts';
 
 const SECOND = 1000;
-
-/** The client has given up, and for which reason of the server. */
-async function stopsFinally({ client, host }: SimClient, reason: CloseReason): Promise<void> {
-  await until(() => client.snapshot.state === 'stopped', `the client to stop after ${reason}`, SECOND);
-  assert.equal(client.snapshot.lastError?.code, 'ERR_PEER_GONE');
-  assert.match(client.snapshot.lastError?.message ?? '', new RegExp(`: ${reason}$`));
-  assert.equal(client.wasAskedToStop, false);
-  assert.equal(host.isClosed, true, 'the machine is put back');
-}
 
 /** Why a session ended, by the record. */
 function recorded(world: World): unknown[] {

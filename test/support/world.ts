@@ -36,6 +36,7 @@ import type { AcceptedConfig } from '../../src/protocol/config-check.ts';
 import { encodeFrame, FrameType } from '../../src/protocol/frame.ts';
 import { attachKey, type Exporter } from '../../src/protocol/keys.ts';
 import { LoginClient, type LoginClientOutput } from '../../src/protocol/login.ts';
+import type { CloseReason } from '../../src/protocol/messages.ts';
 import { type AcceptMessage, decodeMessage, type MessageName } from '../../src/protocol/messages.ts';
 import { keyHash } from '../../src/transport/tls.ts';
 import { icmpPacket } from './packets.ts';
@@ -576,4 +577,13 @@ export class RawClient {
     }
     this.#rest = Uint8Array.from(bytes);
   }
+}
+
+/** The client has given up, and for which reason of the server. */
+export async function stopsFinally({ client, host }: SimClient, reason: CloseReason): Promise<void> {
+  await until(() => client.snapshot.state === 'stopped', `the client to stop after ${reason}`, 1000);
+  assert.equal(client.snapshot.lastError?.code, 'ERR_PEER_GONE');
+  assert.match(client.snapshot.lastError?.message ?? '', new RegExp(`: ${reason}$`));
+  assert.equal(client.wasAskedToStop, false);
+  assert.equal(host.isClosed, true, 'the machine is put back');
 }

@@ -15,7 +15,7 @@ import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { AttachServer } from '../../protocol/attach.ts';
 import { attachKey, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
-import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import type { CloseReason, ConfigMessage, StepKind } from '../../protocol/messages.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
 import type { Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
@@ -66,6 +66,8 @@ interface LiveSession {
   readonly remote: string;
   readonly certificate: LoginPeer['certificate'];
   readonly lease: Lease;
+  /** What was proven when it was opened. */
+  readonly steps: readonly StepKind[];
   attach: AttachServer | undefined;
   isRecorded: boolean;
   /** Why it is not alive any more. */
@@ -78,6 +80,8 @@ export interface RightsHolder {
   /** Device id, hexadecimal. */
   readonly device: string;
   readonly certificate: LoginPeer['certificate'];
+  /** What was proven, or is said to be. */
+  readonly steps: readonly StepKind[];
 }
 
 interface JudgedLogin extends RightsHolder {
@@ -110,12 +114,19 @@ export class Auth implements AuthPort {
 
   async challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
     const { authenticator } = this.#options;
-    return { nonce: authenticator.issueNonce(peer.binding), steps: authenticator.steps(request, peer) };
+    return { nonce: authenticator.issueNonce(peer.binding), steps: authenticator.firstSteps(request) };
   }
 
   async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
     const device = evidence.deviceId.toHex();
-    const judged: JudgedLogin = { user: undefined, device, certificate: peer.certificate, hasLostItsRight: false };
+    const { steps } = evidence;
+    const judged: JudgedLogin = {
+      user: undefined,
+      device,
+      certificate: peer.certificate,
+      steps,
+      hasLostItsRight: false,
+    };
     this.#judged.add(judged);
     try {
       const verdict = await this.#judge(evidence, peer, judged);
@@ -133,8 +144,12 @@ export class Auth implements AuthPort {
 
   async #judge(evidence: LoginEvidence, peer: LoginPeer, judged: JudgedLogin): Promise<LoginVerdict> {
     const verdict = await this.#options.authenticator.verify(evidence, peer);
-    if (!verdict.accepted) return { accepted: false, code: verdict.code, message: '' };
-    const { user, groups } = verdict;
+    if (!verdict.accepted) {
+      if ('code' in verdict) return { accepted: false, code: verdict.code, message: '' };
+      const nonce = this.#options.authenticator.issueNonce(peer.binding);
+      return { accepted: false, challenge: { nonce, steps: verdict.ask } };
+    }
+    const { user, groups, steps } = verdict;
     const { device } = judged;
     judged.user = user;
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
@@ -160,7 +175,7 @@ export class Auth implements AuthPort {
     const key = id.toHex();
     const { remote, certificate } = peer;
     const state = { attach: undefined, isRecorded: false, ended: undefined };
-    this.#live.set(key, { key, id, user, device, remote, certificate, lease, ...state });
+    this.#live.set(key, { key, id, user, device, remote, certificate, lease, steps, ...state });
     this.#byDevice.set(device, key);
     const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
     return {
@@ -243,11 +258,29 @@ export class Auth implements AuthPort {
     return keys.length;
   }
 
-  /** Uses a new configuration for logins from now on, and tells the live sessions. */
-  reconfigure(config: GatewayConfig): void {
+  /**
+   * Uses a new configuration for logins from now on, and tells the live sessions. Those that proved less than is asked of
+   * their users now are ended.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  async reconfigure(config: GatewayConfig): Promise<void> {
     this.#config = config;
     this.#revision += 1;
     for (const { key, lease } of this.#live.values()) this.#worker?.configure(key, this.#configOf(lease));
+    await this.endInsufficient();
+  }
+
+  /** Ends the sessions that proved less than is asked of their users now; returns how many. @throws {VpnError} ERR_STORE */
+  async endInsufficient(user?: string): Promise<number> {
+    let ended = 0;
+    for (const session of [...this.#live.values()]) {
+      if (user !== undefined && session.user !== user) continue;
+      if (await this.#options.authenticator.stillSuffices(session.user, session.steps)) continue;
+      this.#worker?.close(session.key, 'revoked');
+      ended += 1;
+    }
+    return ended;
   }
 
   async #replace(key: SessionKey): Promise<void> {

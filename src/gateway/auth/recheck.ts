@@ -40,8 +40,8 @@ export interface RecheckOptions {
 export class Recheck {
   readonly #options: RecheckOptions;
   readonly #log: Logger;
-  readonly #intervalMs: number;
-  readonly #lookMs: number;
+  #intervalMs: number;
+  #lookMs: number;
   /** When each account with a session is to be asked. */
   readonly #due = new Map<string, number>();
   /** Sources that could not say the last time. */
@@ -54,7 +54,18 @@ export class Recheck {
     this.#options = options;
     this.#log = options.log.child({ component: 'recheck' });
     this.#intervalMs = options.intervalSeconds * 1000;
-    this.#lookMs = Math.min(MAX_LOOK_MS, this.#intervalMs / LOOKS);
+    this.#lookMs = lookMsOf(this.#intervalMs);
+  }
+
+  /** Asks in another interval from now on; who is due is drawn again. */
+  reconfigure(intervalSeconds: number): void {
+    if (intervalSeconds * 1000 === this.#intervalMs) return;
+    this.#intervalMs = intervalSeconds * 1000;
+    this.#lookMs = lookMsOf(this.#intervalMs);
+    this.#due.clear();
+    if (this.#timer === undefined) return;
+    clearInterval(this.#timer);
+    this.start();
   }
 
   start(): void {
@@ -136,4 +147,8 @@ export class Recheck {
       detail: { source, sessions },
     });
   }
+}
+
+function lookMsOf(intervalMs: number): number {
+  return Math.min(MAX_LOOK_MS, intervalMs / LOOKS);
 }

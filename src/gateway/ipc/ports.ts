@@ -40,7 +40,9 @@ export interface SessionGrant {
 
 export type LoginVerdict =
   | { readonly accepted: true; readonly session: SessionGrant }
-  | { readonly accepted: false; readonly code: RejectCode; readonly message: string };
+  | { readonly accepted: false; readonly code: RejectCode; readonly message: string }
+  /** No verdict yet: the login goes on with another round. */
+  | { readonly accepted: false; readonly challenge: Challenge };
 
 /** A data connection that claims to belong to a session. */
 export interface AttachRequest {
@@ -57,7 +59,11 @@ export type AttachVerdict =
 export interface AuthPort {
   /** A nonce and the steps to ask. */
   challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge>;
-  /** The one verdict on a login. On yes a session and its lease exist, and end when the worker says so. */
+  /**
+   * The one verdict on a login, or another round. On yes a session and its lease exist, and end when the worker says so.
+   *
+   * @throws {VpnError} ERR_BUSY, ERR_STORE: no verdict
+   */
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict>;
   /**
    * Records a session, with S(0), before its ACCEPT is sent.

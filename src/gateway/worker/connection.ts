@@ -10,8 +10,8 @@ import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { LogFields, Logger } from '../../base/log.ts';
 import { encodeGreeting, FrameDecoder, type FrameSink } from '../../protocol/frame.ts';
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
-import { LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
-import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
+import { type Challenge, LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
+import { type AttachMessage, type CloseReason, encodeMessage, type StepKind } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import type { Channel, ChannelHandler } from '../../transport/channel.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
@@ -20,6 +20,7 @@ import type { AuthPort, LoginPeer, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
+const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp']);
 
 /** What a connection needs of its worker. */
 export interface ConnectionHost {
@@ -50,6 +51,8 @@ export class Connection implements FrameSink, ChannelHandler {
   targetOffset = 0;
   /** Whether any byte has come since the worker's last tick. */
   heard = false;
+  /** Somebody may have to type: the login takes longer than one between machines. */
+  isWaitingForPerson = false;
   readonly channel: Channel;
   readonly openedAt: number;
   readonly remote: string;
@@ -173,13 +176,14 @@ export class Connection implements FrameSink, ChannelHandler {
         this.channel.sendControl(output.frame);
         break;
       case 'challenge':
-        this.#answer(async () => this.#login.challenge(await this.#host.auth.challenge(output.request, this.#peer)));
+        this.#answer(async () => this.#ask(await this.#host.auth.challenge(output.request, this.#peer)));
         break;
       case 'verify':
         this.#answer(async () => {
           const verdict = await this.#host.auth.verify(output.evidence, this.#peer);
-          if (!verdict.accepted) return this.#login.reject(verdict.code, verdict.message);
-          return await this.#accept(verdict.session);
+          if (verdict.accepted) return await this.#accept(verdict.session);
+          if ('code' in verdict) return this.#login.reject(verdict.code, verdict.message);
+          return this.#ask(verdict.challenge);
         });
         break;
       case 'attach':
@@ -201,6 +205,11 @@ export class Connection implements FrameSink, ChannelHandler {
         this.channel.close();
         break;
     }
+  }
+
+  #ask(challenge: Challenge): LoginServerOutput {
+    this.isWaitingForPerson = challenge.steps.some(({ kind }) => ANSWERED_BY_PEOPLE.has(kind));
+    return this.#login.challenge(challenge);
   }
 
   /** A stranger's mistakes are told at a bounded rate, those within a session each. */

@@ -234,9 +234,10 @@ export class Worker implements WorkerPort, ConnectionHost {
   #handleTick(): void {
     const now = this.#options.clock.now();
     for (const session of this.#sessions.values()) session.handleTick(now);
-    const deadline = now - this.#options.config.limits.loginSeconds * 1000;
+    const { loginSeconds, answerSeconds } = this.#options.config.limits;
     for (const connection of this.#connections) {
-      if (connection.session === undefined && connection.openedAt < deadline) {
+      const seconds = connection.isWaitingForPerson ? loginSeconds + answerSeconds : loginSeconds;
+      if (connection.session === undefined && connection.openedAt < now - seconds * 1000) {
         connection.fail(new VpnError('ERR_STAGE_TIMEOUT', 'the login took too long'));
       }
     }

@@ -48,6 +48,8 @@ export class TokenStep implements LoginStep {
       case 'bound':
       case 'repeated':
         return undefined;
+      case 'full':
+        return { code: 'too_many_devices', reason: 'the user has as many devices as they may' };
       case 'foreign':
         return { code: 'rejected', reason: "the device is another user's" };
       case 'taken': {
