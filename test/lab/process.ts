@@ -83,6 +83,8 @@ export interface BackgroundOptions {
   ready?: Ready;
   readyTimeoutMs?: number;
   input?: string;
+  /** Keeps standard input open for `write`. */
+  isTyped?: boolean;
   /** What `stop` sends first; default SIGTERM. */
   stopSignal?: NodeJS.Signals;
 }
@@ -101,9 +103,10 @@ export class BackgroundProcess implements AsyncDisposable {
   private constructor(argv: readonly string[], options: BackgroundOptions) {
     this.argv = argv;
     this.#stopSignal = options.stopSignal ?? 'SIGTERM';
-    this.#child = spawnChild(argv, options.env, options.input === undefined ? 'ignore' : 'pipe');
+    const isTyped = options.isTyped === true;
+    this.#child = spawnChild(argv, options.env, options.input === undefined && !isTyped ? 'ignore' : 'pipe');
     this.#child.stdin?.on('error', () => {});
-    this.#child.stdin?.end(options.input);
+    if (!isTyped) this.#child.stdin?.end(options.input);
     this.pid = this.#child.pid ?? -1;
     for (const stream of [this.#child.stdout, this.#child.stderr]) {
       stream?.setEncoding('utf8').on('data', (text: string) => {
@@ -150,6 +153,11 @@ export class BackgroundProcess implements AsyncDisposable {
 
   get running(): boolean {
     return this.#running;
+  }
+
+  /** Writes to standard input, of a process that was started with `isTyped`. */
+  write(text: string): void {
+    this.#child.stdin?.write(text);
   }
 
   signal(signal: NodeJS.Signals): void {
