@@ -25,7 +25,10 @@ import {
 } from '../../src/ip/packet.ts';
 import { RouteTable } from '../../src/ip/route-table.ts';
 import { headerBytes, NO_OFFLOAD, rebuildOffload } from '../../src/ip/super-packet.ts';
+import { encodeFrame, FrameType } from '../../src/protocol/frame.ts';
+import { frameLength, markFrame, splitFrame, trimFrame } from '../../src/transport/data-frame.ts';
 import {
+  concat,
   fragmentHeader,
   guard,
   icmpPacket,
@@ -199,3 +202,64 @@ function parsed<T>(parse: (text: string) => T, text: string): T | undefined {
     throw error;
   }
 }
+
+test('data frames: trimming, splitting and marking touch nothing outside the frame and make no good frame bad', () => {
+  let changedFrames = 0;
+  fc.assert(
+    fc.property(
+      fc.oneof(anyPacket, fc.constantFrom(...SEEDS)),
+      askedWell,
+      fc.integer({ min: 200, max: 4000 }),
+      (packet, { gsoType, flags, gsoSize, ...limits }, most) => {
+        const head = Uint8Array.of(gsoType, flags, gsoSize >>> 8, gsoSize & 0xff);
+        const frame = encodeFrame(FrameType.super, concat(head, packet));
+        const verdict = (bytes: Uint8Array, at: number, length: number): number => {
+          const size = ((bytes[at + 6] ?? 0) << 8) | (bytes[at + 7] ?? 0);
+          const offload = { ...NO_OFFLOAD };
+          const [type = 0, flag = 0] = bytes.subarray(at + 4);
+          return rebuildOffload(bytes, at + 8, length - 8, type, flag, size, limits, offload);
+        };
+        const isGood = verdict(frame, 0, frame.length) === DropReason.none;
+        for (const change of [markFrame, trimFrame, split] as const) {
+          const memory = Buffer.alloc(frame.length + 30, 0xa5);
+          memory.set(frame, 10);
+          const length = Number(change(memory, 10, frame.length));
+          assert.ok(memory.subarray(0, 10).every((byte) => byte === 0xa5));
+          assert.ok(memory.subarray(10 + frame.length).every((byte) => byte === 0xa5));
+          if (!isGood) continue;
+          if (!memory.subarray(10, 10 + frame.length).equals(frame)) changedFrames += 1;
+          const [at, rest] =
+            change === split
+              ? [10 + length, frame.length - length]
+              : [10, change === trimFrame ? length : frame.length];
+          assert.equal(verdict(memory, at, rest), DropReason.none);
+          if (change === split && length > 0) assert.equal(verdict(part, 7, frameLength(part, 7)), DropReason.none);
+        }
+        function split(bytes: Buffer, at: number, length: number): number {
+          part.fill(0x5a);
+          const cut = splitFrame(bytes, at, length, most, part, 7);
+          const end = cut === 0 ? 7 : 7 + frameLength(part, 7);
+          assert.ok(
+            part.subarray(0, 7).every((byte) => byte === 0x5a) && part.subarray(end).every((byte) => byte === 0x5a),
+          );
+          return cut;
+        }
+      },
+    ),
+    { numRuns: RUNS },
+  );
+  assert.ok(changedFrames > 50, `only ${changedFrames} frames were changed`);
+});
+
+const part = Buffer.alloc(8000);
+/** More often than by chance what fits the packet. */
+const askedWell = fc.oneof(
+  asked,
+  fc.record({
+    gsoType: fc.integer({ min: 1, max: 3 }),
+    flags: fc.constant(1),
+    gsoSize: fc.constantFrom(256, 700, 1000),
+    mtu: fc.constant(1500),
+    uso: fc.constant(true),
+  }),
+);

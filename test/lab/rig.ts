@@ -174,7 +174,8 @@ export class Rig implements AsyncDisposable {
       for (const address of addresses) lines.push(`address add ${address} dev ${device}`);
       await run(['ip', '-n', namespace.name, '-batch', '-'], { input: `${lines.join('\n')}\n` });
       if (options.offloads === false) {
-        await namespace.run(['ethtool', '-K', device, 'tso', 'off', 'gso', 'off', 'gro', 'off']);
+        const off = ['tso', 'gso', 'gro', 'tx-udp-segmentation'].flatMap((feature) => [feature, 'off']);
+        await namespace.run(['ethtool', '-K', device, ...off]);
       }
     }
   }
