@@ -7,6 +7,7 @@
 
 import { parseArgs } from 'node:util';
 import { missingForLab } from '../lab/rig.ts';
+import { FULL_GATEWAY_EFFORT, measureGateway, QUICK_GATEWAY_EFFORT } from './gateway.ts';
 import { formatReport, type Report } from './report.ts';
 import { CustomVpn } from './systems/customvpn.ts';
 import { Ocserv } from './systems/ocserv.ts';
@@ -33,10 +34,23 @@ const AREAS: Readonly<Record<string, Measure>> = {
       quick ? QUICK_EFFORT : FULL_EFFORT,
       progress,
     ),
+  gateway: (quick, progress) =>
+    measureGateway(
+      [
+        new CustomVpn({ plain: false }),
+        new WireguardGo(),
+        new OpenVpn('udp'),
+        new OpenVpn('tcp'),
+        new Ocserv('tls'),
+        new RawLink(),
+      ],
+      quick ? QUICK_GATEWAY_EFFORT : FULL_GATEWAY_EFFORT,
+      progress,
+    ),
 };
 
 const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;
-const TOOLS = { iperf3: 'iperf3', ss: 'iproute2', openssl: 'openssl' };
+const TOOLS = { iperf3: 'iperf3', ss: 'iproute2', openssl: 'openssl', ethtool: 'ethtool', tc: 'iproute2' };
 
 process.exitCode = await main(process.argv.slice(2));
 

@@ -49,6 +49,55 @@ export interface System {
   down(): Promise<void>;
 }
 
+/** A network whose two ends meet only in a router with little bandwidth. */
+export interface BottleneckNetwork extends BenchNetwork {
+  readonly router: Namespace;
+  /** The router's devices by what leaves through them. */
+  readonly devices: { readonly up: string; readonly down: string };
+}
+
+const ROUTER_SERVER_SIDE = '203.0.113.1';
+const ROUTER_CLIENT_SIDE = '203.0.113.2';
+/** Of a token bucket: what may go at once, and what may wait. */
+const BOTTLENECK_BURST = '32kb';
+const BOTTLENECK_LIMIT = '256kb';
+
+/**
+ * Makes a network for one system with a router in the middle, both of whose ways out are limited to `rate` (as `tc` takes
+ * it). Nothing on it is larger than a packet of 1,500 bytes: no device cuts or joins segments.
+ */
+export async function openBottleneck(
+  rig: Rig,
+  label: string,
+  congestion: string,
+  rate: string,
+): Promise<BottleneckNetwork> {
+  const server = await rig.namespace(`${label}-s`);
+  const router = await rig.namespace(`${label}-r`);
+  const client = await rig.namespace(`${label}-c`);
+  for (const [end, address, via, device] of [
+    [server, OUTER_SERVER, ROUTER_SERVER_SIDE, 'rs0'],
+    [client, OUTER_CLIENT, ROUTER_CLIENT_SIDE, 'rc0'],
+  ] as const) {
+    await rig.link(
+      { namespace: end, device: 'out0', addresses: [`${address}/32`] },
+      { namespace: router, device, addresses: [`${via}/32`] },
+      { offloads: false },
+    );
+    await router.run(['ip', 'route', 'add', `${address}/32`, 'dev', device]);
+    await end.run(['ip', 'route', 'add', `${via}/32`, 'dev', 'out0']);
+    const other = address === OUTER_SERVER ? OUTER_CLIENT : OUTER_SERVER;
+    await end.run(['ip', 'route', 'add', `${other}/32`, 'via', via, 'src', address]);
+    const bucket = ['tbf', 'rate', rate, 'burst', BOTTLENECK_BURST, 'limit', BOTTLENECK_LIMIT];
+    await router.run(['tc', 'qdisc', 'add', 'dev', device, 'root', ...bucket]);
+    await end.setSysctl('net.ipv4.tcp_congestion_control', congestion);
+  }
+  await router.setSysctl('net.ipv4.ip_forward', '1');
+  const folder = join(rig.folder, label);
+  await mkdir(folder, { mode: 0o700 });
+  return { rig, server, client, router, devices: { up: 'rs0', down: 'rc0' }, folder };
+}
+
 /** Makes a network for one system. @param congestion of every TCP connection that does not choose for itself */
 export async function openNetwork(rig: Rig, label: string, congestion: string): Promise<BenchNetwork> {
   const server = await rig.namespace(`${label}-s`);
