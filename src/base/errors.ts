@@ -51,6 +51,7 @@ const CODES = {
   ERR_CERT_REVOKED: 'transport',
   ERR_PEER_GONE: 'transport',
   ERR_STAGE_TIMEOUT: 'transport',
+  ERR_BACKEND: 'transport',
 
   // The operator's files and arguments.
   ERR_USAGE: 'config',
@@ -69,7 +70,6 @@ const CODES = {
   ERR_PORT_TAKEN: 'system',
   ERR_HOST_APPLY: 'system',
   ERR_STORE: 'system',
-  ERR_BACKEND: 'system',
 
   // Load.
   ERR_POOL_EXHAUSTED: 'resource',

@@ -11,6 +11,7 @@ import { gatewayState } from './options.ts';
 interface ProfileOptions {
   state: string;
   out?: string;
+  shared?: boolean;
   pin: 'ca' | 'leaf';
   hours: string;
   approve?: boolean;
@@ -19,7 +20,8 @@ interface ProfileOptions {
 export function profileCommand(host: CliHost): Command {
   return new Command('profile')
     .description("make a user's profile: server, CA, pin and a one-time token that enrols one device")
-    .argument('<user>')
+    .argument('[user]')
+    .option('--shared', 'without a user and token: for everybody who enrols by password (see login.enrol)')
     .option('--out <file>', 'write it here, mode 0600 (default: standard output)')
     .addOption(
       new Option('--pin <what>', 'pin the CA, or the server key itself too').choices(['ca', 'leaf']).default('ca'),
@@ -27,15 +29,21 @@ export function profileCommand(host: CliHost): Command {
     .option('--hours <n>', 'how long the token can be used', '72')
     .option('--approve', 'hold the device until an operator approves it')
     .addOption(gatewayState())
-    .addHelpText('after', '\nExample:\n  customvpn profile alice --out alice.toml')
-    .action(async (user: string, options: ProfileOptions) => {
+    .addHelpText(
+      'after',
+      '\nExample:\n  customvpn profile alice --out alice.toml\n  customvpn profile --shared --out company.toml',
+    )
+    .action(async (user: string | undefined, options: ProfileOptions) => {
+      if ((user === undefined) !== (options.shared === true)) {
+        throw new VpnError('ERR_USAGE', 'expected the user whose profile it shall be, or --shared');
+      }
       const validHours = Number(options.hours);
       if (!Number.isInteger(validHours) || validHours < 1 || validHours > 8760) {
         throw new VpnError('ERR_USAGE', `expected --hours from 1 to 8760, got "${options.hours}"`);
       }
       await using gateway = await host.openGateway(options.state);
       const made = await gateway['profile.create']({
-        user,
+        ...(user === undefined ? {} : { user }),
         pin: options.pin,
         validHours,
         approve: options.approve ?? false,
@@ -57,8 +65,10 @@ export function profileCommand(host: CliHost): Command {
         );
       }
       process.stdout.write(
-        `wrote ${options.out}: give it to ${user} over a safe way; it enrols one device until ${made.expiresAt}\n` +
-          `\nNext, on the client:\n  customvpn client up ${options.out}\n`,
+        (user === undefined
+          ? `wrote ${options.out}: for everybody; each device is brought in by what login.enrol asks\n`
+          : `wrote ${options.out}: give it to ${user} over a safe way; it enrols one device until ${made.expiresAt}\n`) +
+          `\nNext, on the client:\n  customvpn client up ${options.out}${user === undefined ? ' --user NAME' : ''}\n`,
       );
     });
 }

@@ -58,6 +58,8 @@ export interface ClientOptions {
   deviceKey?: DeviceKey;
   /** The one-time token that enrols the device. */
   token?: Uint8Array;
+  /** The server does not know the device yet; default: whether there is a token. */
+  enrol?: boolean;
   user?: string;
   /** Answers the steps of a login that the device's key does not: password, one-time code, access token. */
   answer?: AnswerSteps;
@@ -109,6 +111,7 @@ export class VpnClient {
   readonly #stopped = Promise.withResolvers<void>();
   readonly #abort = new AbortController();
   #token: Uint8Array | undefined;
+  #isEnrolled: boolean;
   #state: ClientState = 'idle';
   #since: number;
   #session: ClientSession | undefined;
@@ -136,6 +139,7 @@ export class VpnClient {
     this.#clock = options.clock ?? systemClock;
     this.#device = options.deviceKey ?? DeviceKey.generate();
     this.#token = options.token;
+    this.#isEnrolled = !(options.enrol ?? options.token !== undefined);
     this.#since = this.#clock.wallNow();
     if (options.verifyServer === false) {
       this.#log.warn('the server certificate is NOT verified: anyone on the way can read and change the traffic');
@@ -291,6 +295,7 @@ export class VpnClient {
       device: this.#device,
       token,
       user: options.user,
+      enrol: !this.#isEnrolled,
       answer: options.answer,
       serverName,
       serverVerified,
@@ -318,7 +323,8 @@ export class VpnClient {
       tls: facts.protocol,
       group: facts.group,
     });
-    if (token !== undefined) {
+    if (!this.#isEnrolled) {
+      this.#isEnrolled = true;
       this.#token = undefined;
       await options.onEnrolled?.();
     }

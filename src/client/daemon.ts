@@ -77,12 +77,6 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
   }
   const deviceKey = await DeviceKey.open(paths.key);
   const isEnrolled = existsSync(paths.enrolled);
-  if (!isEnrolled && profile.token === undefined) {
-    throw new VpnError(
-      'ERR_AUTH_REJECTED',
-      `${options.profile} has no enrolment token and this machine is not enrolled; ask for a new profile`,
-    );
-  }
   const client = new VpnClient({
     serverHost: profile.server.hosts,
     serverPort: profile.server.port,
@@ -93,6 +87,7 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
     pins: profile.pins,
     verifyServer: profile.verifyServer,
     deviceKey,
+    enrol: !isEnrolled,
     ...userOf(options.user ?? profile.user),
     ...(options.answer === undefined ? {} : { answer: options.answer }),
     ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),

@@ -47,6 +47,8 @@ export interface ClientSessionOptions {
   /** The one-time token of a profile: enrols the device. */
   token?: Uint8Array | undefined;
   user?: string | undefined;
+  /** The server does not know the device yet: it is brought in by the token, or by what is answered. */
+  enrol: boolean;
   /** Answers the steps that a person or machine has to; without it they fail. */
   answer?: AnswerSteps | undefined;
   /** The name that was verified, as dialled. */
@@ -414,7 +416,7 @@ interface LoginResult {
 
 /** Drives the login machine over a fresh connection until CONFIG has come. */
 async function logIn(connection: ServerConnection, options: ClientSessionOptions): Promise<LoginResult> {
-  const { device, token, user, primitives } = options;
+  const { device, user, primitives } = options;
   const done = Promise.withResolvers<LoginResult>();
   // Stands still while a person types: the server has a deadline of its own for that.
   const deadline = new Deadline(LOGIN_TIMEOUT_MS, () => {
@@ -425,7 +427,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
     exporter: connection.exporter,
     serverId: connection.channel.facts.serverId,
     features: options.features,
-    purpose: token === undefined ? 'login' : 'enrol',
+    purpose: options.enrol ? 'enrol' : 'login',
     serverName: options.serverName,
     serverVerified: options.serverVerified,
     device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
@@ -496,7 +498,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
 /** Signs for the device and has the rest answered. @throws {VpnError} ERR_AUTH_NEEDED when nobody can answer */
 async function answersOf(
   { steps, signedBytes }: Extract<LoginClientOutput, { kind: 'answer' }>,
-  { device, token, answer, signal }: ClientSessionOptions,
+  { device, token, enrol, answer, signal }: ClientSessionOptions,
 ): Promise<LoginAnswers> {
   const asked = steps.flatMap(({ kind, prompt }): AskedStep[] =>
     kind === 'password' || kind === 'totp' || (kind === 'token' && token === undefined)
@@ -504,6 +506,12 @@ async function answersOf(
       : [],
   );
   const signature = device.sign(signedBytes);
+  if (enrol && asked.some(({ kind }) => kind === 'token')) {
+    throw new VpnError(
+      'ERR_AUTH_REJECTED',
+      'this machine is not enrolled, and the profile has no enrolment token any more; ask for a new profile',
+    );
+  }
   if (asked.length === 0) return { signature, ...(token === undefined ? {} : { token }) };
   if (answer === undefined) {
     const kinds = asked.map(({ kind }) => kind).join(' and ');

@@ -173,12 +173,12 @@ export const gatewayOperations = {
   'device.revoke': { input: z.strictObject({ id: z.string() }), output: z.object({ kicked: counter }) },
   'profile.create': {
     input: z.strictObject({
-      user: name,
+      user: name.optional().describe('without one: no token, for everybody who enrols by other steps'),
       pin: z.enum(['ca', 'leaf']).default('ca'),
       validHours: z.number().int().min(1).max(8760).default(72),
       approve: z.boolean().default(false),
     }),
-    output: z.object({ profile: z.string(), expiresAt: instant }),
+    output: z.object({ profile: z.string(), expiresAt: instant.nullable() }),
   },
   'pki.show': { input: none, output: z.array(certificate) },
   'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },

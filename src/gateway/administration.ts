@@ -149,26 +149,26 @@ export function createAdministration(
       return { kicked: live.endSessions({ device: id.toLowerCase() }) };
     },
     'profile.create': async ({ user, pin, validHours, approve }) => {
-      const { name: account } = await accounts.show(user);
+      const account = user === undefined ? undefined : (await accounts.show(user)).name;
       const { names, port } = config();
       const [name] = names;
       if (name === undefined) {
         throw new VpnError('ERR_CONFIG_VALUE', 'names: a profile needs a name by which clients reach the gateway');
       }
       const trust = await trustOf(state, config(), pin ?? 'ca');
-      const { token, expiresAt } = await tokens.issue(account, {
-        lifeMs: (validHours ?? 72) * HOUR_MS,
-        approve: approve ?? false,
-      });
+      const issued =
+        account === undefined
+          ? undefined
+          : await tokens.issue(account, { lifeMs: (validHours ?? 72) * HOUR_MS, approve: approve ?? false });
       const profile = formatProfile({
         version: 1,
         id: newProfileId(),
-        name: account,
+        name: account ?? name,
         server: { hosts: [...names], port, name },
         ...trust,
-        token,
+        ...(issued === undefined ? {} : { token: issued.token }),
       });
-      return { profile, expiresAt: new Date(expiresAt).toISOString() };
+      return { profile, expiresAt: instantOf(issued?.expiresAt) };
     },
     'pki.show': async () => (await state.pki.show()).map(certificate),
     'pki.issue': async ({ name }) => {

@@ -247,6 +247,12 @@ export const gatewayConfigSchema = z.strictObject({
           message: 'expected a step that vouches for the new device: token, password or certificate',
         })
         .describe('what brings a new device in, besides the steps of its logins'),
+      backend: z
+        .string()
+        .min(1)
+        .max(32)
+        .optional()
+        .describe('the outside source that judges the passwords of names that nobody has here'),
       groups: z
         .record(groupName, z.strictObject({ steps: z.array(step).min(1).max(8) }))
         .default({})

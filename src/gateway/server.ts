@@ -145,9 +145,18 @@ export class VpnServer {
         ? await GatewayState.inMemory(clock, hasher)
         : await GatewayState.open(this.#stateDir, clock, hasher),
     );
+    checkLoginBackend(config);
     state.authenticator.rules = config.login;
     state.devicesPerUser = config.accounts.devicesPerUser;
     const backends = undo.adopt(await state.openSources(config, clock), closeAll);
+    state.passwordSources = {
+      find: (name) => {
+        const source = backends.get(name);
+        return source !== undefined && 'authenticate' in source ? source : undefined;
+      },
+      forStrangers: config.login.backend,
+      provision: (user, source, groups) => state.accounts.provision(user, source, groups),
+    };
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     // A gateway that starts cannot take up the sessions of one that has died.
     await state.sessions.endAll('shutdown');
@@ -164,6 +173,7 @@ export class VpnServer {
       clock,
       log: this.#log,
       authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
+      standing: async (user) => await recheck.check({ user, source: await state.sources.sourceOf(user) }),
     });
     const accountants = [...backends].flatMap(([name, source]) =>
       'report' in source ? [[name, source] as const] : [],
@@ -297,10 +307,14 @@ export class VpnServer {
     const merged = { ...this.#config, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
     const credentials = await loadServerCredentials(merged);
     serverTlsOptions(credentials, merged.requireClientAuth, merged.minVersion);
+    checkLoginBackend(merged);
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
     running.listener.reload(credentials);
     this.#config = merged;
     running.state.authenticator.rules = merged.login;
+    if (running.state.passwordSources !== undefined) {
+      running.state.passwordSources = { ...running.state.passwordSources, forStrangers: merged.login.backend };
+    }
     running.state.devicesPerUser = merged.accounts.devicesPerUser;
     running.hasher.parameters = argon2Of(merged);
     running.outside.recheck.reconfigure(merged.login.recheckSeconds);
@@ -438,6 +452,19 @@ export class VpnServer {
 
 async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<void> {
   await Promise.all([...backends.values()].map((backend) => backend.close()));
+}
+
+/** @throws {VpnError} ERR_CONFIG_VALUE */
+function checkLoginBackend({ login, backends }: GatewayConfig): void {
+  if (login.backend === undefined) return;
+  const kind = Object.hasOwn(backends, login.backend) ? backends[login.backend]?.kind : undefined;
+  if (kind === 'ldap' || kind === 'radius') return;
+  const known = Object.keys(backends).join(', ') || 'none';
+  throw new VpnError(
+    'ERR_CONFIG_VALUE',
+    `login.backend: expected a source that judges passwords (kind ldap or radius), got "${login.backend}"; configured are: ${known}`,
+    { details: { key: 'login.backend' } },
+  );
 }
 
 function argon2Of({ accounts: { argon2 } }: GatewayConfig): Argon2Parameters {

@@ -37,7 +37,7 @@ import { Pki } from '../identity/pki.ts';
 import { SecondFactors } from '../identity/second-factor.ts';
 import { AccessTokenStep } from '../identity/steps/access-token.ts';
 import { DeviceStep } from '../identity/steps/device.ts';
-import { PasswordStep } from '../identity/steps/password.ts';
+import { type PasswordSources, PasswordStep } from '../identity/steps/password.ts';
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
@@ -98,6 +98,8 @@ export class GatewayState implements AsyncDisposable {
   readonly secondFactors: SecondFactors;
   readonly accessTokens: AccessTokens;
   readonly authenticator: Authenticator;
+  /** The outside sources that judge passwords; none while no gateway runs. */
+  passwordSources: PasswordSources | undefined;
   /** How many devices a user may have. */
   devicesPerUser = DEFAULT_DEVICES_PER_USER;
   readonly #store: Store;
@@ -127,7 +129,7 @@ export class GatewayState implements AsyncDisposable {
     this.sources = new Sources({ store, vault, clock });
     const common = [
       new DeviceStep(store),
-      new PasswordStep(store, this.passwords),
+      new PasswordStep(store, this.passwords, () => this.passwordSources),
       new TotpStep(store, this.secondFactors),
     ];
     this.authenticator = new Authenticator({

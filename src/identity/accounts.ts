@@ -91,6 +91,45 @@ export class Accounts {
     return account;
   }
 
+  /**
+   * Makes the account of somebody whom an outside source has accepted, or brings its groups up to date.
+   *
+   * @param groups undefined: the source has no say in them
+   * @returns undefined when the name is an account of ours or of another source
+   */
+  async provision(name: string, source: string, groups: readonly string[] | undefined): Promise<UserKey | undefined> {
+    const user = parseName('user', name);
+    return await this.#store.transaction(async (db) => {
+      const row = await db.selectFrom('users').select(['id', 'source']).where('name', '=', user).executeTakeFirst();
+      if (row !== undefined && row.source !== source) return undefined;
+      const id = row?.id ?? randomBytes(16).toString('hex');
+      if (row === undefined) {
+        const values = { id, name: user, created_at: this.#now(), disabled_at: null, expires_at: null, source };
+        await db.insertInto('users').values(values).execute();
+        await this.#audit.append({ event: AuditEvent.userAdded, user, detail: { from: source } }, db);
+      }
+      if (groups !== undefined && (await this.#replaceGroups(db, id, groups))) {
+        const detail = { groups: groups.join(','), from: source };
+        await this.#audit.append({ event: AuditEvent.userChanged, user, detail }, db);
+      }
+      return { id, name: user };
+    });
+  }
+
+  /** Returns whether anything changed. */
+  async #replaceGroups(db: Queries, id: string, groups: readonly string[]): Promise<boolean> {
+    const rows = await db.selectFrom('user_groups').select('name').where('user_id', '=', id).orderBy('name').execute();
+    if (rows.map((row) => row.name).join() === [...groups].sort().join()) return false;
+    await db.deleteFrom('user_groups').where('user_id', '=', id).execute();
+    if (groups.length > 0) {
+      await db
+        .insertInto('user_groups')
+        .values(groups.map((group) => ({ user_id: id, name: group })))
+        .execute();
+    }
+    return true;
+  }
+
   /** Every user, by name. */
   async list(): Promise<Account[]> {
     const users = await this.#store.db.selectFrom('users').selectAll().orderBy('name').execute();
@@ -165,13 +204,7 @@ export class Accounts {
       const rows = await db.selectFrom('user_groups').select('name').where('user_id', '=', id).execute();
       groups = [...new Set([...rows.map((row) => row.name), ...added])].filter((group) => !removed.has(group)).sort();
       if (groups.length > MAX_GROUPS) throw tooManyGroups(groups.length);
-      await db.deleteFrom('user_groups').where('user_id', '=', id).execute();
-      if (groups.length > 0) {
-        await db
-          .insertInto('user_groups')
-          .values(groups.map((group) => ({ user_id: id, name: group })))
-          .execute();
-      }
+      await this.#replaceGroups(db, id, groups);
       return { groups: groups.join(',') };
     });
     return groups;

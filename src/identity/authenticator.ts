@@ -199,6 +199,8 @@ export class Authenticator {
           const refusal = await spend?.(db);
           if (refusal !== undefined) return keepOrUndo(refusal);
         }
+        const unenrolled = await this.#enrol(db, attempt, subject);
+        if (unenrolled !== undefined) return keepOrUndo(unenrolled);
         const found = await this.#standingOf(db, attempt, subject);
         if ('code' in found) return keepOrUndo(found);
         await this.#recordAccepted(db, attempt, found);
@@ -211,6 +213,22 @@ export class Authenticator {
     if (attempt.evidence.purpose === 'enrol') this.#store.sync();
     if ('code' in standing) return this.#refuse(attempt, subject, standing);
     return { accepted: true, ...standing, deviceId: attempt.device, steps: attempt.evidence.steps };
+  }
+
+  /** An enrolment without a profile's token: the other steps vouch for the device. */
+  async #enrol(db: Queries, { evidence, device, peer, now }: Attempt, subject: Subject): Promise<Refusal | undefined> {
+    const { purpose, steps, algorithm, publicKey, client } = evidence;
+    if (purpose !== 'enrol' || steps.includes('token')) return undefined;
+    if (publicKey === undefined) return { code: 'rejected', reason: 'an enrolment without a public key' };
+    const enrolment = { device, algorithm, publicKey, name: client.name, source: peer.remote };
+    switch (await this.#tokens.enrol(db, subject, enrolment, { approvedAt: now })) {
+      case 'enrolled':
+        return undefined;
+      case 'foreign':
+        return { code: 'rejected', reason: "the device is another user's" };
+      case 'full':
+        return { code: 'too_many_devices', reason: 'the user has as many devices as they may' };
+    }
   }
 
   async #standingOf(db: Queries, { device, now }: Attempt, subject: Subject): Promise<Standing | Refusal> {

@@ -56,6 +56,9 @@ export interface Enrolment {
   readonly source: string;
 }
 
+/** What became of an attempt to put a device in the store: its row is there, is another user's, or there is no room. */
+export type EnrolOutcome = 'enrolled' | 'foreign' | 'full';
+
 /** What became of an attempt to bind. `foreign`: the device is another user's; `full`: the user has as many as they may. */
 export type BindOutcome = 'bound' | 'repeated' | 'taken' | 'foreign' | 'full';
 
@@ -177,16 +180,28 @@ export class EnrolmentTokens {
         .executeTakeFirst();
       return row === undefined ? 'taken' : 'repeated';
     }
+    const approvedAt = token.needsApproval ? undefined : now;
+    const outcome = await this.enrol(db, token.user, enrolment, { approvedAt, detail: { token: token.id } });
+    return outcome === 'enrolled' ? 'bound' : outcome;
+  }
+
+  /** Puts a device in the store that a step has vouched for; one that is there is left alone. Part of the transaction `db`. */
+  async enrol(
+    db: Queries,
+    user: { readonly id: string; readonly name: string },
+    enrolment: Enrolment,
+    { approvedAt = undefined, detail = {} }: { approvedAt?: number | undefined; detail?: Record<string, string> } = {},
+  ): Promise<EnrolOutcome> {
     const known = await db
       .selectFrom('devices')
       .select('user_id')
       .where('id', '=', enrolment.device)
       .executeTakeFirst();
-    if (known !== undefined) return known.user_id === token.user.id ? 'bound' : 'foreign';
+    if (known !== undefined) return known.user_id === user.id ? 'enrolled' : 'foreign';
     const present = await db
       .selectFrom('devices')
       .select('id')
-      .where('user_id', '=', token.user.id)
+      .where('user_id', '=', user.id)
       .where('revoked_at', 'is', null)
       .execute();
     if (present.length >= this.#devicesPerUser()) return 'full';
@@ -194,12 +209,12 @@ export class EnrolmentTokens {
       .insertInto('devices')
       .values({
         id: enrolment.device,
-        user_id: token.user.id,
+        user_id: user.id,
         name: enrolment.name,
         algorithm: enrolment.algorithm,
         public_key: enrolment.publicKey,
-        created_at: now,
-        approved_at: token.needsApproval ? null : now,
+        created_at: this.#now(),
+        approved_at: approvedAt ?? null,
         first_login_at: null,
         last_seen_at: null,
         revoked_at: null,
@@ -208,14 +223,14 @@ export class EnrolmentTokens {
     await this.#audit.append(
       {
         event: AuditEvent.deviceEnrolled,
-        user: token.user.name,
+        user: user.name,
         device: enrolment.device,
         source: enrolment.source,
-        detail: { token: token.id },
+        detail,
       },
       db,
     );
-    return 'bound';
+    return 'enrolled';
   }
 
   /** Who has a token now, for the record; part of the transaction `db`. */

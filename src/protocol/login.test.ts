@@ -439,6 +439,7 @@ test('REQ-LOGIN-014: every reject code reaches the client as its own error, befo
     'ERR_PEER_GONE',
     'ERR_AUTH_TOO_MANY_DEVICES',
     'ERR_BUSY',
+    'ERR_BACKEND',
     'ERR_CERT_REQUIRED',
     'ERR_CERT_UNTRUSTED',
     'ERR_CERT_EXPIRED',

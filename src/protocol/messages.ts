@@ -28,6 +28,7 @@ export const REJECT_CODES = [
   'shutting_down',
   'too_many_devices',
   'busy',
+  'unavailable',
   'certificate_required',
   'certificate_untrusted',
   'certificate_expired',

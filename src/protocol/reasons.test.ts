@@ -30,6 +30,7 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
   const retried = judged.filter((failure) => recoveryAfterError(failure) === 'retry').map(({ code }) => code);
   assert.deepEqual(retried.toSorted(), [
     'ERR_ATTACH_PROOF',
+    'ERR_BACKEND',
     'ERR_CONNECT',
     'ERR_CONNECT_TIMEOUT',
     'ERR_FRAME_TRUNCATED',

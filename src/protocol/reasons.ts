@@ -21,6 +21,7 @@ const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> 
   version: ['ERR_PROTOCOL_VERSION', 'client and server speak different versions of the protocol'],
   shutting_down: ['ERR_PEER_GONE', 'the server is shutting down'],
   too_many_devices: ['ERR_AUTH_TOO_MANY_DEVICES', 'the account has as many devices as it may; have one revoked first'],
+  unavailable: ['ERR_BACKEND', 'the server cannot reach whoever judges the password; try again later'],
   busy: ['ERR_BUSY', 'the server has too much to do; try again'],
   certificate_required: [
     'ERR_CERT_REQUIRED',
@@ -63,6 +64,8 @@ export function rejectCodeOf(error: VpnError): RejectCode {
       return 'too_many_devices';
     case 'ERR_BUSY':
       return 'busy';
+    case 'ERR_BACKEND':
+      return 'unavailable';
     case 'ERR_CERT_REQUIRED':
       return 'certificate_required';
     case 'ERR_CERT_UNTRUSTED':

@@ -9,6 +9,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, test } from 'node:test';
 import { Attribute, Change, Client } from 'ldapts';
 import { ManualClock } from '../../src/base/clock.ts';
+import { parseProfile, withoutToken } from '../../src/control/profile.ts';
 import { TestAuthority } from '../support/certificates.ts';
 import { exchange, type SimClient, until, World } from '../support/world.ts';
 import { Freeradius, PROGRAM } from './freeradius.ts';
@@ -42,6 +43,19 @@ objectClass: inetOrgPerson
 uid: bob
 cn: bob
 sn: bob
+userPassword: the password of bob
+
+dn: uid=carol,${BASE}
+objectClass: inetOrgPerson
+uid: carol
+cn: carol
+sn: carol
+userPassword: the password of carol
+
+dn: cn=engineers,${BASE}
+objectClass: groupOfNames
+cn: engineers
+member: uid=carol,${BASE}
 `;
 
 describe('accounts of outside sources', { skip }, () => {
@@ -82,6 +96,108 @@ describe('accounts of outside sources', { skip }, () => {
     }
     return await world.connected(user, { profile });
   }
+
+  /** A gateway where whoever the directory knows may enrol a device with their password. */
+  const openForEverybody = (urls: string[], steps: ('device' | 'password')[] = ['device', 'password']) =>
+    World.open({
+      config: {
+        login: { steps, enrol: ['password'], backend: 'office' },
+        accounts: { argon2: { memoryKiB: 8192, passes: 1 } },
+        backends: {
+          office: {
+            ...directory(urls),
+            groupBaseDn: BASE,
+            groups: { [`cn=engineers,${BASE}`]: 'staff' },
+          },
+        },
+      },
+    });
+
+  /** A client with the profile that everybody has. */
+  async function newcomer(world: World, user: string, password: string): Promise<SimClient> {
+    const { profile, expiresAt } = await world.server.administration['profile.create']({});
+    assert.equal(expiresAt, null);
+    const shared = parseProfile(profile, 'profile');
+    assert.equal(shared.token, undefined);
+    return await world.client(user, { profile: shared, enrol: true, user, answer: async () => ({ password }) });
+  }
+
+  test('somebody whom only the directory knows enrols with the password that it knows, and has an account and groups then', async () => {
+    await using world = await openForEverybody([slapd.tlsUrl]);
+    const wrong = await newcomer(world, 'carol', 'the password of bob');
+    await assert.rejects(wrong.client.connect(), { code: 'ERR_AUTH_REJECTED' });
+    assert.deepEqual(await world.server.administration['user.list']({}), []);
+    const carol = await newcomer(world, 'carol', 'the password of carol');
+    await carol.client.connect();
+    await exchange(world, carol);
+    const shown = await world.server.administration['user.show']({ name: 'carol' });
+    assert.deepEqual([shown.source, shown.groups, shown.devices.length], ['office', ['staff'], 1]);
+    const nobody = await newcomer(world, 'nobody', 'the password of nobody');
+    await assert.rejects(nobody.client.connect(), { code: 'ERR_AUTH_REJECTED' });
+    assert.match(JSON.stringify(world.rows('select reason from audit')), /office: /);
+  });
+
+  test('an account of ours is not judged by the directory, though a name there is the same', async () => {
+    await using world = await openForEverybody([slapd.tlsUrl]);
+    await world.server.administration['user.add']({ name: 'bob', password: 'a password of our own' });
+    const theirs = await newcomer(world, 'bob', 'the password of bob');
+    await assert.rejects(theirs.client.connect(), { code: 'ERR_AUTH_REJECTED' });
+    const ours = await newcomer(world, 'bob', 'a password of our own');
+    await ours.client.connect();
+    assert.equal((await world.server.administration['user.show']({ name: 'bob' })).source, null);
+  });
+
+  test('a directory that is down refuses a login with a code that says so, and nobody is in', async () => {
+    await using world = await openForEverybody([`ldaps://127.0.0.1:${await freePort()}`]);
+    const carol = await newcomer(world, 'carol', 'the password of carol');
+    await assert.rejects(carol.client.connect({ once: true }), { code: 'ERR_BACKEND' });
+    assert.match(JSON.stringify(world.rows('select reason from audit')), /office cannot say/);
+    assert.deepEqual(await world.server.administration['user.list']({}), []);
+  });
+
+  test('where a key is enough to log in, an account that is gone from the directory is refused all the same', async () => {
+    await using world = await openForEverybody([slapd.tlsUrl], ['device']);
+    const bob = await newcomer(world, 'bob', 'the password of bob');
+    await bob.client.connect();
+    await bob.client.disconnect();
+    const options = { profile: withoutToken(await world.profile('bob')), deviceKey: bob.key };
+    await (await world.connected('bob', options)).client.disconnect();
+    await using administrator = new Client({ url: slapd.plainUrl });
+    await administrator.bind(`cn=admin,${BASE}`, 'administration');
+    const disabled = new Attribute({ type: 'employeeType', values: ['disabled'] });
+    const entry = `uid=bob,${BASE}`;
+    await administrator.modify(entry, new Change({ operation: 'add', modification: disabled }));
+    const late = await world.client('bob', options);
+    await assert.rejects(late.client.connect(), { code: 'ERR_AUTH_REJECTED' });
+    await administrator.modify(entry, new Change({ operation: 'delete', modification: disabled }));
+  });
+
+  test('a RADIUS server judges passwords, too', async () => {
+    await using radius = await Freeradius.start({
+      secret: 'testing123',
+      users: { dave: { password: 'the password of dave' } },
+    });
+    await using world = await World.open({
+      config: {
+        login: { steps: ['device', 'password'], enrol: ['password'], backend: 'radius' },
+        accounts: { argon2: { memoryKiB: 8192, passes: 1 } },
+        backends: {
+          radius: { kind: 'radius', servers: [radius.server], secretFile: join(folder, 'radius') },
+        },
+      },
+    });
+    const wrong = await newcomer(world, 'dave', 'the password of carol');
+    await assert.rejects(wrong.client.connect(), { code: 'ERR_AUTH_REJECTED' });
+    const dave = await newcomer(world, 'dave', 'the password of dave');
+    await dave.client.connect();
+    await exchange(world, dave);
+  });
+
+  test('a login that names a source which is not there, or judges no passwords, keeps the gateway from starting', async () => {
+    for (const backend of ['nowhere', 'constructor']) {
+      await assert.rejects(World.open({ config: { login: { backend } } }), { code: 'ERR_CONFIG_VALUE' });
+    }
+  });
 
   test('an account that is disabled in the directory loses its session within the recheck time', async () => {
     const clock = new ManualClock();

@@ -10,6 +10,7 @@ import type { Clock } from '../../base/clock.ts';
 import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { Authenticator } from '../../identity/authenticator.ts';
+import type { Standing } from '../../identity/backends/backend.ts';
 import { formatIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { AttachServer } from '../../protocol/attach.ts';
@@ -54,6 +55,8 @@ export interface AuthOptions {
   primitives: Primitives;
   clock: Clock;
   log: Logger;
+  /** Asks the outside source of an account whether it is still good. Never rejects. */
+  standing?: ((user: string) => Promise<Standing>) | undefined;
   /** May still refuse what the login steps have accepted; an error refuses, too. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
 }
@@ -152,6 +155,10 @@ export class Auth implements AuthPort {
     const { user, groups, steps } = verdict;
     const { device } = judged;
     judged.user = user;
+    // A password has just been judged at the source; a device's key alone says nothing of the account there.
+    if (!steps.includes('password') && (await this.#options.standing?.(user)) === 'gone') {
+      return { accepted: false, code: 'rejected', message: '' };
+    }
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
       return { accepted: false, code: 'rejected', message: '' };
     }

@@ -11,12 +11,17 @@ import type { Attempt, Subject } from './step.ts';
 /** A token begins with its public id. */
 const TOKEN_ID_BYTES = 8;
 
+/** Of an account of ours, `source` is null. */
+export interface ClaimedUser extends Subject {
+  readonly source: string | null;
+}
+
 /** Does the same work whether there is such a user or not. */
-export async function claimedUser(store: Store, { evidence, device }: Attempt): Promise<Subject | undefined> {
+export async function claimedUser(store: Store, { evidence, device }: Attempt): Promise<ClaimedUser | undefined> {
   if (evidence.user !== undefined) {
     return await store.db
       .selectFrom('users')
-      .select(['id', 'name'])
+      .select(['id', 'name', 'source'])
       .where('name', '=', normaliseName(evidence.user) ?? '')
       .executeTakeFirst();
   }
@@ -25,14 +30,14 @@ export async function claimedUser(store: Store, { evidence, device }: Attempt): 
     return await store.db
       .selectFrom('enrolment_tokens')
       .innerJoin('users', 'users.id', 'enrolment_tokens.user_id')
-      .select(['users.id', 'users.name'])
+      .select(['users.id', 'users.name', 'users.source'])
       .where('enrolment_tokens.id', '=', id)
       .executeTakeFirst();
   }
   return await store.db
     .selectFrom('devices')
     .innerJoin('users', 'users.id', 'devices.user_id')
-    .select(['users.id', 'users.name'])
+    .select(['users.id', 'users.name', 'users.source'])
     .where('devices.id', '=', device)
     .executeTakeFirst();
 }

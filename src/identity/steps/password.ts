@@ -1,29 +1,55 @@
 /**
  * The `password` step: the client's user knows their password.
  *
- * Whose password it is says the name that was typed or, without one, the device. It must not know where passwords are.
+ * Whose password it is says the name that was typed or, without one, the device. An account of ours has its password in the
+ * store; one of an outside source is judged there, and so is a name that nobody has here, where a source is configured for
+ * such: who is accepted there has an account here from then on. A source that does not answer refuses nobody for good.
  *
  * @see docs/protocol.md §6
  */
 
 import type { Store } from '../../store/store.ts';
-import type { Passwords } from '../passwords.ts';
+import type { PasswordBackend } from '../backends/backend.ts';
+import { normaliseName } from '../names.ts';
+import { normalisePassword, type Passwords } from '../passwords.ts';
 import { claimedUser } from './claimed-user.ts';
-import type { Attempt, Finding, LoginStep } from './step.ts';
+import type { Attempt, Finding, LoginStep, Refusal, Subject } from './step.ts';
+
+/** A source has its own limits for each question; this is for whatever they leave out. */
+const SOURCE_MS = 30_000;
+
+/** The outside sources that judge passwords, and what becomes of their accounts here. */
+export interface PasswordSources {
+  /** Undefined when none of that name is configured, or it judges no passwords. */
+  find(name: string): PasswordBackend | undefined;
+  /** Judges the names that nobody has here; undefined: nobody does. */
+  readonly forStrangers: string | undefined;
+  /** Makes or updates the account of somebody whom a source has accepted; undefined when the name is not the source's. */
+  provision(user: string, source: string, groups: readonly string[] | undefined): Promise<Subject | undefined>;
+}
 
 export class PasswordStep implements LoginStep {
   readonly kind = 'password';
   readonly #store: Store;
   readonly #passwords: Passwords;
+  readonly #sources: () => PasswordSources | undefined;
 
-  constructor(store: Store, passwords: Passwords) {
+  /** @param sources asked at each login */
+  constructor(store: Store, passwords: Passwords, sources: () => PasswordSources | undefined = () => undefined) {
     this.#store = store;
     this.#passwords = passwords;
+    this.#sources = sources;
   }
 
   /** @throws {VpnError} ERR_BUSY when too many passwords wait to be judged: no verdict */
   async examine(attempt: Attempt): Promise<Finding> {
     const user = await claimedUser(this.#store, attempt);
+    const sources = this.#sources();
+    const source = user === undefined ? sources?.forStrangers : (user.source ?? undefined);
+    const name = user?.name ?? normaliseName(attempt.evidence.user ?? '');
+    if (sources !== undefined && source !== undefined && name !== undefined) {
+      return await this.#askSource(sources, source, name, attempt);
+    }
     const { right, renew } = await this.#passwords.check(user?.id, attempt.evidence.password ?? '');
     if (!right || user === undefined) {
       const reason = user === undefined ? 'a password for nobody we know' : 'the password is wrong';
@@ -38,4 +64,33 @@ export class PasswordStep implements LoginStep {
       },
     };
   }
+
+  async #askSource(
+    sources: PasswordSources,
+    source: string,
+    user: string,
+    { evidence, peer }: Attempt,
+  ): Promise<Finding> {
+    const password = normalisePassword(evidence.password ?? '');
+    const backend = sources.find(source);
+    if (password === undefined) return refuse('a password that nobody can have');
+    if (backend === undefined) return refuse(`the source ${source} is not configured, or judges no passwords`);
+    const verdict = await backend.authenticate({ user, password, source: peer.remote }, AbortSignal.timeout(SOURCE_MS));
+    switch (verdict.kind) {
+      case 'accepted': {
+        const subject = await sources.provision(verdict.user, source, verdict.groups);
+        return subject === undefined ? refuse(`${source} accepts a name that is not its own here`) : { subject };
+      }
+      case 'refused':
+        return refuse(`${source}: ${verdict.reason}`);
+      case 'unavailable':
+        return refuse(`${source} cannot say: ${verdict.reason}`, 'unavailable');
+      case 'ask':
+        return refuse(`${source} asks a further question, which a login has no answer for`);
+    }
+  }
+}
+
+function refuse(reason: string, code: Refusal['code'] = 'rejected'): Finding {
+  return { refusal: { code, reason } };
 }
