@@ -73,6 +73,8 @@ test('a hasher that is killed fails the password at hand with ERR_BUSY; the next
   await hasher.hash('to have it started');
   const { pid } = hasher;
   assert.ok(pid !== undefined);
+  // It must not be done before it is killed.
+  process.kill(pid, 'SIGSTOP');
   const [lost, next] = [hasher.hash('lost with it'), hasher.hash('the next one')];
   process.kill(pid, 'SIGKILL');
   await assert.rejects(lost, { code: 'ERR_BUSY' });
