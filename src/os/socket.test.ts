@@ -208,7 +208,7 @@ test('a path tells round trips and segments, and takes another congestion contro
   const client = await dial(listening.port, '127.0.0.1');
   const peer = await accepted;
   const path = new TcpPath(socketFd(client));
-  const facts = { rttMs: -1, minRttMs: -1, sentSegments: -1, resentSegments: -1 };
+  const facts = { rttMs: -1, minRttMs: -1, sentSegments: -1, resentSegments: -1, ackedBytes: -1 };
   assert.ok(path.read(facts));
   assert.equal(facts.sentSegments, 0);
   client.write(Buffer.alloc(1000));
@@ -222,6 +222,7 @@ test('a path tells round trips and segments, and takes another congestion contro
   assert.ok(path.read(facts));
   assert.equal(facts.sentSegments, 2);
   assert.equal(facts.resentSegments, 0);
+  assert.ok(facts.ackedBytes >= 0);
   assert.ok(facts.rttMs > 0 && facts.rttMs < 1000, `${facts.rttMs} ms on loopback`);
   assert.ok(facts.minRttMs > 0 && facts.minRttMs <= facts.rttMs + 1, `${facts.minRttMs} ms on loopback`);
   peer.destroy();

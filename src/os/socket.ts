@@ -29,6 +29,7 @@ const TCP_CONGESTION = 13;
 const TCP_USER_TIMEOUT = 18;
 const TCP_NOTSENT_LOWAT = 25;
 
+const SIOCOUTQ = 0x5411n;
 const SIOCOUTQNSD = 0x894bn;
 const F_DUPFD_CLOEXEC = 1030;
 
@@ -37,6 +38,7 @@ const CONGESTION_NAME_BYTES = 16;
 const TCP_INFO_BYTES = 160;
 const INFO_RTT = 68;
 const INFO_TOTAL_RETRANS = 100;
+const INFO_BYTES_ACKED = 120;
 const INFO_MIN_RTT = 148;
 const INFO_DATA_SEGS_OUT = 156;
 const SOCKADDR_BYTES = 28;
@@ -228,6 +230,8 @@ export interface PathFacts {
   /** Segments with data, repetitions included. */
   sentSegments: number;
   resentSegments: number;
+  /** Bytes that the peer has acknowledged. */
+  ackedBytes: number;
 }
 
 /** A connection's way to its peer, as the kernel sees it. The descriptor is the caller's, and stays open as long as this is used. */
@@ -250,6 +254,8 @@ export class TcpPath {
     facts.rttMs = info.view.getUint32(INFO_RTT, true) / 1000;
     facts.minRttMs = info.view.getUint32(INFO_MIN_RTT, true) / 1000;
     facts.sentSegments = info.view.getUint32(INFO_DATA_SEGS_OUT, true);
+    const ackedHigh = info.view.getUint32(INFO_BYTES_ACKED + 4, true);
+    facts.ackedBytes = info.view.getUint32(INFO_BYTES_ACKED, true) + ackedHigh * 2 ** 32;
     facts.resentSegments = info.view.getUint32(INFO_TOTAL_RETRANS, true);
     return true;
   }
@@ -314,8 +320,17 @@ export class UnsentGate {
 
   /** Bytes that the kernel holds and has not sent; 0 once the gate is closed. */
   unsent(): number {
+    return this.#ask(SIOCOUTQNSD);
+  }
+
+  /** Bytes that the peer's kernel has not acknowledged, sent or not; 0 once the gate is closed. */
+  unacknowledged(): number {
+    return this.#ask(SIOCOUTQ);
+  }
+
+  #ask(request: bigint): number {
     if (this.#fd < 0) return 0;
-    if (this.#calls.ioctl(this.#fd, SIOCOUTQNSD, this.#result.memory.address) < 0) return 0;
+    if (this.#calls.ioctl(this.#fd, request, this.#result.memory.address) < 0) return 0;
     return this.#result.value[0] ?? 0;
   }
 

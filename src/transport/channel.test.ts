@@ -53,8 +53,12 @@ class ManualGate implements SendGate {
     waiting?.();
   }
 
-  roundTripMs(): number {
+  unacknowledged(): number {
     return 0;
+  }
+
+  read(): boolean {
+    return false;
   }
 
   close(): void {

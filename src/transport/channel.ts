@@ -15,6 +15,7 @@ import { type PathFacts, socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
 import { FairQueue } from './fair-queue.ts';
+import { FlightLimit } from './flight-limit.ts';
 import { PacketQueue } from './packet-queue.ts';
 import { PathWatch } from './path-watch.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -28,6 +29,8 @@ const CONTROL_QUEUE_BYTES = 1024 * 1024;
 /** Twice what a kernel lets one flow have in flight (`tcp_wmem`): on a fast path a single flow is never told to slow down. */
 const DATA_QUEUE_BYTES = 8 * 1024 * 1024;
 const LINGER_MS = 1000;
+/** Until what is on the way is looked at again; less than what is on the way takes. */
+const FLIGHT_WAIT_MS = 2;
 /** How long a queue must be unused before its memory goes. */
 const IDLE_QUEUE_MS = 5000;
 
@@ -79,10 +82,12 @@ export interface SendGate {
   unsent(): number;
   /** Calls back once when the socket takes more. */
   whenWritable(callback: () => void): void;
+  /** Bytes taken by the kernel and not acknowledged by the peer's. */
+  unacknowledged(): number;
   /** Told of every write. */
   wrote(bytes: number): void;
-  /** The connection's own smoothed round trip, milliseconds; 0 when it is not known. */
-  roundTripMs(): number;
+  /** What the kernel knows of the way. @returns false when it tells nothing */
+  read(facts: PathFacts): boolean;
   close(): void;
 }
 
@@ -106,6 +111,8 @@ export interface ChannelCounters {
   receivedBytes: number;
   /** Writes that had to wait for the kernel. */
   gateWaits: number;
+  /** Writes that had to wait until less was on the way. */
+  flightWaits: number;
   /** Calls of `sendData` that found the queue full. */
   refused: number;
 }
@@ -113,7 +120,14 @@ export interface ChannelCounters {
 /** One end of a connection that carries frames. */
 export class Channel {
   readonly facts: ChannelFacts;
-  readonly counters: ChannelCounters = { sentBytes: 0, writes: 0, receivedBytes: 0, gateWaits: 0, refused: 0 };
+  readonly counters: ChannelCounters = {
+    sentBytes: 0,
+    writes: 0,
+    receivedBytes: 0,
+    gateWaits: 0,
+    flightWaits: 0,
+    refused: 0,
+  };
   readonly #socket: TLSSocket;
   /** Only data is worth a second descriptor: a connection that carries none has no gate. */
   #openGate: (() => SendGate | undefined) | undefined;
@@ -130,6 +144,10 @@ export class Channel {
   #isClosed = false;
   #error: VpnError | undefined;
   #linger: NodeJS.Timeout | undefined;
+  readonly #facts: PathFacts = { rttMs: 0, minRttMs: 0, sentSegments: 0, resentSegments: 0, ackedBytes: 0 };
+  /** Made when the connection is found slow. */
+  #flight: FlightLimit | undefined;
+  #flightTimer: NodeJS.Timeout | undefined;
   #idleTimer: NodeJS.Timeout | undefined;
 
   /** Takes the socket over. Its handshake must be complete; nothing is read from it before `start`. */
@@ -141,7 +159,7 @@ export class Channel {
     this.#data = new FairQueue({
       limitBytes: options.dataQueueBytes ?? DATA_QUEUE_BYTES,
       budget: options.queues,
-      roundTripMs: () => this.#gate?.roundTripMs() ?? 0,
+      roundTripMs: () => (this.#gate?.read(this.#facts) === true ? this.#facts.rttMs : 0),
     });
     this.#resume = (error) => {
       this.#isBusy = false;
@@ -297,10 +315,21 @@ export class Channel {
 
   #isGateOpen(): boolean {
     const gate = this.#gate;
-    if (gate === undefined || gate.unsent() < GATE_BYTES) return true;
+    if (gate === undefined) return true;
+    if (gate.unsent() >= GATE_BYTES) {
+      this.#isBusy = true;
+      this.counters.gateWaits += 1;
+      gate.whenWritable(this.#resume);
+      return false;
+    }
+    if (!this.#data.isSlow) return true;
+    this.#flight ??= new FlightLimit((facts) => gate.read(facts));
+    if (gate.unacknowledged() < this.#flight.bytes(performance.now())) return true;
     this.#isBusy = true;
-    this.counters.gateWaits += 1;
-    gate.whenWritable(this.#resume);
+    this.counters.flightWaits += 1;
+    // One timer for the life of the connection, and only where it is slow.
+    if (this.#flightTimer === undefined) this.#flightTimer = setTimeout(this.#resume, FLIGHT_WAIT_MS).unref();
+    else this.#flightTimer.refresh();
     return false;
   }
 
@@ -346,6 +375,7 @@ export class Channel {
     this.#data.close();
     this.#control.clear();
     clearTimeout(this.#linger);
+    clearTimeout(this.#flightTimer);
     clearInterval(this.#idleTimer);
     // The gate holds a duplicate of the descriptor: the peer sees the end only when both are closed.
     this.#gate?.close();
@@ -376,7 +406,6 @@ class KernelGate implements SendGate {
   readonly #unsent: UnsentGate;
   readonly #path: TcpPath;
   readonly #watch: PathWatch;
-  readonly #facts: PathFacts = { rttMs: 0, minRttMs: 0, sentSegments: 0, resentSegments: 0 };
 
   constructor(fd: number) {
     this.#unsent = new UnsentGate(fd);
@@ -388,6 +417,10 @@ class KernelGate implements SendGate {
     return this.#unsent.unsent();
   }
 
+  unacknowledged(): number {
+    return this.#unsent.unacknowledged();
+  }
+
   whenWritable(callback: () => void): void {
     this.#unsent.whenWritable(callback);
   }
@@ -396,8 +429,8 @@ class KernelGate implements SendGate {
     this.#watch.wrote(bytes);
   }
 
-  roundTripMs(): number {
-    return this.#path.read(this.#facts) ? this.#facts.rttMs : 0;
+  read(facts: PathFacts): boolean {
+    return this.#path.read(facts);
   }
 
   close(): void {

@@ -151,6 +151,11 @@ export class FairQueue implements BudgetedQueue {
     return this.#flows?.store.sizeBytes ?? 0;
   }
 
+  /** Whether the connection has been measured, and found so slow that super-packets leave in parts. */
+  get isSlow(): boolean {
+    return this.#unitBytes !== NO_UNIT;
+  }
+
   /** What leaves at once is at most this long, or two segments. */
   get unitBytes(): number {
     return this.#unitBytes;

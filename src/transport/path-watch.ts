@@ -41,7 +41,7 @@ const TICKS_BEFORE_FAR = 3;
 export class PathWatch {
   readonly #path: WatchedPath;
   readonly #now: () => number;
-  readonly #facts: PathFacts = { rttMs: 0, minRttMs: 0, sentSegments: 0, resentSegments: 0 };
+  readonly #facts: PathFacts = { rttMs: 0, minRttMs: 0, sentSegments: 0, resentSegments: 0, ackedBytes: 0 };
   #unreviewed = 0;
   #since: number;
   #sentSegments = 0;
