@@ -40,7 +40,19 @@ export function hostAndPort(value: string, defaultPort: number): { host: string;
   return { host, port };
 }
 
+const DURATION = /^(\d{1,6})([mhdw])$/;
 const UNITS = { m: 60_000, h: 3_600_000, d: 86_400_000, w: 604_800_000 } as const;
+
+/** As `instant`, but a time is one ago. @throws {VpnError} ERR_USAGE */
+export function since(value: string): string {
+  const [, count, unit] = DURATION.exec(value) ?? [];
+  if (count === undefined || !isUnit(unit)) return instant(value);
+  return new Date(Date.now() - Number(count) * UNITS[unit]).toISOString();
+}
+
+function isUnit(unit: string | undefined): unit is keyof typeof UNITS {
+  return unit !== undefined && Object.hasOwn(UNITS, unit);
+}
 
 /**
  * An instant in ISO form from a date (its first moment, UTC), an instant, or a time from now: `90m`, `12h`, `30d`, `4w`.
@@ -48,10 +60,10 @@ const UNITS = { m: 60_000, h: 3_600_000, d: 86_400_000, w: 604_800_000 } as cons
  * @throws {VpnError} ERR_USAGE
  */
 export function instant(value: string): string {
-  const [, count, unit] = /^(\d{1,6})([mhdw])$/.exec(value) ?? [];
+  const [, count, unit] = DURATION.exec(value) ?? [];
   const isoForm = /^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d))?$/.test(value);
   const at =
-    count !== undefined && (unit === 'm' || unit === 'h' || unit === 'd' || unit === 'w')
+    count !== undefined && isUnit(unit)
       ? Date.now() + Number(count) * UNITS[unit]
       : isoForm
         ? Date.parse(value)

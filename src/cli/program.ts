@@ -6,6 +6,7 @@
  */
 
 import { Command, CommanderError } from 'commander';
+import { auditCommand } from './audit.ts';
 import { clientCommand } from './client.ts';
 import { deviceCommand } from './device.ts';
 import { doctorCommand } from './doctor.ts';
@@ -44,6 +45,7 @@ What this machine lacks:
     deviceCommand(host),
     profileCommand(host),
     pkiCommand(host),
+    auditCommand(host),
     clientCommand(host),
     doctorCommand(host),
   ]) {

@@ -89,6 +89,17 @@ const certificate = z.object({
   file: z.string(),
 });
 
+const auditRecord = z.object({
+  id: z.string().describe('sorts by time'),
+  at: instant,
+  event: z.string(),
+  user: z.string().nullable(),
+  device: z.string().nullable(),
+  source: z.string().nullable().describe('address and port of the peer'),
+  reason: z.string().nullable().describe('the true reason, which the peer was not told'),
+  detail: z.record(z.string(), z.union([z.string(), z.number()])),
+});
+
 /** Totals by name, such as drops by reason. */
 const totals = z.record(z.string(), counter);
 
@@ -180,6 +191,16 @@ export const gatewayOperations = {
     }),
     output: z.object({ profile: z.string(), expiresAt: instant.nullable() }),
   },
+  'audit.list': {
+    input: z.strictObject({
+      since: instant.optional(),
+      user: name.optional(),
+      event: z.string().max(64).optional().describe('an event such as login.refused, or its first part'),
+      after: z.string().max(64).optional().describe('the id of a record: only those after it'),
+      limit: z.number().int().min(1).max(10_000).default(1000).describe('the newest so many'),
+    }),
+    output: z.array(auditRecord),
+  },
   'pki.show': { input: none, output: z.array(certificate) },
   'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },
   'pki.revoke': { input: z.strictObject({ serial: z.string() }), output: z.object({ certificate, kicked: counter }) },
@@ -223,6 +244,7 @@ export type ClientStatus = z.output<(typeof clientOperations)['client.status']['
 export type SessionInfo = z.output<typeof session>;
 export type UserInfo = z.output<typeof user>;
 export type AccessTokenInfo = z.output<typeof accessToken>;
+export type AuditRecordInfo = z.output<typeof auditRecord>;
 export type UserDetails = z.output<(typeof gatewayOperations)['user.show']['output']>;
 export type DeviceInfo = z.output<typeof device>;
 export type CertificateInfo = z.output<typeof certificate>;

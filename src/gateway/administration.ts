@@ -6,7 +6,14 @@
  */
 
 import { VpnError } from '../base/errors.ts';
-import type { AccessTokenInfo, CertificateInfo, DeviceInfo, GatewayApi, UserInfo } from '../control/operations.ts';
+import type {
+  AccessTokenInfo,
+  AuditRecordInfo,
+  CertificateInfo,
+  DeviceInfo,
+  GatewayApi,
+  UserInfo,
+} from '../control/operations.ts';
 import { formatProfile, newProfileId } from '../control/profile.ts';
 import type { AccessToken } from '../identity/access-tokens.ts';
 import type { Account } from '../identity/accounts.ts';
@@ -14,6 +21,7 @@ import type { Device } from '../identity/devices.ts';
 import { parseNewPassword } from '../identity/passwords.ts';
 import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
+import type { AuditRecord } from '../store/audit.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { GatewayConfig } from './config.ts';
 import type { GatewayState } from './state.ts';
@@ -170,6 +178,16 @@ export function createAdministration(
       });
       return { profile, expiresAt: instantOf(issued?.expiresAt) };
     },
+    'audit.list': async ({ since, user, event, after, limit }) => {
+      const records = await state.audit.list({
+        ...(since === undefined ? {} : { since: Date.parse(since) }),
+        ...(user === undefined ? {} : { user: user.normalize('NFC') }),
+        ...(event === undefined ? {} : { event }),
+        ...(after === undefined ? {} : { after }),
+        limit: limit ?? 1000,
+      });
+      return records.map(auditInfo);
+    },
     'pki.show': async () => (await state.pki.show()).map(certificate),
     'pki.issue': async ({ name }) => {
       const issued = await state.pki.issue(name);
@@ -211,6 +229,20 @@ function accessTokenInfo(token: AccessToken): AccessTokenInfo {
     expiresAt: instantOf(expiresAt),
     lastUsedAt: instantOf(lastUsedAt),
     revokedAt: instantOf(revokedAt),
+  };
+}
+
+/** A record as the API and the file of JSON lines have it. */
+export function auditInfo({ id, at, event, user, device, source, reason, detail }: AuditRecord): AuditRecordInfo {
+  return {
+    id,
+    at: new Date(at).toISOString(),
+    event,
+    user: user ?? null,
+    device: device ?? null,
+    source: source ?? null,
+    reason: reason ?? null,
+    detail: { ...detail },
   };
 }
 

@@ -271,6 +271,12 @@ export const gatewayConfigSchema = z.strictObject({
     .default({})
     .describe('outside sources of accounts'),
 
+  audit: z
+    .strictObject({
+      file: text.optional().describe('the audit record as JSON lines, beside the table'),
+    })
+    .prefault({}),
+
   log: z
     .strictObject({
       level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
@@ -306,6 +312,7 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
   const absolute = (file: string) => (isAbsolute(file) ? file : resolve(folder, file));
   return {
     ...config,
+    audit: config.audit.file === undefined ? config.audit : { ...config.audit, file: absolute(config.audit.file) },
     certFile: absolute(config.certFile),
     keyFile: absolute(config.keyFile),
     ...(config.caFile === undefined ? {} : { caFile: absolute(config.caFile) }),

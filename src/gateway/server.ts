@@ -21,8 +21,9 @@ import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
 import type { QueueBudget } from '../transport/queue-budget.ts';
 import { serverTlsOptions } from '../transport/tls.ts';
-import { type Administration, type Concerned, createAdministration } from './administration.ts';
+import { type Administration, auditInfo, type Concerned, createAdministration } from './administration.ts';
 import { type AccountedSession, Accounting } from './auth/accounting.ts';
+import { AuditFile } from './auth/audit-file.ts';
 import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
 import { HasherProcess } from './auth/hasher.ts';
 import { Recheck } from './auth/recheck.ts';
@@ -85,6 +86,7 @@ export type ServerConfig = GatewayOptions & {
 interface Running {
   state: GatewayState;
   hasher: HasherProcess;
+  auditFile: AuditFile | undefined;
   supervisor: Supervisor;
   auth: Auth;
   worker: Worker;
@@ -232,6 +234,10 @@ export class VpnServer {
       clock,
       log: this.#log,
     });
+    const auditFile =
+      config.audit.file === undefined
+        ? undefined
+        : await AuditFile.open({ audit: state.audit, path: config.audit.file, log: this.#log, format: auditInfo });
     worker.start();
     recheck.start();
     accounting.start();
@@ -247,7 +253,19 @@ export class VpnServer {
     );
     const since = clock.wallNow();
     const outside = { backends, recheck, accounting };
-    this.#running = { state, hasher, supervisor, auth, worker, listener, pool, administration, outside, since };
+    this.#running = {
+      state,
+      auditFile,
+      hasher,
+      supervisor,
+      auth,
+      worker,
+      listener,
+      pool,
+      administration,
+      outside,
+      since,
+    };
     undo.move();
     this.#log.info('gateway runs', {
       component: 'server',
@@ -285,6 +303,7 @@ export class VpnServer {
     });
     undo.use(running.hasher);
     undo.use(running.state);
+    undo.defer(() => running.auditFile?.close());
     undo.defer(() => closeAll(running.outside.backends));
     undo.defer(() => running.outside.accounting.stop());
     undo.defer(() => running.supervisor.close());

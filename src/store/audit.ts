@@ -50,6 +50,8 @@ export interface AuditEntry {
 }
 
 export interface AuditRecord extends AuditEntry {
+  /** Sorts by time, then by order of writing. */
+  readonly id: string;
   /** Milliseconds since the Unix epoch. */
   readonly at: number;
 }
@@ -58,7 +60,10 @@ export interface AuditQuery {
   /** Milliseconds since the Unix epoch. */
   readonly since?: number;
   readonly user?: string;
-  readonly event?: AuditEvent;
+  /** Or the first part of it: `user` is every event of a user. */
+  readonly event?: string;
+  /** The id of a record: only those after it. */
+  readonly after?: string;
   /** At most this many, the newest; default 1,000. */
   readonly limit?: number;
 }
@@ -103,9 +108,20 @@ export class Audit {
       .limit(query.limit ?? 1000);
     if (query.since !== undefined) select = select.where('at', '>=', query.since);
     if (query.user !== undefined) select = select.where('user', '=', query.user);
-    if (query.event !== undefined) select = select.where('event', '=', query.event);
+    if (query.after !== undefined) select = select.where('id', '>', query.after);
+    if (query.event !== undefined) {
+      const { event } = query;
+      // What begins with `event.` sorts between it and `event/`.
+      select = select.where((build) =>
+        build.or([
+          build('event', '=', event),
+          build.and([build('event', '>', `${event}.`), build('event', '<', `${event}/`)]),
+        ]),
+      );
+    }
     const rows = await select.execute();
     return rows.reverse().map((row) => ({
+      id: row.id,
       at: Number(row.at),
       event: row.event as AuditEvent,
       user: row.user ?? undefined,

@@ -7,7 +7,7 @@
  * PostgreSQL and a name that SQLite ignores).
  */
 
-import type { ColumnType, Kysely } from 'kysely';
+import { type ColumnType, type Kysely, sql } from 'kysely';
 import type { Migration } from 'kysely/migration';
 
 export type DeviceAlgorithm = 'p256' | 'ed25519';
@@ -147,6 +147,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0002_leases': { up: leases },
   '0003_credentials': { up: credentials },
   '0007_sources': { up: sources },
+  '0008_append_only': { up: appendOnly },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -288,4 +289,15 @@ async function credentials(db: Kysely<unknown>): Promise<void> {
     .addColumn('revoked_at', 'bigint')
     .execute();
   await db.schema.createIndex('access_tokens_user').on('access_tokens').column('user_id').execute();
+}
+
+/** Rows of the audit record are appended and read, by whomever, with whatever program. */
+async function appendOnly(db: Kysely<unknown>): Promise<void> {
+  for (const change of ['update', 'delete']) {
+    await sql
+      .raw(
+        `create trigger audit_no_${change} before ${change} on audit begin select raise(abort, 'the audit record is append-only'); end`,
+      )
+      .execute(db);
+  }
 }

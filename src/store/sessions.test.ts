@@ -132,7 +132,7 @@ test('the audit record tells opening and end, with eight digits of the id', asyn
   await sessions.open(session);
   clock.advance(1000);
   await sessions.end(ID, 'admin');
-  const rows = await audit.list();
+  const rows = (await audit.list()).map(({ id: _id, ...row }) => row);
   const common = { user: 'ada', device: DEVICE, source: '192.0.2.1:4000', detail: { session: 'abababab' } };
   assert.deepEqual(rows, [
     { ...common, at: clock.wallNow() - 1000, event: 'session.opened', reason: undefined },
@@ -154,7 +154,7 @@ test('audit rows of one millisecond keep their order, and long texts are cut', a
   const { store, audit } = await setUp();
   for (let i = 0; i < 50; i++) await audit.append({ event: 'login.refused', reason: `${i}` });
   await audit.append({ event: 'login.refused', user: 'x'.repeat(10_000) });
-  const rows = await audit.list();
+  const rows = (await audit.list()).map(({ id: _id, ...row }) => row);
   assert.deepEqual(
     rows.slice(0, 50).map((row) => row.reason),
     Array.from({ length: 50 }, (_, i) => `${i}`),

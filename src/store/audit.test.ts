@@ -1,0 +1,58 @@
+// The record is appended to and read; nothing else.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { ManualClock } from '../base/clock.ts';
+import { Audit } from './audit.ts';
+import { openStore } from './store.ts';
+
+async function setUp() {
+  const store = await openStore(':memory:');
+  const clock = new ManualClock();
+  return { store, clock, audit: new Audit(store, clock) };
+}
+
+test('a row cannot be changed or removed, by whatever query', async () => {
+  const { store, audit } = await setUp();
+  await audit.append({ event: 'login.refused', user: 'ada', reason: 'why' });
+  const refused = { code: 'ERR_STORE', message: /append-only/ };
+  await assert.rejects(store.db.updateTable('audit').set({ user: 'eve' }).execute(), refused);
+  await assert.rejects(store.db.deleteFrom('audit').execute(), refused);
+  assert.deepEqual(
+    (await audit.list()).map(({ user, reason }) => [user, reason]),
+    [['ada', 'why']],
+  );
+  await store.close();
+});
+
+test('records are found by user, time, event, kind of event, and what came before them', async () => {
+  const { store, clock, audit } = await setUp();
+  for (const [event, user] of [
+    ['login.refused', 'ada'],
+    ['login.accepted', 'ada'],
+    ['user.added', 'bob'],
+    ['login.refused', 'bob'],
+  ] as const) {
+    clock.advance(1000);
+    await audit.append({ event, user });
+  }
+  const found = async (query: Parameters<Audit['list']>[0]) =>
+    (await audit.list(query)).map(({ event, user }) => `${event} ${user}`);
+  assert.deepEqual(await found({ user: 'ada' }), ['login.refused ada', 'login.accepted ada']);
+  assert.deepEqual(await found({ event: 'login.refused' }), ['login.refused ada', 'login.refused bob']);
+  assert.deepEqual(await found({ event: 'login' }), ['login.refused ada', 'login.accepted ada', 'login.refused bob']);
+  assert.deepEqual(await found({ event: 'log' }), []);
+  assert.deepEqual(await found({ since: clock.wallNow() - 1000 }), ['user.added bob', 'login.refused bob']);
+  assert.deepEqual(await found({ limit: 1 }), ['login.refused bob']);
+  const [, second] = await audit.list();
+  assert.deepEqual(await found({ after: second?.id ?? '' }), ['user.added bob', 'login.refused bob']);
+  await store.close();
+});
+
+test('what a peer chooses is cut to a bound', async () => {
+  const { store, audit } = await setUp();
+  await audit.append({ event: 'login.refused', user: 'x'.repeat(10_000), reason: 'y'.repeat(10_000) });
+  const [record] = await audit.list();
+  assert.deepEqual([record?.user?.length, record?.reason?.length], [256, 256]);
+  await store.close();
+});
