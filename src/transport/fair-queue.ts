@@ -8,8 +8,7 @@
  * waits long behind one. Frames that carry no packet are never dropped: they are refused when there is no room.
  *
  * Of frames it knows whether they carry a packet; what can be done to one is `data-frame.ts`, where they stand is
- * `frame-store.ts`. Must not know sockets. The clock is read once per write, and when a queue begins to fill; per frame
- * nothing is allocated.
+ * `frame-store.ts`. Must not know sockets. The clock is read once per write; per frame nothing is allocated.
  *
  * @see docs/decisions/0012-queues.md
  */
@@ -62,6 +61,9 @@ const LENGTH_SIGNAL_MS = 16;
 const LEAST_LENGTH_SIGNAL_MS = 2;
 /** Where memory is short, a queue is long when it fills so much of its own bound. */
 const TIGHT_PART = 32;
+
+/** The queue was empty: what was before the next look does not count. */
+const NOT_LOOKED = -1;
 
 const NOT_LISTED = 0;
 const NEW = 1;
@@ -177,7 +179,7 @@ export class FairQueue implements BudgetedQueue {
     const { store } = flows;
     const flow = isPacketFrame(bytes, start) ? this.#findFlow(flows, bytes, start, length) : OTHER_FLOW;
     if (store.usedBytes === 0) {
-      this.#lookedAt = this.#now();
+      this.#lookedAt = NOT_LOOKED;
       this.#batchBytes = 0;
     }
     if (
@@ -488,7 +490,7 @@ export class FairQueue implements BudgetedQueue {
   /** Looks at the clock: counts time, and measures how fast the connection takes what is given to it. */
   #look(): void {
     const now = this.#now();
-    const elapsed = now - this.#lookedAt;
+    const elapsed = this.#lookedAt === NOT_LOOKED ? 0 : now - this.#lookedAt;
     this.#lookedAt = now;
     const usual = this.#rate === 0 ? 0 : (2 * this.#batchBytes) / this.#rate;
     const counted = Math.min(elapsed, Math.max(STALL_MS, usual));
