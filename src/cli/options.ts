@@ -46,7 +46,7 @@ const UNITS = { m: 60_000, h: 3_600_000, d: 86_400_000, w: 604_800_000 } as cons
 /** As `instant`, but a time is one ago. @throws {VpnError} ERR_USAGE */
 export function since(value: string): string {
   const [, count, unit] = DURATION.exec(value) ?? [];
-  if (count === undefined || !isUnit(unit)) return instant(value);
+  if (count === undefined || !isUnit(unit)) return parseInstant(value, 'a time ago');
   return new Date(Date.now() - Number(count) * UNITS[unit]).toISOString();
 }
 
@@ -60,6 +60,10 @@ function isUnit(unit: string | undefined): unit is keyof typeof UNITS {
  * @throws {VpnError} ERR_USAGE
  */
 export function instant(value: string): string {
+  return parseInstant(value, 'a time from now');
+}
+
+function parseInstant(value: string, distance: string): string {
   const [, count, unit] = DURATION.exec(value) ?? [];
   const isoForm = /^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d))?$/.test(value);
   const at =
@@ -71,7 +75,7 @@ export function instant(value: string): string {
   if (Number.isNaN(at)) {
     throw new VpnError(
       'ERR_USAGE',
-      `expected a date such as 2030-06-30, an instant such as 2030-06-30T12:00:00Z or a time from now such as 30d, got "${value}"`,
+      `expected a date such as 2030-06-30, an instant such as 2030-06-30T12:00:00Z or ${distance} such as 30d, got "${value}"`,
     );
   }
   return new Date(at).toISOString();
