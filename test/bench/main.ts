@@ -8,6 +8,7 @@
 import { parseArgs } from 'node:util';
 import { missingForLab } from '../lab/rig.ts';
 import { FULL_GATEWAY_EFFORT, measureGateway, QUICK_GATEWAY_EFFORT } from './gateway.ts';
+import { FULL_LOGIN_EFFORT, measureLogin, QUICK_LOGIN_EFFORT } from './login.ts';
 import { formatReport, type Report } from './report.ts';
 import { CustomVpn } from './systems/customvpn.ts';
 import { Ocserv } from './systems/ocserv.ts';
@@ -47,6 +48,7 @@ const AREAS: Readonly<Record<string, Measure>> = {
       quick ? QUICK_GATEWAY_EFFORT : FULL_GATEWAY_EFFORT,
       progress,
     ),
+  login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
 };
 
 const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;

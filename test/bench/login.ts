@@ -1,0 +1,264 @@
+/**
+ * The area `login`: how many logins a gateway takes and what one costs, beside a bare TLS handshake in the same run; and that
+ * passwords, which are dear to check by design, delay neither other logins nor packets.
+ *
+ * One gateway with data inline, so that a login is one TLS connection, and a bare `node:tls` server with the same certificate
+ * and settings in the same namespace; the load comes from another. Rounds are in ABBA order. Then a gateway that asks some
+ * users for passwords: round trips of a live session and the rate of token logins, idle and under a storm of passwords.
+ */
+
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type BackgroundProcess, cpuSeconds, run } from '../lab/process.ts';
+import { Rig } from '../lab/rig.ts';
+import type { LoadResult } from './login-peer.ts';
+import { measureRoundTrips } from './measure.ts';
+import { describeMachine, type Report, type Result, rounded, summarise } from './report.ts';
+import { formatGoal, type Goal, judge, median, pairedRatios, quantile } from './statistics.ts';
+import { type BenchNetwork, INNER_SERVER, OUTER_SERVER, openNetwork } from './system.ts';
+
+const ROOT = join(import.meta.dirname, '../..');
+const COMMAND = join(ROOT, 'bin/customvpn');
+const PEER = [process.execPath, '--conditions=customvpn-source', join(ROOT, 'test/bench/login-peer.ts')];
+const PORT = 8443;
+const BARE_PORT = 9443;
+const BARE = 'node:tls';
+const IDLE = 'idle';
+const PASSWORD = 'correct horse battery staple';
+/** At a time: enough to keep the server busy, few enough for one client process. */
+const PARALLEL = 16;
+const STORM_PARALLEL = 16;
+const PINGS = 200;
+
+export interface LoginEffort {
+  pairs: number;
+  seconds: number;
+}
+export const FULL_LOGIN_EFFORT: LoginEffort = { pairs: 12, seconds: 5 };
+export const QUICK_LOGIN_EFFORT: LoginEffort = { pairs: 4, seconds: 3 };
+
+/** What one load found. */
+interface Sample {
+  perSecond: number;
+  cpuMs: number;
+}
+
+/** Measures. @param progress gets one line at a time */
+export async function measureLogin(
+  effort: LoginEffort,
+  progress: (line: string) => void,
+): Promise<{ report: Report; measured: boolean }> {
+  const machine = describeMachine();
+  await using rig = await Rig.open();
+  const network = await openNetwork(rig, 'login', 'reno');
+  const bench = new LoginBench(network, effort, progress);
+  const results = [...(await bench.rates()), ...(await bench.storm())];
+  const left = await rig.close();
+  for (const line of left) progress(`left behind: ${line}`);
+  const { version } = JSON.parse(await readFile(join(ROOT, 'package.json'), 'utf8')) as { version: string };
+  const versions = { customvpn: version, [BARE]: `Node ${process.versions.node}, OpenSSL ${process.versions.openssl}` };
+  return { report: { machine, versions, rounds: effort.pairs, results }, measured: true };
+}
+
+class LoginBench {
+  readonly #network: BenchNetwork;
+  readonly #effort: LoginEffort;
+  readonly #progress: (line: string) => void;
+  readonly #state: string;
+  readonly #keys: string;
+  readonly #people: string;
+  #token = '';
+  #profile = '';
+
+  constructor(network: BenchNetwork, effort: LoginEffort, progress: (line: string) => void) {
+    this.#network = network;
+    this.#effort = effort;
+    this.#progress = progress;
+    this.#state = join(network.folder, 'gateway');
+    this.#keys = join(network.folder, 'keys');
+    this.#people = join(network.folder, 'people');
+  }
+
+  /** Logins by token and device beside bare handshakes. */
+  async rates(): Promise<Result[]> {
+    const { server } = this.#network;
+    await this.#prepare();
+    await using gateway = await this.#start();
+    await this.#enrol('bench', this.#keys);
+    const files = ['server.pem', 'server.key'].map((file) => join(this.#state, 'certs', file));
+    await using bare = await server.start([...PEER, 'serve-tls', OUTER_SERVER, String(BARE_PORT), ...files], {
+      ready: /^ready$/m,
+    });
+    const ours: Sample[] = [];
+    const theirs: Sample[] = [];
+    // Cold code is not what a gateway runs.
+    await this.#logins(gateway);
+    await this.#handshakes(bare);
+    for (let pair = 0; pair < this.#effort.pairs; pair += 1) {
+      const turns = [
+        async () => void ours.push(await this.#logins(gateway)),
+        async () => void theirs.push(await this.#handshakes(bare)),
+      ];
+      if (pair % 2 === 1) turns.reverse();
+      for (const turn of turns) await turn();
+      const [own, other] = [ours[pair], theirs[pair]];
+      this.#progress(`pair ${pair + 1}/${this.#effort.pairs}: ${describe('logins', own)} | ${describe(BARE, other)}`);
+    }
+    const goal: Goal = { peer: BARE, relation: '≥', factor: 0.6 };
+    const cost: Goal = { peer: BARE, relation: '≤', factor: 1.67 };
+    return [
+      result('logins by token and device', '1/s', BARE, ours, theirs, ({ perSecond }) => perSecond, goal),
+      result('server cpu per login', 'ms', BARE, ours, theirs, ({ cpuMs }) => cpuMs, cost),
+    ];
+  }
+
+  /** Round trips of a live session and token logins, idle and while many people send passwords. */
+  async storm(): Promise<Result[]> {
+    const { client } = this.#network;
+    await this.#configure(
+      '\n[login]\nsteps = ["device", "token"]\n[login.groups.people]\nsteps = ["device", "password"]\n',
+    );
+    await using gateway = await this.#start();
+    await this.#enrol('person', this.#people, { BENCH_PASSWORD: PASSWORD });
+    const [state, profile] = [join(this.#network.folder, 'live'), await this.#newProfile('person', 'live')];
+    await client.run([COMMAND, 'client', 'up', profile, '--state', state, '--password-stdin'], {
+      input: `${PASSWORD}\n`,
+    });
+    const calm: Sample[] = [];
+    const stormy: Sample[] = [];
+    const calmTrips: number[] = [];
+    const stormyTrips: number[] = [];
+    const trip = async (into: number[]): Promise<void> =>
+      void into.push((await measureRoundTrips(client, INNER_SERVER, PINGS)).p99);
+    for (let pair = 0; pair < Math.max(3, this.#effort.pairs / 2); pair += 1) {
+      const peaceful = async (): Promise<void> => {
+        await trip(calmTrips);
+        calm.push(await this.#logins(gateway));
+      };
+      const attacked = async (): Promise<void> => {
+        // Longer than what is measured beside it.
+        const words = [
+          'logins',
+          this.#people,
+          this.#profile,
+          String(3 * this.#effort.seconds + 5),
+          String(STORM_PARALLEL),
+        ];
+        await using _storm = await client.start([...PEER, ...words], { env: { BENCH_PASSWORD: PASSWORD } });
+        await trip(stormyTrips);
+        stormy.push(await this.#logins(gateway));
+      };
+      const turns = pair % 2 === 1 ? [attacked, peaceful] : [peaceful, attacked];
+      for (const turn of turns) await turn();
+      const trips = `${rounded(calmTrips[pair] ?? 0)} → ${rounded(stormyTrips[pair] ?? 0)} ms`;
+      this.#progress(
+        `storm ${pair + 1}: round trip p99 ${trips}; ${describe('calm', calm[pair])} | ${describe('storm', stormy[pair])}`,
+      );
+    }
+    await client.run([COMMAND, 'client', 'down', '--state', state]);
+    const tripGoal: Goal = { peer: IDLE, relation: '≤', factor: 2 };
+    return [
+      result('round trip p99 in a password storm', 'ms', IDLE, stormyTrips, calmTrips, (value) => value, tripGoal),
+      result('logins by token in a password storm', '1/s', IDLE, stormy, calm, ({ perSecond }) => perSecond),
+    ];
+  }
+
+  async #prepare(): Promise<void> {
+    const where = ['--name', OUTER_SERVER, '--listen', `${OUTER_SERVER}:${PORT}`, '--pool', '10.88.0.0/16'];
+    await run([COMMAND, 'server', 'init', '--state', this.#state, ...where]);
+    await this.#configure('\n[login]\nsteps = ["device", "token"]\n');
+    await run([COMMAND, 'user', 'add', 'bench', '--state', this.#state]);
+    await run([COMMAND, 'user', 'add', 'person', '--group', 'people', '--password-stdin', '--state', this.#state], {
+      input: `${PASSWORD}\n`,
+    });
+    const issue = ['user', 'token', 'bench', '--name', 'bench', '--json', '--state', this.#state];
+    this.#token = (JSON.parse((await run([COMMAND, ...issue])).stdout) as { token: string }).token;
+    for (const folder of [this.#keys, this.#people]) await mkdir(folder, { mode: 0o700 });
+  }
+
+  /** What `init` wrote, with data inline, room for the devices, and these tables. */
+  async #configure(tables: string): Promise<void> {
+    const file = join(this.#state, 'server.toml');
+    const text = (await readFile(file, 'utf8')).split('\n[data]')[0] ?? '';
+    await writeFile(file, `${text}\n[data]\nmode = "inline"\n[accounts]\ndevicesPerUser = 100\n${tables}`);
+  }
+
+  #start(): Promise<BackgroundProcess> {
+    return this.#network.server.start([COMMAND, 'server', 'run', '--state', this.#state], { ready: /^ready$/m });
+  }
+
+  async #newProfile(user: string, name: string): Promise<string> {
+    const file = join(this.#network.folder, `${user}-${name}.toml`);
+    await run([COMMAND, 'profile', user, '--out', file, '--state', this.#state]);
+    return file;
+  }
+
+  /** Enrols as many devices as there are logins at a time. */
+  async #enrol(user: string, keys: string, env: Record<string, string> = {}): Promise<void> {
+    const files: string[] = [];
+    for (let index = 0; index < PARALLEL; index += 1) files.push(await this.#newProfile(user, String(index)));
+    await this.#network.client.run([...PEER, 'enrol', keys, ...files], { env });
+    this.#profile = files[0] ?? '';
+    const made = (await readdir(keys)).length;
+    this.#progress(`${made} devices of ${user} are enrolled`);
+  }
+
+  async #logins(server: BackgroundProcess): Promise<Sample> {
+    const words = ['logins', this.#keys, this.#profile, String(this.#effort.seconds), String(PARALLEL)];
+    return await this.#load(server, words, { BENCH_TOKEN: this.#token });
+  }
+
+  async #handshakes(server: BackgroundProcess): Promise<Sample> {
+    const ca = join(this.#state, 'certs/ca.pem');
+    const words = [
+      'tls',
+      OUTER_SERVER,
+      String(BARE_PORT),
+      ca,
+      OUTER_SERVER,
+      String(this.#effort.seconds),
+      String(PARALLEL),
+    ];
+    return await this.#load(server, words);
+  }
+
+  async #load(server: BackgroundProcess, words: string[], env: Record<string, string> = {}): Promise<Sample> {
+    const before = cpuSeconds([server.pid]);
+    const { stdout } = await this.#network.client.run([...PEER, ...words], { env, timeoutMs: 120_000 });
+    const used = cpuSeconds([server.pid]) - before;
+    const { count, failed, seconds } = JSON.parse(stdout) as LoadResult;
+    if (failed > 0) this.#progress(`${failed} of ${count + failed} failed`);
+    return { perSecond: count / seconds, cpuMs: (used * 1000) / count };
+  }
+}
+
+function describe(name: string, sample: Sample | undefined): string {
+  return sample === undefined ? `${name} –` : `${name} ${rounded(sample.perSecond)}/s ${rounded(sample.cpuMs)} ms`;
+}
+
+function result<T>(
+  name: string,
+  unit: string,
+  peer: string,
+  ours: readonly T[],
+  theirs: readonly T[],
+  value: (sample: T) => number,
+  goal?: Goal,
+): Result {
+  const [own, other] = [ours.map(value), theirs.map(value)];
+  const [low, high] = [quantile(own, 0), quantile(own, 1)].map((bound) =>
+    bound === undefined ? null : rounded(bound),
+  );
+  const ratios = goal === undefined ? [] : [summarise(judge(pairedRatios(own, other), goal), formatGoal(goal))];
+  const medians = [median(own), median(other)].map((middle) => (middle === undefined ? null : rounded(middle)));
+  return {
+    area: 'login',
+    name,
+    unit,
+    ours: medians[0] ?? null,
+    spread: { low: low ?? null, high: high ?? null, ratios },
+    peers: { [peer]: medians[1] ?? null },
+    goal: goal === undefined ? null : formatGoal(goal),
+    met: ratios.length > 0 && ratios.every(({ verdict }) => verdict === 'met'),
+  };
+}
