@@ -11,8 +11,9 @@ import type { PathFacts } from '../os/socket.ts';
 
 /** A loss is repaired within that; until then what has arrived behind it counts as on the way. */
 const ROUND_TRIPS = 3;
-const SLACK_MS = 8;
-const LEAST_BYTES = 24 * 1024;
+/** Acknowledgements that wait for the air, or behind what flows the other way, lengthen a round trip that is short by so much. */
+const SLACK_MS = 25;
+const LEAST_BYTES = 64 * 1024;
 /** The path's round trip is the least, its rate the greatest of so many periods: BBR remembers a round trip as long. */
 const PERIODS = 10;
 const PERIOD_MS = 1000;

@@ -2,7 +2,7 @@
  * The client side of the login bench, and the bare server beside it; run inside namespaces.
  *
  *   node login-peer.ts serve-tls ADDRESS PORT CERT KEY        a bare node:tls server: handshake, then the end; prints `ready`
- *   node login-peer.ts tls ADDRESS PORT CA NAME SECONDS N     handshakes, N at a time
+ *   node login-peer.ts tls ADDRESS PORT CA SECONDS N          handshakes, N at a time
  *   node login-peer.ts enrol KEYS PROFILE…                    makes a device key for each profile and enrols it
  *   node login-peer.ts logins KEYS PROFILE SECONDS N          whole logins with these keys, N at a time
  *
@@ -77,7 +77,7 @@ async function serveTls(address: string, port: number, certFile: string, keyFile
   server.listen({ host: address, port, backlog: 4096 }, () => process.stdout.write('ready\n'));
 }
 
-async function tls(address: string, port: number, caFile: string, name: string, seconds: number, parallel: number) {
+async function tls(address: string, port: number, caFile: string, seconds: number, parallel: number) {
   const ca = await readFile(caFile, 'utf8');
   const options = clientTlsOptions({ ca }, true, '1.3');
   return load(seconds, parallel, async () => {
@@ -173,9 +173,9 @@ async function logIn(profile: Profile, device: DeviceKey, purpose: 'login' | 'en
 }
 
 const [verb, ...words] = process.argv.slice(2);
-const [first = '', second = '', third = '', fourth = '', fifth = '', sixth = ''] = words;
+const [first = '', second = '', third = '', fourth = '', fifth = ''] = words;
 if (verb === 'serve-tls') await serveTls(first, Number(second), third, fourth);
-else if (verb === 'tls') print(await tls(first, Number(second), third, fourth, Number(fifth), Number(sixth)));
+else if (verb === 'tls') print(await tls(first, Number(second), third, Number(fourth), Number(fifth)));
 else if (verb === 'enrol') await enrol(first, words.slice(1));
 else if (verb === 'logins') print(await logins(first, second, Number(third), Number(fourth)));
 else process.exitCode = 64;

@@ -210,15 +210,7 @@ class LoginBench {
 
   async #handshakes(server: BackgroundProcess): Promise<Sample> {
     const ca = join(this.#state, 'certs/ca.pem');
-    const words = [
-      'tls',
-      OUTER_SERVER,
-      String(BARE_PORT),
-      ca,
-      OUTER_SERVER,
-      String(this.#effort.seconds),
-      String(PARALLEL),
-    ];
+    const words = ['tls', OUTER_SERVER, String(BARE_PORT), ca, String(this.#effort.seconds), String(PARALLEL)];
     return await this.#load(server, words);
   }
 
