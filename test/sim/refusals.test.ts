@@ -446,8 +446,8 @@ test('a client that was told to trust another name or key does not connect, and 
     assert.equal(sim.client.snapshot.state, 'stopped');
   }
   const insecure = await world.client('alice', { profile, verifyServer: false });
-  await assert.rejects(insecure.client.connect(), { code: 'ERR_AUTH_REJECTED' });
-  assert.equal(lastRefusal(world)?.detail.purpose, 'login', 'no token was sent to a server that was not verified');
+  await assert.rejects(insecure.client.connect(), { code: 'ERR_CERT_UNTRUSTED' });
+  assert.equal(lastRefusal(world), undefined, 'nothing was answered to a server that was not verified');
   const sim = await world.client('alice', { profile: withoutToken(profile) });
   await assert.rejects(sim.client.connect(), { code: 'ERR_AUTH_REJECTED' });
 });
