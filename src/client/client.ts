@@ -17,7 +17,7 @@ import type { TunDevice, TunReader } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
 import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
-import type { AcceptMessage } from '../protocol/messages.ts';
+import type { AcceptMessage, CloseReason } from '../protocol/messages.ts';
 import { recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
 import type { ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
@@ -25,7 +25,7 @@ import { dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import { DeviceKey } from './device-key.ts';
-import { type AnswerSteps, ClientSession, type SessionEnd } from './session.ts';
+import { type AnswerSteps, ClientSession, type ResumeTicket, type SessionEnd } from './session.ts';
 
 /** What a client has of its own machine: a TUN device with addresses and routes. */
 export interface ClientHost {
@@ -96,10 +96,15 @@ export interface ClientSnapshot {
   readonly receivedBytes: number;
   readonly roundTripMs: number | undefined;
   readonly reconnects: number;
+  /** How often a session was taken up again without a login. */
+  readonly resumes: number;
   readonly lastError: VpnError | undefined;
   /** Packets dropped, by reason. */
   readonly drops: Readonly<Record<string, number>>;
 }
+
+/** After these the server still has the session. */
+const RESUMABLE: ReadonlySet<CloseReason> = new Set<CloseReason>(['shutdown', 'dead_peer']);
 
 export class VpnClient {
   readonly #options: ClientOptions;
@@ -125,6 +130,9 @@ export class VpnClient {
   #applied: Promise<void> = Promise.resolve();
   #carried = { sentBytes: 0, receivedBytes: 0 };
   #reconnects = 0;
+  #resumes = 0;
+  /** What the last session can be resumed with. */
+  #ticket: ResumeTicket | undefined;
   #lastError: VpnError | undefined;
   #first: PromiseWithResolvers<void> | undefined;
   #hasConnected = false;
@@ -219,6 +227,7 @@ export class VpnClient {
       receivedBytes: this.#carried.receivedBytes + (counters?.receivedBytes ?? 0),
       roundTripMs: session?.roundTripMs,
       reconnects: this.#reconnects,
+      resumes: this.#resumes,
       lastError: this.#lastError,
       drops: Object.fromEntries(
         DROP_REASON_NAMES.map((name, reason) => [name, this.#drops[reason] ?? 0] as const).filter(
@@ -228,11 +237,12 @@ export class VpnClient {
     };
   }
 
-  /** Session after session until told to stop, or until trying again is useless. */
+  /** Session after session, resumed where that is possible, until told to stop, or until trying again is useless. */
   async #run(once: boolean): Promise<void> {
     const backoff = new Backoff();
     await this.#openDevice();
     while (!this.#abort.signal.aborted) {
+      const resumed = this.#ticket;
       this.#setState('connecting');
       let end: SessionEnd;
       try {
@@ -251,6 +261,11 @@ export class VpnClient {
       }
       this.#forgetSession();
       if (this.#abort.signal.aborted) break;
+      if (end.reason !== undefined && !RESUMABLE.has(end.reason)) this.#ticket = undefined;
+      if (resumed !== undefined && this.#ticket === undefined && isSessionUnknown(end.error)) {
+        this.#log.info('the session cannot be resumed; logging in');
+        continue;
+      }
       const recovery =
         end.error !== undefined ? recoveryAfterError(end.error) : recoveryAfterClose(end.reason ?? 'peer_disconnect');
       this.#lastError =
@@ -271,6 +286,7 @@ export class VpnClient {
 
   async #open(): Promise<ClientSession> {
     const options = this.#options;
+    const ticket = this.#ticket;
     const [firstHost = ''] = typeof options.serverHost === 'string' ? [options.serverHost] : options.serverHost;
     const serverName = options.serverName ?? firstHost;
     const serverVerified = options.verifyServer !== false;
@@ -296,6 +312,10 @@ export class VpnClient {
       token,
       user: options.user,
       enrol: !this.#isEnrolled,
+      resume: ticket,
+      keep: (kept) => {
+        this.#ticket = kept;
+      },
       answer: options.answer,
       serverName,
       serverVerified,
@@ -317,7 +337,8 @@ export class VpnClient {
     this.#session = session;
     this.#pushedPins = session.config.pins;
     const { facts } = session.channel;
-    this.#log.info('connected', {
+    if (ticket !== undefined) this.#resumes += 1;
+    this.#log.info(ticket === undefined ? 'connected' : 'session resumed', {
       server: serverName,
       user: session.accepted.user,
       tls: facts.protocol,
@@ -340,7 +361,7 @@ export class VpnClient {
   }
 
   #features(): string[] {
-    const features: string[] = [Feature.attach];
+    const features: string[] = [Feature.attach, Feature.resume];
     if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
     features.push(Feature.superPackets);
     if (this.#tun.uso) features.push(Feature.udpSuperPackets);
@@ -411,6 +432,10 @@ export class VpnClient {
     this.#since = this.#clock.wallNow();
     this.#options.onState?.(state);
   }
+}
+
+function isSessionUnknown(error: VpnError | undefined): boolean {
+  return error?.code === 'ERR_SESSION_UNKNOWN';
 }
 
 /** The hosts that are addresses: those not dialled this time may be dialled next. */

@@ -3,7 +3,7 @@
  *
  * Hides the connections: a control connection that logs in and stays, and a data connection bound to the session by mutual
  * proof, or data inline. Its owner gives it a way to dial, answers for the device, and learns one thing: how it ended.
- * Reconnecting is the owner's business.
+ * Reconnecting is the owner's business, who keeps what it takes to resume the session in the meantime.
  */
 
 import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
@@ -24,7 +24,8 @@ import {
   encodeMessage,
   fromBase64Url,
 } from '../protocol/messages.ts';
-import { closeReasonOf, recoveryAfterClose } from '../protocol/reasons.ts';
+import { closeReasonOf, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
+import { ResumeClient, type ResumeClientOutput } from '../protocol/resume.ts';
 import type { Channel, ChannelHandler } from '../transport/channel.ts';
 import type { PacketLink, PacketReceiver } from '../transport/packet-link.ts';
 import type { DeviceKey } from './device-key.ts';
@@ -63,8 +64,20 @@ export interface ClientSessionOptions {
   /** Calls the login off. */
   signal: AbortSignal;
   log: Logger;
+  /** Resumes this session in place of a login. */
+  resume?: ResumeTicket | undefined;
+  /** Told what the session can be resumed with from now on; undefined: not at all. */
+  keep: (ticket: ResumeTicket | undefined) => void;
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
   openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
+}
+
+/** What it takes to resume a session. Secret. */
+export interface ResumeTicket {
+  /** As it was sent, with the epoch and times of the last resume. */
+  readonly accept: AcceptMessage;
+  /** S(epoch) */
+  readonly secret: Uint8Array;
 }
 
 /** A step of a login that the client's keys do not answer. */
@@ -124,7 +137,11 @@ export class ClientSession {
     options.signal.addEventListener('abort', callOff, { once: true });
     try {
       if (options.signal.aborted) callOff();
-      const login = await logIn(control, options);
+      const login = await (options.resume === undefined
+        ? logIn(control, options)
+        : resume(control, options, options.resume));
+      const { accept, secret } = login;
+      options.keep(accept.features.includes(Feature.resume) ? { accept, secret } : undefined);
       const session = new ClientSession(options, control, login);
       await session.#start();
       return session;
@@ -485,6 +502,83 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
   connection.onClosed = (error) => {
     login.stop();
     done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the login'));
+  };
+  connection.start();
+  deadline.start();
+  try {
+    return await done.promise;
+  } finally {
+    deadline.stop();
+  }
+}
+
+/** Drives the resume machine over a fresh connection until CONFIG has come. */
+async function resume(
+  connection: ServerConnection,
+  options: ClientSessionOptions,
+  { accept, secret }: ResumeTicket,
+): Promise<LoginResult> {
+  const { device, primitives } = options;
+  const done = Promise.withResolvers<LoginResult>();
+  const deadline = new Deadline(LOGIN_TIMEOUT_MS, () => {
+    done.reject(new VpnError('ERR_STAGE_TIMEOUT', 'the server did not finish the resume in time'));
+  });
+  const machine = new ResumeClient({
+    primitives,
+    exporter: connection.exporter,
+    serverId: connection.channel.facts.serverId,
+    features: options.features,
+    session: accept.session,
+    epoch: accept.epoch,
+    secret,
+    serverName: options.serverName,
+    device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
+  });
+  let ticket: ResumeTicket | undefined;
+  let result: LoginResult | undefined;
+
+  const drive = (output: ResumeClientOutput): void => {
+    switch (output.kind) {
+      case 'nothing':
+        break;
+      case 'send':
+        connection.channel.sendControl(output.frame);
+        break;
+      case 'answer':
+        drive(machine.answer(device.sign(output.signedBytes)));
+        break;
+      case 'resumed': {
+        const { proof: _, ...resumed } = output.resumed;
+        ticket = { accept: { ...accept, ...resumed }, secret: output.secret };
+        // The server may have the proof although its answer is lost.
+        options.keep(ticket);
+        connection.setPhase('session');
+        connection.channel.sendControl(output.frame);
+        break;
+      }
+      case 'failed':
+        if (recoveryAfterError(output.error) === 'final' || output.code === 'session_unknown') options.keep(undefined);
+        done.reject(output.error);
+        break;
+      case 'closed':
+        done.reject(closedError(output.reason, 'the server closed the connection during the resume'));
+        break;
+    }
+  };
+  connection.onGreeting = (line) => drive(machine.start(line));
+  connection.onControl = (type, payload) => {
+    if (ticket === undefined) drive(machine.receive(type, payload));
+    else if (result !== undefined) result.early.push({ type, payload: new Uint8Array(payload) });
+    else if (type === FrameType.config) {
+      result = { ...ticket, config: decodeMessage('config', payload), early: [] };
+      done.resolve(result);
+    } else if (type === FrameType.close) done.reject(closedError(decodeMessage('close', payload).reason));
+    else
+      throw new VpnError('ERR_FRAME_STATE', `frame type ${type} came where CONFIG was expected`, { details: { type } });
+  };
+  connection.onClosed = (error) => {
+    machine.stop();
+    done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the resume'));
   };
   connection.start();
   deadline.start();

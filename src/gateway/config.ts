@@ -200,7 +200,9 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       absoluteSeconds: seconds(60, 31_536_000).default(604_800).describe('a session ends after this, however busy'),
       idleSeconds: seconds(60, 31_536_000).default(86_400).describe('a session ends when no packet came for this long'),
-      graceSeconds: seconds(0, 86_400).default(120).describe('told to clients for resuming, which is not there yet'),
+      graceSeconds: seconds(0, 86_400)
+        .default(120)
+        .describe('a session whose client is gone is kept for this long; 0: it ends'),
       pingSeconds: seconds(1, 600).default(20).describe('silence before an end asks whether the other lives'),
       deadSeconds: seconds(3, 3600).default(60).describe('silence after which the other end counts as gone'),
     })

@@ -160,8 +160,6 @@ export class VpnServer {
       provision: (user, source, groups) => state.accounts.provision(user, source, groups),
     };
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
-    // A gateway that starts cannot take up the sessions of one that has died.
-    await state.sessions.endAll('shutdown');
     pool.restore(
       (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
     );
@@ -207,6 +205,8 @@ export class VpnServer {
       },
     });
     auth.worker = worker;
+    // Before anybody else can have their addresses.
+    await worker.restore(await auth.restore());
     const listener = undo.adopt(
       await Listener.open({
         fd: supervisor.takeListenSocket(),

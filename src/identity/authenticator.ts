@@ -14,11 +14,13 @@ import { createHmac, randomBytes } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
 import { isVpnError } from '../base/errors.ts';
 import { nodePrimitives } from '../base/primitives.ts';
-import { type DeviceSignatureFacts, parseDeviceSignatureInput } from '../protocol/keys.ts';
+import { type DeviceSignatureFacts, parseDeviceSignatureInput, type SignaturePurpose } from '../protocol/keys.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../protocol/login.ts';
 import type { RejectCode, StepKind } from '../protocol/messages.ts';
+import type { ResumeEvidence } from '../protocol/resume.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
 import type { Queries, Store } from '../store/store.ts';
+import { parseDeviceKey, verifyDeviceSignature } from './devices.ts';
 import type { EnrolmentTokens } from './enrolment.ts';
 import {
   DEFAULT_LOGIN_RULES,
@@ -69,6 +71,25 @@ export interface AuthenticatorParts {
 /** Refusals put on record per second in the long run, and at once. Beyond that they are counted, not lost sight of. */
 const RECORDS_PER_SECOND = 10;
 const MAX_RECORDS = 200;
+
+/** Who asks to resume; `refusal` is why they may not, for the record. */
+export interface ResumeIdentity {
+  /** Hexadecimal; that of the holder of its key only if `isProven`. */
+  readonly device: string;
+  readonly user?: string;
+  readonly groups?: readonly string[];
+  readonly isProven: boolean;
+  readonly refusal?: string;
+}
+
+/** What a signature has to be about. */
+interface BoundAttempt {
+  readonly evidence: Pick<LoginEvidence, 'nonce' | 'signedBytes' | 'serverName'> & {
+    readonly purpose: SignaturePurpose;
+  };
+  readonly device: string;
+  readonly peer: LoginPeer;
+}
 
 interface Standing {
   readonly user: string;
@@ -153,6 +174,46 @@ export class Authenticator {
     return this.#decide(attempt, subject, findings);
   }
 
+  /**
+   * Who asks to resume a session, by the device's signature; uses up the nonce. It says nothing of the session.
+   *
+   * @throws {VpnError} ERR_STORE: no verdict
+   */
+  async identify(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeIdentity> {
+    const device = evidence.deviceId.toHex();
+    const now = Math.trunc(this.#clock.wallNow());
+    const { refusal } = this.#examineBinding({ evidence: { ...evidence, purpose: 'resume' }, device, peer });
+    const row = await this.#store.db
+      .selectFrom('devices')
+      .innerJoin('users', 'users.id', 'devices.user_id')
+      .select(['devices.algorithm', 'devices.public_key', 'users.id', 'users.name'])
+      .where('devices.id', '=', device)
+      .executeTakeFirst();
+    const key = row === undefined ? undefined : parseDeviceKey(row.algorithm, row.public_key);
+    if (row === undefined || key === undefined) return { device, isProven: false, refusal: 'the device is unknown' };
+    if (refusal !== undefined) return { device, isProven: false, refusal: refusal.reason };
+    if (!verifyDeviceSignature(row.algorithm, key, evidence.signedBytes, evidence.signature)) {
+      return { device, isProven: false, refusal: 'the device signature is wrong' };
+    }
+    const standing = await this.#standingOf(this.#store.db, { device, now }, row);
+    if ('code' in standing) return { device, user: row.name, isProven: true, refusal: standing.reason };
+    return { device, user: standing.user, groups: standing.groups, isProven: true };
+  }
+
+  /** Puts a refused resume on record, as far as there is room for those of its kind. @throws {VpnError} ERR_STORE */
+  async recordRefusedResume(identity: ResumeIdentity, peer: LoginPeer, session: string, reason: string): Promise<void> {
+    const unrecorded = (identity.isProven ? this.#provenRecords : this.#otherRecords).take();
+    if (unrecorded === undefined) return;
+    await this.#audit.append({
+      event: AuditEvent.resumeRefused,
+      user: identity.user,
+      device: identity.device,
+      source: peer.remote,
+      reason,
+      detail: { session: session.slice(0, 8), ...(unrecorded > 0 ? { unrecorded } : {}) },
+    });
+  }
+
   async #examine(kind: StepKind, attempt: Attempt): Promise<Finding> {
     const step = this.#steps[attempt.evidence.purpose].find((candidate) => candidate.kind === kind);
     if (step !== undefined) return await step.examine(attempt);
@@ -170,7 +231,7 @@ export class Authenticator {
   }
 
   /** Whether the signed bytes are about this login, on this connection, now. */
-  #examineBinding({ evidence, device, peer }: Attempt): Finding {
+  #examineBinding({ evidence, device, peer }: BoundAttempt): Finding {
     const refuse = (reason: string): Finding => ({ refusal: { code: 'rejected', reason } });
     const isFresh = this.#nonces.consume(peer.binding, evidence.nonce);
     let facts: DeviceSignatureFacts;
@@ -231,7 +292,11 @@ export class Authenticator {
     }
   }
 
-  async #standingOf(db: Queries, { device, now }: Attempt, subject: Subject): Promise<Standing | Refusal> {
+  async #standingOf(
+    db: Queries,
+    { device, now }: Pick<Attempt, 'device' | 'now'>,
+    subject: Subject,
+  ): Promise<Standing | Refusal> {
     const row = await db
       .selectFrom('devices')
       .innerJoin('users', 'users.id', 'devices.user_id')

@@ -98,7 +98,7 @@ test('REQ-KEY-004: S(0) is the exporter with the transcript through ACCEPT', () 
   );
 });
 
-test('REQ-KEY-005: S(n+1) mixes S(n) with the new connection; neither alone gives it', () => {
+test('REQ-KEY-005: S(n+1) mixes K_resume(n) with the new connection; neither alone gives it', () => {
   const transcript = fill(32, 6);
   const secret = fill(32, 7);
   const next = nextSecret(primitives, secret, exporterOf('b'), transcript);

@@ -218,14 +218,14 @@ export function sessionSecret(exporter: Exporter, transcript: Uint8Array): Uint8
   return exportKey(exporter, 'session', transcript);
 }
 
-/** S(n+1): `exporter` of the resuming connection, `transcript` of its frames digested through RESUMED. */
+/** S(n+1) from K_resume(n): `exporter` of the resuming connection, `transcript` of its frames digested through RESUMED. */
 export function nextSecret(
   primitives: Primitives,
-  secret: Uint8Array,
+  key: Uint8Array,
   exporter: Exporter,
   transcript: Uint8Array,
 ): Uint8Array {
-  return hkdfExtract(primitives, secret, exportKey(exporter, 'session', transcript));
+  return hkdfExtract(primitives, key, exportKey(exporter, 'session', transcript));
 }
 
 /** K_attach of a session secret. */

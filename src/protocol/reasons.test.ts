@@ -36,6 +36,7 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
     'ERR_FRAME_TRUNCATED',
     'ERR_NAME_LOOKUP',
     'ERR_PEER_GONE',
+    'ERR_RESUME_PROOF',
     'ERR_SESSION_UNKNOWN',
     'ERR_STAGE_TIMEOUT',
     'ERR_TLS_HANDSHAKE',

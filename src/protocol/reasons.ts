@@ -105,7 +105,11 @@ export function recoveryAfterError(error: VpnError): Recovery {
       return 'retry';
     case 'auth':
       if (error.code === 'ERR_AUTH_APPROVAL_PENDING') return 'slow';
-      return error.code === 'ERR_SESSION_UNKNOWN' || error.code === 'ERR_ATTACH_PROOF' ? 'retry' : 'final';
+      return error.code === 'ERR_SESSION_UNKNOWN' ||
+        error.code === 'ERR_ATTACH_PROOF' ||
+        error.code === 'ERR_RESUME_PROOF'
+        ? 'retry'
+        : 'final';
     case 'protocol':
       return error.code === 'ERR_FRAME_TRUNCATED' ? 'retry' : error.code === 'ERR_PROTOCOL_VERSION' ? 'final' : 'slow';
     case 'config':

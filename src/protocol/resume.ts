@@ -14,7 +14,7 @@ import { encodeFrame, encodeGreeting, FrameType, parseGreeting } from './frame.t
 import {
   deviceSignatureInput,
   exportKey,
-  hkdfExtract,
+  nextSecret,
   type Primitives,
   resumeKey,
   resumeProof,
@@ -70,7 +70,7 @@ export type ResumeServerOutput =
   /** Ask auth for a verdict; answer with `accept()` or `reject()`. */
   | { kind: 'verify'; evidence: ResumeEvidence }
   /**
-   * Set the decoder to phase `session`, send `frame`. S(n+1) = HKDF-Extract(S(n), mix). Nothing but RESUME_DONE is taken
+   * Set the decoder to phase `session`, send `frame`. S(n+1) = HKDF-Extract(K_resume(n), mix). Nothing but RESUME_DONE is taken
    * from the client before its proof over `doneInput` under K_resume(n+1) has been checked.
    */
   | { kind: 'resumed'; frame: Uint8Array; resumed: ResumedMessage; mix: Uint8Array; doneInput: Uint8Array }
@@ -342,7 +342,7 @@ export class ResumeClient {
       });
     }
     this.#transcript.add(encodeFrame(FrameType.resumed, payload));
-    const next = hkdfExtract(primitives, secret, exportKey(exporter, 'session', this.#transcript.digest()));
+    const next = nextSecret(primitives, key, exporter, this.#transcript.digest());
     const nextKey = resumeKey(primitives, next);
     const done = resumeProof(primitives, nextKey, 'client resume done', this.#facts(1), exporter);
     return { kind: 'resumed', frame: encodeMessage('resumeDone', { proof: done }), resumed, secret: next };
@@ -351,58 +351,6 @@ export class ResumeClient {
   #facts(epochsOn: 0 | 1) {
     const { session, epoch } = this.#options;
     return { session, epoch: epoch + epochsOn, nonce: this.#nonce, transcript: this.#transcript.digest() };
-  }
-}
-
-/**
- * The secrets of one session at the server: which epochs may still resume.
- *
- * S(n) stays valid until the first frame proven under S(n+1), so that a lost RESUMED locks nobody out; after it, whoever
- * still holds S(n) is a copy and is told `session_replaced`.
- */
-export class SessionSecrets {
-  readonly #primitives: Primitives;
-  #epoch: number;
-  #secret: Uint8Array;
-  #next: Uint8Array | undefined;
-
-  constructor(primitives: Primitives, epoch: number, secret: Uint8Array) {
-    this.#primitives = primitives;
-    this.#epoch = epoch;
-    this.#secret = secret;
-  }
-
-  /** The newest epoch that the client has proven. */
-  get epoch(): number {
-    return this.#epoch;
-  }
-
-  /** The secret with which `epoch` may resume. @throws {VpnError} ERR_SESSION_REPLACED, ERR_SESSION_UNKNOWN */
-  secretOf(epoch: number): Uint8Array {
-    if (epoch === this.#epoch) return this.#secret;
-    if (epoch < this.#epoch) throw new VpnError('ERR_SESSION_REPLACED', `epoch ${epoch} has been superseded`);
-    if (epoch === this.#epoch + 1 && this.#next !== undefined) return this.#next;
-    throw new VpnError('ERR_SESSION_UNKNOWN', `epoch ${epoch} has never been`);
-  }
-
-  /**
-   * A resume of `epoch` has been verified: returns S(epoch + 1). One that was never confirmed is forgotten; one of an
-   * epoch that was not confirmed yet confirms it, since the proof needed its secret.
-   */
-  advance(epoch: number, mix: Uint8Array): Uint8Array {
-    const secret = this.secretOf(epoch);
-    this.#epoch = epoch;
-    this.#secret = secret;
-    this.#next = hkdfExtract(this.#primitives, secret, mix);
-    return this.#next;
-  }
-
-  /** RESUME_DONE under the new secret has been checked: the old one is void. */
-  confirm(): void {
-    if (this.#next === undefined) throw new VpnError('ERR_INVARIANT', 'no resume waits for its confirmation');
-    this.#secret = this.#next;
-    this.#epoch += 1;
-    this.#next = undefined;
   }
 }
 

@@ -95,7 +95,7 @@ test('REQ-VECTOR-001: resume proofs and S(1) of the vectors', () => {
   assert.equal(resume.serverProof, hmac(login.resumeKey, resume.serverProofInput));
   const whole = [login.greeting, resume.resume, resume.challenge, resume.answer, resume.resumed];
   assert.equal(resume.transcriptThroughResumed, sha256(...whole));
-  assert.equal(resume.secret, hmac(login.secret, resume.exporterSession));
+  assert.equal(resume.secret, hmac(login.resumeKey, resume.exporterSession));
   assert.equal(resume.resumeKey, expand(resume.secret, 'customvpn/1 resume'));
   assert.equal(resume.doneProofInput, input('client resume done', '00000001', resume.transcriptThroughResumed));
   assert.equal(resume.doneProof, hmac(resume.resumeKey, resume.doneProofInput));

@@ -34,6 +34,8 @@ export const AuditEvent = {
   accessTokenRevoked: 'access.revoked',
   deviceRenamed: 'device.renamed',
   sessionOpened: 'session.opened',
+  sessionResumed: 'session.resumed',
+  resumeRefused: 'session.resume_refused',
   sessionEnded: 'session.ended',
 } as const;
 export type AuditEvent = (typeof AuditEvent)[keyof typeof AuditEvent];

@@ -100,8 +100,18 @@ export interface Schema {
     device_id: string;
     worker: number;
     epoch: number;
-    /** K_resume, sealed. */
+    /** K_resume of `epoch`, sealed. */
     resume_key: Uint8Array;
+    /** K_resume of the epoch after it, sealed, once a resume has been granted that the client has not confirmed yet. */
+    next_key: Uint8Array | null;
+    /** What was proven at the login, separated by commas. */
+    steps: ColumnType<string, string | undefined, string>;
+    /** What both ends had agreed on, separated by commas. */
+    features: ColumnType<string, string | undefined, string>;
+    /** The client certificate as JSON: name, serial, issuer. */
+    certificate: string | null;
+    /** When it lost its control connection; null while it has one. */
+    detached_at: number | null;
     lease4: string | null;
     lease6: string | null;
     policy_generation: number;
@@ -146,6 +156,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0001_first': { up: first },
   '0002_leases': { up: leases },
   '0003_credentials': { up: credentials },
+  '0004_resume': { up: resume },
   '0007_sources': { up: sources },
   '0008_append_only': { up: appendOnly },
 };
@@ -289,6 +300,16 @@ async function credentials(db: Kysely<unknown>): Promise<void> {
     .addColumn('revoked_at', 'bigint')
     .execute();
   await db.schema.createIndex('access_tokens_user').on('access_tokens').column('user_id').execute();
+}
+
+/** What it takes to resume a session: its next key, what it rests on, and since when it waits for its client. */
+async function resume(db: Kysely<unknown>): Promise<void> {
+  const table = db.schema.alterTable('sessions');
+  await table.addColumn('next_key', 'bytea').execute();
+  await table.addColumn('steps', 'text', (column) => column.notNull().defaultTo('')).execute();
+  await table.addColumn('features', 'text', (column) => column.notNull().defaultTo('')).execute();
+  await table.addColumn('certificate', 'text').execute();
+  await table.addColumn('detached_at', 'bigint').execute();
 }
 
 /** Rows of the audit record are appended and read, by whomever, with whatever program. */

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from './audit.ts';
 import { type NewSession, Sessions } from './sessions.ts';
@@ -10,6 +11,7 @@ import { Vault } from './vault.ts';
 
 const ID = 'ab'.repeat(16);
 const DEVICE = '0d'.repeat(16);
+const EMPTY: Uint8Array = new Uint8Array(0);
 const KEY = new Uint8Array(32).fill(0x4b);
 
 async function setUp() {
@@ -50,6 +52,8 @@ const session: NewSession = {
   policyGeneration: 3,
   source: '192.0.2.1:4000',
   expiresAt: 99,
+  steps: ['device'],
+  features: ['attach', 'resume'],
 };
 
 test('what a device leased last is kept when its session has ended, the longest ago first', async () => {
@@ -60,7 +64,7 @@ test('what a device leased last is kept when its session has ended, the longest 
   clock.advance(1000);
   await sessions.open({ ...session, lease4: '10.0.0.9', lease6: 'fd00::9' });
   assert.deepEqual(await sessions.lastLeases(), [{ device: DEVICE, lease4: '10.0.0.9', lease6: 'fd00::9' }]);
-  await sessions.endAll('shutdown');
+  await sessions.end(ID, 'shutdown');
   assert.equal((await sessions.lastLeases()).length, 1);
 });
 
@@ -69,7 +73,13 @@ test('a session that is opened is listed without its secret', async () => {
   await sessions.open(session);
   const [listed] = await sessions.list();
   const { resumeKey: _, ...shown } = session;
-  assert.deepEqual(listed, { ...shown, lease6: undefined, openedAt: clock.wallNow() });
+  assert.deepEqual(listed, {
+    ...shown,
+    lease6: undefined,
+    openedAt: clock.wallNow(),
+    certificate: undefined,
+    detachedAt: undefined,
+  });
   assert.equal((await sessions.list({ user: 'ada' })).length, 1);
   assert.equal((await sessions.list({ user: 'bob' })).length, 0);
   assert.equal((await sessions.list({ device: DEVICE })).length, 1);
@@ -81,10 +91,10 @@ test('K_resume is stored sealed, and opens for its own session and epoch only', 
   await sessions.open(session);
   const { resume_key: sealed } = await store.db.selectFrom('sessions').select('resume_key').executeTakeFirstOrThrow();
   assert.equal(Buffer.from(sealed).includes(KEY), false);
-  const { epoch, key } = await sessions.resumeKey(ID);
-  assert.deepEqual([epoch, Uint8Array.from(key)], [0, KEY]);
+  const { key } = await sessions.resumeKey(ID, 0);
+  assert.deepEqual(Uint8Array.from(key), KEY);
   await store.db.updateTable('sessions').set({ epoch: 1 }).execute();
-  await assert.rejects(sessions.resumeKey(ID), { code: 'ERR_STORE' });
+  await assert.rejects(sessions.resumeKey(ID, 1), { code: 'ERR_STORE' });
   await store.close();
 });
 
@@ -94,17 +104,87 @@ test('a session that has ended leaves no row and cannot be resumed', async () =>
   assert.equal(await sessions.end(ID, 'admin'), true);
   assert.equal(await sessions.end(ID, 'admin'), false);
   assert.deepEqual(await sessions.list(), []);
-  await assert.rejects(sessions.resumeKey(ID), { code: 'ERR_SESSION_UNKNOWN' });
+  await assert.rejects(sessions.resumeKey(ID, 0), { code: 'ERR_SESSION_UNKNOWN' });
   await store.close();
 });
 
-test('endAll clears the record', async () => {
+test('REQ-RESUME-004: a key resumes until the next one is confirmed, then it is superseded', async () => {
   const { store, sessions } = await setUp();
   await sessions.open(session);
-  await sessions.open({ ...session, id: 'cd'.repeat(16) });
-  assert.equal(await sessions.endAll('shutdown'), 2);
-  assert.deepEqual(await sessions.list(), []);
+  const next = new Uint8Array(32).fill(1);
+  await assert.rejects(sessions.resumeKey(ID, 1), { code: 'ERR_SESSION_UNKNOWN' });
+  const lost = await sessions.propose(ID, 0, (await sessions.resumeKey(ID, 0)).version, new Uint8Array(32).fill(9));
+  assert.deepEqual(Uint8Array.from((await sessions.resumeKey(ID, 0)).key), KEY, 'a lost RESUMED locks nobody out');
+  const version = await sessions.propose(ID, 0, (await sessions.resumeKey(ID, 0)).version, next);
+  await assert.rejects(sessions.confirm(ID, 1, lost, ''), { code: 'ERR_SESSION_REPLACED' });
+  await sessions.confirm(ID, 1, version, '192.0.2.9:1');
+  assert.deepEqual(Uint8Array.from((await sessions.resumeKey(ID, 1)).key), next);
+  await assert.rejects(sessions.resumeKey(ID, 0), { code: 'ERR_SESSION_REPLACED' });
+  await assert.rejects(sessions.propose(ID, 0, version, next), { code: 'ERR_SESSION_REPLACED' });
+  await assert.rejects(sessions.confirm(ID, 1, version, ''), { code: 'ERR_SESSION_REPLACED' });
+  await assert.rejects(sessions.resumeKey(ID, 2), { code: 'ERR_SESSION_UNKNOWN' });
+  assert.equal((await sessions.list())[0]?.source, '192.0.2.9:1');
   await store.close();
+});
+
+test('REQ-RESUME-004: a resume with the next key confirms it; one with a next key that was forgotten is too late', async () => {
+  const { store, sessions } = await setUp();
+  await sessions.open(session);
+  const { version } = await sessions.resumeKey(ID, 0);
+  await sessions.propose(ID, 0, version, new Uint8Array(32).fill(1));
+  const forgotten = await sessions.resumeKey(ID, 1);
+  await sessions.propose(ID, 0, version, new Uint8Array(32).fill(2));
+  const next = new Uint8Array(32).fill(3);
+  await assert.rejects(sessions.propose(ID, 1, forgotten.version, next), { code: 'ERR_SESSION_REPLACED' });
+  await sessions.propose(ID, 1, (await sessions.resumeKey(ID, 1)).version, next);
+  await assert.rejects(sessions.resumeKey(ID, 0), { code: 'ERR_SESSION_REPLACED' });
+  assert.deepEqual(Uint8Array.from((await sessions.resumeKey(ID, 2)).key), next);
+  await store.close();
+});
+
+test('REQ-RESUME-010: whatever races with what, one resume of an epoch is confirmed, and its key is the one on record', async () => {
+  const steps = fc.array(
+    fc.record({ copy: fc.integer({ min: 0, max: 3 }), act: fc.constantFrom('read', 'propose', 'confirm') }),
+    { minLength: 1, maxLength: 40 },
+  );
+  await fc.assert(
+    fc.asyncProperty(steps, async (actions) => {
+      const { store, sessions } = await setUp();
+      await sessions.open(session);
+      const confirmed = new Map<number, string>();
+      const copies = Array.from({ length: 4 }, () => ({ epoch: 0, read: EMPTY, proposed: EMPTY, key: EMPTY }));
+      let keys = 0;
+      const acts = actions.map(async ({ copy: index, act }) => {
+        const copy = copies[index];
+        assert.ok(copy);
+        if (act === 'read') copy.read = (await sessions.resumeKey(ID, copy.epoch)).version;
+        else if (act === 'propose') {
+          keys += 1;
+          const key = new Uint8Array(32).fill(keys);
+          copy.proposed = await sessions.propose(ID, copy.epoch, copy.read, key);
+          copy.key = key;
+        } else {
+          const { epoch, proposed, key } = copy;
+          await sessions.confirm(ID, epoch + 1, proposed, '');
+          assert.equal(confirmed.has(epoch + 1), false, 'a second confirmation of one epoch');
+          confirmed.set(epoch + 1, key.toHex());
+          copy.epoch = epoch + 1;
+        }
+      });
+      for (const outcome of await Promise.allSettled(acts)) {
+        if (outcome.status === 'rejected') assert.match(outcome.reason.code ?? '', /^ERR_SESSION_/, outcome.reason);
+      }
+      const [record] = await sessions.list();
+      assert.ok(record);
+      const expected = confirmed.get(record.epoch);
+      if (expected !== undefined) {
+        assert.equal(Buffer.from((await sessions.resumeKey(ID, record.epoch)).key).toString('hex'), expected);
+      }
+      assert.ok(confirmed.size <= record.epoch);
+      await store.close();
+    }),
+    { numRuns: 60 },
+  );
 });
 
 test('the same id twice is a conflict', async () => {

@@ -8,7 +8,7 @@
 import type { Clock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
 import { type Audit, AuditEvent } from './audit.ts';
-import type { Store } from './store.ts';
+import type { Queries, Store } from './store.ts';
 import type { Vault } from './vault.ts';
 
 const PURPOSE = 'session resume';
@@ -31,12 +31,32 @@ export interface SessionRecord {
   readonly openedAt: number;
   /** The absolute limit; undefined for none. */
   readonly expiresAt?: number | undefined;
+  /** What was proven at the login. */
+  readonly steps: readonly string[];
+  /** What both ends had agreed on. */
+  readonly features: readonly string[];
+  /** The client certificate that TLS had verified. */
+  readonly certificate?: SessionCertificate | undefined;
+  /** When it lost its control connection; undefined while it has one. */
+  readonly detachedAt?: number | undefined;
+}
+
+export interface SessionCertificate {
+  readonly name: string;
+  readonly serial: string;
+  readonly issuer: string;
+}
+
+/** A key with which a session may be resumed, and which of the keys on record it is: for the compare-and-swap. */
+export interface ResumeKey {
+  readonly key: Uint8Array;
+  readonly version: Uint8Array;
 }
 
 /** The addresses that a device had in its last session. */
 export type LastLease = Pick<SessionRecord, 'device' | 'lease4' | 'lease6'>;
 
-export interface NewSession extends Omit<SessionRecord, 'openedAt'> {
+export interface NewSession extends Omit<SessionRecord, 'openedAt' | 'detachedAt'> {
   /** K_resume; not kept. */
   readonly resumeKey: Uint8Array;
 }
@@ -84,6 +104,11 @@ export class Sessions {
           worker: session.worker,
           epoch: session.epoch,
           resume_key: sealed,
+          next_key: null,
+          steps: session.steps.join(),
+          features: session.features.join(),
+          certificate: session.certificate === undefined ? null : JSON.stringify(session.certificate),
+          detached_at: null,
           lease4: session.lease4 ?? null,
           lease6: session.lease6 ?? null,
           policy_generation: session.policyGeneration,
@@ -130,6 +155,10 @@ export class Sessions {
       source: row.source,
       openedAt: Number(row.opened_at),
       expiresAt: row.expires_at === null ? undefined : Number(row.expires_at),
+      steps: splitList(row.steps),
+      features: splitList(row.features),
+      certificate: parseCertificate(row.certificate),
+      detachedAt: row.detached_at === null ? undefined : Number(row.detached_at),
     }));
   }
 
@@ -149,19 +178,72 @@ export class Sessions {
   }
 
   /**
-   * The present K_resume of a session and its epoch.
+   * K_resume of an epoch that may still resume: the one that the client has confirmed last, or the next.
    *
-   * @throws {VpnError} ERR_SESSION_UNKNOWN; ERR_STORE when it does not unseal
+   * @throws {VpnError} ERR_SESSION_UNKNOWN; ERR_SESSION_REPLACED for an older epoch; ERR_STORE when it does not unseal
    */
-  async resumeKey(id: string): Promise<{ epoch: number; key: Uint8Array }> {
-    const row = await this.#store.db
-      .selectFrom('sessions')
-      .select(['epoch', 'resume_key'])
+  async resumeKey(id: string, epoch: number): Promise<ResumeKey> {
+    const version = await versionOf(this.#store.db, id, epoch);
+    return { key: this.#vault.unseal(PURPOSE, contextOf(id, epoch), version), version };
+  }
+
+  /**
+   * A resume of `epoch` is granted: K_resume of the epoch after it goes on record, beside the one that was proven. A next
+   * key that was never confirmed is forgotten; one that was proven by this resume is confirmed by it.
+   *
+   * @param proven the version that was proven
+   * @returns the version of `next`
+   * @throws {VpnError} ERR_SESSION_REPLACED when another resume has come between; ERR_SESSION_UNKNOWN; ERR_STORE
+   */
+  async propose(id: string, epoch: number, proven: Uint8Array, next: Uint8Array): Promise<Uint8Array> {
+    const sealed = this.#vault.seal(PURPOSE, contextOf(id, epoch + 1), next);
+    await this.#store.transaction(async (db) => {
+      const present = await versionOf(db, id, epoch);
+      if (Buffer.compare(present, proven) !== 0) throw superseded();
+      await db
+        .updateTable('sessions')
+        .set({ epoch, resume_key: present, next_key: sealed })
+        .where('id', '=', id)
+        .execute();
+    });
+    return sealed;
+  }
+
+  /**
+   * The client has proven the key of this version: it is the only one from now on. Of all that were proposed for an epoch
+   * one can be confirmed.
+   *
+   * @param epoch the epoch of that key
+   * @throws {VpnError} ERR_SESSION_REPLACED, ERR_STORE
+   */
+  async confirm(id: string, epoch: number, version: Uint8Array, source: string): Promise<void> {
+    await this.#store.transaction(async (db) => {
+      const { numUpdatedRows } = await db
+        .updateTable('sessions')
+        .set({ epoch, resume_key: version, next_key: null, source, detached_at: null })
+        .where('id', '=', id)
+        .where('epoch', '=', epoch - 1)
+        .where('next_key', '=', version)
+        .executeTakeFirst();
+      if (numUpdatedRows !== 1n) throw superseded();
+      const row = await db
+        .selectFrom('sessions')
+        .innerJoin('users', 'users.id', 'sessions.user_id')
+        .select(['users.name as user', 'sessions.device_id as device'])
+        .where('sessions.id', '=', id)
+        .executeTakeFirstOrThrow();
+      await this.#audit.append({ ...describe({ ...row, id, source }), event: AuditEvent.sessionResumed }, db);
+    });
+  }
+
+  /** It has lost its control connection, and waits for its client from now on. */
+  async detach(id: string): Promise<void> {
+    await this.#store.db
+      .updateTable('sessions')
+      .set({ detached_at: Math.trunc(this.#clock.wallNow()) })
       .where('id', '=', id)
-      .executeTakeFirst();
-    if (row === undefined) throw new VpnError('ERR_SESSION_UNKNOWN', 'there is no such session');
-    const epoch = Number(row.epoch);
-    return { epoch, key: this.#vault.unseal(PURPOSE, contextOf(id, epoch), row.resume_key) };
+      .where('detached_at', 'is', null)
+      .execute();
   }
 
   /**
@@ -183,13 +265,37 @@ export class Sessions {
       return true;
     });
   }
+}
 
-  /** Takes all sessions off the record: for a gateway that starts and cannot resume them. Returns how many there were. */
-  async endAll(reason: string): Promise<number> {
-    const rows = await this.#store.db.selectFrom('sessions').select('id').execute();
-    for (const { id } of rows) await this.end(id, reason);
-    return rows.length;
-  }
+/** @throws {VpnError} ERR_SESSION_UNKNOWN, ERR_SESSION_REPLACED */
+async function versionOf(db: Queries, id: string, epoch: number): Promise<Uint8Array> {
+  const row = await db
+    .selectFrom('sessions')
+    .select(['epoch', 'resume_key', 'next_key'])
+    .where('id', '=', id)
+    .executeTakeFirst();
+  const present = Number(row?.epoch);
+  if (row !== undefined && epoch === present) return row.resume_key;
+  if (row !== undefined && epoch === present + 1 && row.next_key !== null) return row.next_key;
+  if (epoch < present) throw superseded();
+  throw new VpnError('ERR_SESSION_UNKNOWN', 'there is no such session or epoch');
+}
+
+function superseded(): VpnError {
+  return new VpnError('ERR_SESSION_REPLACED', 'the session has been resumed by another connection meanwhile');
+}
+
+function parseCertificate(text: string | null): SessionCertificate | undefined {
+  const parsed: unknown = text === null ? undefined : JSON.parse(text);
+  if (typeof parsed !== 'object' || parsed === null) return undefined;
+  const [name = '', serial = '', issuer = ''] = ['name', 'serial', 'issuer'].map((key) =>
+    String(Reflect.get(parsed, key)),
+  );
+  return { name, serial, issuer };
+}
+
+function splitList(list: string): string[] {
+  return list === '' ? [] : list.split(',');
 }
 
 /** A key of one epoch must not open as that of another. */

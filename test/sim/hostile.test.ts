@@ -139,13 +139,23 @@ test('a LOGIN of another version is told so', async () => {
   await raw.closed();
 });
 
-test('a RESUME is answered with session_unknown', async () => {
+test('REQ-RESUME-007: a session id without the secret resumes nothing: session_unknown', async () => {
   const { session: opened, raw: other } = await session();
   const raw = await world.raw();
   await raw.greeted();
   const { session: id, deviceId } = opened.accept;
   raw.write(
     encodeMessage('resume', { version: 1, session: id, epoch: 0, deviceId, serverName: 'localhost', features: [] }),
+  );
+  await raw.message('challenge');
+  const zeros = (length: number) => Buffer.alloc(length).toString('base64url');
+  raw.write(
+    encodeMessage('answer', {
+      answers: [
+        { kind: 'resume', value: zeros(32) },
+        { kind: 'device', value: zeros(64) },
+      ],
+    }),
   );
   assert.equal((await raw.message('reject')).code, 'session_unknown');
   await raw.closed();

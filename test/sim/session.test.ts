@@ -54,7 +54,7 @@ test('REQ-ENROL-005: after its enrolment a client logs in without the token, als
   await using world = await World.open();
   const sim = await world.connected('alice');
   await world.server.stop();
-  await world.restart();
+  await world.restart({ session: { graceSeconds: 0 } });
   await until(
     () => sim.client.snapshot.state === 'connected' && world.server.sessions.length === 1,
     'the second login',
@@ -245,8 +245,8 @@ test('the gateway restarts: a client comes back by itself, with the addresses it
   assert.equal(sim.host.isClosed, false, 'the device lives through it');
 });
 
-test('a gateway that stops leaves no session on record, and tells its clients why', async () => {
-  await using world = await World.open();
+test('a gateway that stops and keeps no sessions leaves none on record, and tells its clients why', async () => {
+  await using world = await World.open({ config: { session: { graceSeconds: 0 } } });
   const sims = [await world.connected('alice'), await world.connected('bob')];
   await world.server.stop();
   assert.deepEqual(world.rows('select id from sessions'), []);

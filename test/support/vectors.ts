@@ -150,7 +150,7 @@ export function computeVectors() {
   });
   resumeTranscript.add(resumed);
   const doneFacts = { session, epoch: 1, nonce: resumeNonce, transcript: resumeTranscript.digest() };
-  const secret1 = nextSecret(primitives, secret0, newExporter, doneFacts.transcript);
+  const secret1 = nextSecret(primitives, kResume, newExporter, doneFacts.transcript);
   const kResume1 = resumeKey(primitives, secret1);
 
   return hex({

@@ -9,24 +9,37 @@
 import type { Clock } from '../../base/clock.ts';
 import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import type { Authenticator } from '../../identity/authenticator.ts';
+import type { Authenticator, ResumeIdentity } from '../../identity/authenticator.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import { formatIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { AttachServer } from '../../protocol/attach.ts';
-import { attachKey, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
+import { Feature } from '../../protocol/features.ts';
+import { attachKey, hkdfExtract, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
-import type { CloseReason, ConfigMessage, StepKind } from '../../protocol/messages.ts';
+import {
+  type CloseReason,
+  type ConfigMessage,
+  type RejectCode,
+  STEP_KINDS,
+  type StepKind,
+} from '../../protocol/messages.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
-import type { Sessions } from '../../store/sessions.ts';
+import { checkResumeDone, type ResumeEvidence } from '../../protocol/resume.ts';
+import type { ResumeKey, Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
 import type {
   AttachRequest,
   AttachVerdict,
   AuthPort,
+  DetachedSession,
+  GrantedResume,
   LoginPeer,
   LoginVerdict,
+  ResumeConfirmation,
+  ResumeVerdict,
+  SessionGrant,
   SessionKey,
   WorkerPort,
 } from '../ipc/ports.ts';
@@ -66,15 +79,28 @@ interface LiveSession {
   readonly id: Uint8Array;
   readonly user: string;
   readonly device: string;
-  readonly remote: string;
-  readonly certificate: LoginPeer['certificate'];
+  remote: string;
+  certificate: LoginPeer['certificate'];
   readonly lease: Lease;
   /** What was proven when it was opened. */
   readonly steps: readonly StepKind[];
   attach: AttachServer | undefined;
+  /** The last resume that was granted and not confirmed yet. */
+  resuming: Resuming | undefined;
   isRecorded: boolean;
   /** Why it is not alive any more. */
   ended: CloseReason | undefined;
+}
+
+/** A resume on its way from the verdict to its confirmation. */
+interface Resuming {
+  readonly attempt: number;
+  /** The epoch n that was proven. */
+  readonly epoch: number;
+  /** K_resume(n), and which key on record it is. */
+  readonly proven: ResumeKey;
+  /** S(n+1) and the key on record that was made of it, once it is known. */
+  next?: { readonly secret: Uint8Array; readonly version: Uint8Array };
 }
 
 /** What a change of rights can concern: a session, or a login that is being judged. */
@@ -101,6 +127,7 @@ export class Auth implements AuthPort {
   readonly #lines: LogLimit;
   #config: GatewayConfig;
   #revision = 1;
+  #attempts = 0;
   #worker: WorkerPort | undefined;
 
   constructor(options: AuthOptions) {
@@ -181,36 +208,35 @@ export class Auth implements AuthPort {
     const id = this.#options.primitives.randomBytes(SESSION_ID_BYTES);
     const key = id.toHex();
     const { remote, certificate } = peer;
-    const state = { attach: undefined, isRecorded: false, ended: undefined };
+    const state = { attach: undefined, resuming: undefined, isRecorded: false, ended: undefined };
     this.#live.set(key, { key, id, user, device, remote, certificate, lease, steps, ...state });
     this.#byDevice.set(device, key);
-    const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
-    return {
-      accepted: true,
-      session: {
-        key,
-        grant: { session: id, worker: this.#options.workerId, user, absoluteSeconds, idleSeconds, graceSeconds },
-        user,
-        device,
-        lease,
-        config: this.#configOf(lease),
-      },
-    };
+    return { accepted: true, session: this.#grantOf({ key, id, user, device, lease }) };
   }
 
-  async establish(key: SessionKey, secret: Uint8Array): Promise<void> {
+  #grantOf({
+    key,
+    id,
+    user,
+    device,
+    lease,
+  }: Pick<LiveSession, 'key' | 'id' | 'user' | 'device' | 'lease'>): SessionGrant {
+    const grant = { session: id, worker: this.#options.workerId, user, ...this.#times() };
+    return { key, grant, user, device, lease, config: this.#configOf(lease) };
+  }
+
+  #times() {
+    const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
+    return { absoluteSeconds, idleSeconds, graceSeconds };
+  }
+
+  async establish(key: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void> {
     const session = this.#live.get(key);
     // Between a verdict and now another connection of the device may have taken its place, or an operator its right.
     if (session === undefined) throw endedMeanwhile('replaced');
     const { primitives, sessions, clock, workerId } = this.#options;
     const epoch = 0;
-    session.attach = new AttachServer({
-      primitives,
-      session: session.id,
-      epoch,
-      key: attachKey(primitives, secret),
-      slots: DATA_CHANNELS,
-    });
+    session.attach = this.#attachServer(session.id, epoch, secret);
     await sessions.open({
       id: key,
       user: session.user,
@@ -223,11 +249,167 @@ export class Auth implements AuthPort {
       source: session.remote,
       expiresAt: clock.wallNow() + this.#config.session.absoluteSeconds * 1000,
       resumeKey: resumeKey(primitives, secret),
+      steps: session.steps,
+      features,
+      certificate: session.certificate,
     });
     session.isRecorded = true;
     if (session.ended === undefined) return;
     await sessions.end(key, session.ended);
     throw endedMeanwhile(session.ended);
+  }
+
+  #attachServer(session: Uint8Array, epoch: number, secret: Uint8Array): AttachServer {
+    const { primitives } = this.#options;
+    const key = attachKey(primitives, secret);
+    return new AttachServer({ primitives, session, epoch, key, slots: DATA_CHANNELS });
+  }
+
+  /**
+   * Takes up the sessions on record that may still be resumed, with their leases, and ends the others. Called once, before
+   * any login.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  async restore(): Promise<DetachedSession[]> {
+    const { sessions, pool, clock } = this.#options;
+    const now = clock.wallNow();
+    const restored: DetachedSession[] = [];
+    for (const record of await sessions.list()) {
+      const { id: key, user, device, features, certificate, source: remote, openedAt } = record;
+      // Of a gateway that died nobody knows when its clients lost it.
+      const detachedMs = Math.max(0, now - (record.detachedAt ?? now));
+      const isLate = detachedMs >= this.#config.session.graceSeconds * 1000 || now >= (record.expiresAt ?? now + 1);
+      const lease = isLate || !features.includes(Feature.resume) ? undefined : pool.lease(device);
+      if (
+        lease === undefined ||
+        this.#byDevice.has(device) ||
+        (lease.v4 && formatIp(lease.v4)) !== record.lease4 ||
+        (lease.v6 && formatIp(lease.v6)) !== record.lease6
+      ) {
+        if (lease !== undefined) pool.release(lease);
+        await sessions.end(key, isLate ? 'session_timeout' : 'shutdown');
+        continue;
+      }
+      await sessions.detach(key);
+      const id = Uint8Array.fromHex(key);
+      const steps = record.steps.filter(isStepKind);
+      const state = { attach: undefined, resuming: undefined, isRecorded: true, ended: undefined };
+      const session: LiveSession = { key, id, user, device, remote, certificate, lease, steps, ...state };
+      this.#live.set(key, session);
+      this.#byDevice.set(device, key);
+      restored.push({ granted: this.#grantOf(session), features, remote, openedAt, detachedMs });
+    }
+    return restored;
+  }
+
+  async challengeResume(peer: LoginPeer): Promise<Uint8Array> {
+    return this.#options.authenticator.issueNonce(peer.binding);
+  }
+
+  async resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict> {
+    const key = evidence.session.toHex();
+    const { authenticator, primitives } = this.#options;
+    const identity = await authenticator.identify(evidence, peer);
+    const refuse = async (code: RejectCode, reason: string): Promise<ResumeVerdict> => {
+      this.#lines.write('warn', code, 'resume refused', { session: key.slice(0, 8), code, reason, peer: peer.remote });
+      await authenticator.recordRefusedResume(identity, peer, key, reason);
+      return { accepted: false, code };
+    };
+    const session = this.#live.get(key);
+    if (session === undefined || !session.isRecorded) return refuse('session_unknown', 'there is no such session');
+    // Whoever has the id and not the device learns no more than whoever has neither.
+    const isHolder = identity.isProven && identity.device === session.device && identity.user === session.user;
+    let proven: ResumeKey;
+    try {
+      proven = await this.#options.sessions.resumeKey(key, evidence.epoch);
+    } catch (error) {
+      if (!isVpnError(error) || error.kind !== 'auth') throw error;
+      if (isHolder && error.code === 'ERR_SESSION_REPLACED') return refuse('session_replaced', error.message);
+      return refuse('session_unknown', error.message);
+    }
+    const isProof =
+      isResumeInput('client resume', evidence.proofInput, evidence) &&
+      isResumeInput('server resume', evidence.serverProofInput, evidence) &&
+      primitives.equal(primitives.hmacSha256(proven.key, evidence.proofInput), evidence.proof);
+    if (!isProof) return refuse('session_unknown', 'the session secret was not proven');
+    if (!isHolder) return refuse('rejected', identity.refusal ?? "the session is another device's");
+    if (identity.refusal !== undefined) return refuse('rejected', identity.refusal);
+    const refusal = await this.#standsStill(session, identity, peer);
+    if (refusal !== undefined) return refuse(refusal.code, refusal.reason);
+    // It may have been ended, or replaced, while others were asked.
+    if (this.#live.get(key) !== session) return refuse('session_unknown', 'the session was ended meanwhile');
+    this.#attempts += 1;
+    const attempt = this.#attempts;
+    session.resuming = { attempt, epoch: evidence.epoch, proven };
+    const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
+    return {
+      accepted: true,
+      resume: { key, attempt, grant: { proof, worker: this.#options.workerId, ...this.#times() } },
+    };
+  }
+
+  /** Whether the session would be opened today; undefined: it would. */
+  async #standsStill(
+    session: LiveSession,
+    { groups = [] }: ResumeIdentity,
+    peer: LoginPeer,
+  ): Promise<{ code: RejectCode; reason: string } | undefined> {
+    const { user, device, steps, certificate } = session;
+    if (certificate !== undefined && !isSameHolder(certificate, peer.certificate)) {
+      return { code: 'rejected', reason: 'the client certificate of the login was not shown' };
+    }
+    if (!(await this.#options.authenticator.stillSuffices(user, steps))) {
+      this.#worker?.close(session.key, 'revoked');
+      return { code: 'session_unknown', reason: 'more is asked of the user than was proven at the login' };
+    }
+    if ((await this.#options.standing?.(user)) === 'gone') {
+      return { code: 'rejected', reason: 'the account is gone at its source' };
+    }
+    if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
+      return { code: 'rejected', reason: 'the application does not authorize it' };
+    }
+    return undefined;
+  }
+
+  async proposeResume({ key, attempt }: GrantedResume, mix: Uint8Array): Promise<void> {
+    const { primitives, sessions } = this.#options;
+    const { session, resuming } = this.#resuming(key, attempt);
+    const secret = hkdfExtract(primitives, resuming.proven.key, mix);
+    const next = resumeKey(primitives, secret);
+    const version = await sessions.propose(key, resuming.epoch, resuming.proven.version, next);
+    if (session.resuming !== resuming) throw overtaken();
+    // From here on S(n) is good for another resume only.
+    session.attach = undefined;
+    resuming.next = { secret, version };
+  }
+
+  async confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<SessionGrant> {
+    const { key, attempt, doneInput, payload } = confirmation;
+    const { primitives, sessions } = this.#options;
+    const { session, resuming } = this.#resuming(key, attempt);
+    if (resuming.next === undefined) throw overtaken();
+    const { secret, version } = resuming.next;
+    const epoch = resuming.epoch + 1;
+    checkResumeDone(primitives, resumeKey(primitives, secret), doneInput, payload);
+    await sessions.confirm(key, epoch, version, peer.remote);
+    if (this.#live.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
+    session.resuming = undefined;
+    session.remote = peer.remote;
+    session.certificate = peer.certificate;
+    session.attach = this.#attachServer(session.id, epoch, secret);
+    return this.#grantOf(session);
+  }
+
+  #resuming(key: SessionKey, attempt: number): { session: LiveSession; resuming: Resuming } {
+    const session = this.#live.get(key);
+    if (session === undefined) throw endedMeanwhile('revoked');
+    if (session.resuming?.attempt !== attempt) throw overtaken();
+    return { session, resuming: session.resuming };
+  }
+
+  async detach(key: SessionKey): Promise<void> {
+    if (this.#live.get(key)?.isRecorded === true) await this.#options.sessions.detach(key);
   }
 
   async attach({ message, exported }: AttachRequest): Promise<AttachVerdict> {
@@ -328,6 +510,30 @@ export class Auth implements AuthPort {
       pins: [],
     };
   }
+}
+
+/** Whether a proof is about this resume; what follows in it, exporter and transcript, only the ends can know. */
+function isResumeInput(kind: string, input: Uint8Array, { session, epoch, nonce }: ResumeEvidence): boolean {
+  const number = Buffer.alloc(4);
+  number.writeUInt32BE(epoch);
+  const start = Buffer.concat([Buffer.from(`${kind}\0`), session, number, nonce]);
+  return input.length === start.length + 64 && start.equals(input.subarray(0, start.length));
+}
+
+/** Whether a certificate is that one or its successor. */
+function isSameHolder(
+  { name, issuer }: { name: string; issuer: string },
+  shown: { name: string; issuer: string } | undefined,
+): boolean {
+  return shown?.name === name && shown.issuer === issuer;
+}
+
+function isStepKind(step: string): step is StepKind {
+  return (STEP_KINDS as readonly string[]).includes(step);
+}
+
+function overtaken(): VpnError {
+  return new VpnError('ERR_SESSION_REPLACED', 'another resume of the session has come between');
 }
 
 function endedMeanwhile(reason: CloseReason): VpnError {

@@ -10,6 +10,7 @@ import type { Lease } from '../../ip/lease-pool.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
 import type { AttachMessage, CloseReason, ConfigMessage, RejectCode } from '../../protocol/messages.ts';
+import type { ResumeEvidence, ResumeGrant } from '../../protocol/resume.ts';
 
 /** Hexadecimal session id; the key of everything about a session. Never logged whole. */
 export type SessionKey = string;
@@ -55,6 +56,40 @@ export type AttachVerdict =
   | { readonly accepted: true; readonly key: SessionKey; readonly attached: Attached }
   | { readonly accepted: false; readonly code: RejectCode };
 
+/** A resume that has been granted and not been confirmed yet. */
+export interface GrantedResume {
+  readonly key: SessionKey;
+  /** Which of the session's resumes; one that another has overtaken is worth nothing. */
+  readonly attempt: number;
+  /** What RESUMED says. */
+  readonly grant: ResumeGrant;
+}
+
+export type ResumeVerdict =
+  | { readonly accepted: true; readonly resume: GrantedResume }
+  | { readonly accepted: false; readonly code: RejectCode };
+
+/** The client's proof of the next secret. */
+export interface ResumeConfirmation {
+  readonly key: SessionKey;
+  readonly attempt: number;
+  readonly doneInput: Uint8Array;
+  /** Payload of RESUME_DONE. */
+  readonly payload: Uint8Array;
+}
+
+/** A session that waits for its client. */
+export interface DetachedSession {
+  readonly granted: SessionGrant;
+  readonly features: readonly string[];
+  /** Address and port of its last control connection. */
+  readonly remote: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly openedAt: number;
+  /** Milliseconds since it lost its control connection. */
+  readonly detachedMs: number;
+}
+
 /** What a worker may ask of auth. */
 export interface AuthPort {
   /** A nonce and the steps to ask. */
@@ -66,13 +101,35 @@ export interface AuthPort {
    */
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict>;
   /**
-   * Records a session, with S(0), before its ACCEPT is sent.
+   * Records a session, with S(0), before its ACCEPT is sent; `features` are what both ends have agreed on.
    *
    * @throws {VpnError} ERR_SESSION_REPLACED, ERR_AUTH_REJECTED when it has been ended since the verdict; ERR_STORE
    */
-  establish(session: SessionKey, secret: Uint8Array): Promise<void>;
+  establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void>;
   /** Checks an ATTACH proof; the answer carries the ATTACHED frame with ours. */
   attach(request: AttachRequest): Promise<AttachVerdict>;
+  /** A nonce for the proofs of a resume. */
+  challengeResume(peer: LoginPeer): Promise<Uint8Array>;
+  /**
+   * The verdict on a resume. On yes nothing has changed yet.
+   *
+   * @throws {VpnError} ERR_STORE: no verdict
+   */
+  resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict>;
+  /**
+   * Records S(n+1) = HKDF-Extract(K_resume(n), mix) beside S(n), before its RESUMED is sent.
+   *
+   * @throws {VpnError} ERR_SESSION_REPLACED, ERR_SESSION_UNKNOWN, ERR_STORE
+   */
+  proposeResume(resume: GrantedResume, mix: Uint8Array): Promise<void>;
+  /**
+   * Checks RESUME_DONE: the session belongs to this connection, and S(n) is void.
+   *
+   * @throws {VpnError} ERR_RESUME_PROOF, ERR_SESSION_REPLACED, ERR_AUTH_REJECTED, ERR_STORE
+   */
+  confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<SessionGrant>;
+  /** The session has lost its control connection and waits for its client. @throws {VpnError} ERR_STORE */
+  detach(session: SessionKey): Promise<void>;
   /** The session is over: its lease is free, its record closed. */
   end(session: SessionKey, reason: CloseReason): Promise<void>;
 }

@@ -8,15 +8,17 @@
 
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { LogFields, Logger } from '../../base/log.ts';
-import { encodeGreeting, FrameDecoder, type FrameSink } from '../../protocol/frame.ts';
+import { Feature } from '../../protocol/features.ts';
+import { encodeGreeting, FrameDecoder, type FrameSink, FrameType } from '../../protocol/frame.ts';
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
-import { type Challenge, LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
+import { type Challenge, type LoginFoundation, LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
 import { type AttachMessage, type CloseReason, encodeMessage, type StepKind } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
+import { ResumeServer, type ResumeServerOutput } from '../../protocol/resume.ts';
 import type { Channel, ChannelHandler } from '../../transport/channel.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
-import type { AuthPort, LoginPeer, SessionGrant } from '../ipc/ports.ts';
+import type { AuthPort, GrantedResume, LoginPeer, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
@@ -37,6 +39,8 @@ export interface ConnectionHost {
   findSession(key: string): Session | undefined;
   /** ACCEPT and CONFIG have been sent. */
   sessionStarted(session: Session): void;
+  /** The session has come over to this connection; `isFirst`: no other of this worker had it. */
+  sessionResumed(session: Session, isFirst: boolean): void;
   /** A data connection has been bound to its session. */
   dataAttached(): void;
   /** The connection came to nothing, for the worker's counters and bans. */
@@ -61,7 +65,12 @@ export class Connection implements FrameSink, ChannelHandler {
   readonly #decoder: FrameDecoder;
   readonly #peer: LoginPeer;
   readonly #exporter: Exporter;
+  readonly #foundation: LoginFoundation;
   readonly #login: LoginServer;
+  #resume: ResumeServer | undefined;
+  /** RESUMED has been sent: only the proof of the next secret is taken. */
+  #resumed: { readonly resume: GrantedResume; readonly doneInput: Uint8Array } | undefined;
+  #isConfirming = false;
   #session: Session | undefined;
   #receiver: PacketReceiver | undefined;
   #isData = false;
@@ -84,12 +93,13 @@ export class Connection implements FrameSink, ChannelHandler {
         ? {}
         : { certificate: { name: certificate.name, serial: certificate.serial, issuer: certificate.issuer } }),
     };
-    this.#login = new LoginServer({
+    this.#foundation = {
       primitives: host.primitives,
       exporter: this.#exporter,
       serverId: channel.facts.serverId,
       features: host.features,
-    });
+    };
+    this.#login = new LoginServer(this.#foundation);
   }
 
   /** The session this connection belongs to, once it does. */
@@ -123,6 +133,8 @@ export class Connection implements FrameSink, ChannelHandler {
   }
 
   bytes(chunk: Uint8Array): void {
+    // What a superseded or revoked connection still sends goes nowhere.
+    if (this.#isEnding) return;
     this.heard = true;
     try {
       this.#decoder.push(chunk);
@@ -134,6 +146,7 @@ export class Connection implements FrameSink, ChannelHandler {
 
   closed(error?: VpnError): void {
     this.#login.stop();
+    this.#resume?.stop();
     this.#receiver?.release();
     try {
       if (error === undefined && !this.#isEnding) this.#decoder.end();
@@ -142,7 +155,7 @@ export class Connection implements FrameSink, ChannelHandler {
       this.#report(code, 'connection broke off');
       this.#host.refused(this, code);
     }
-    this.#session?.connectionClosed(this, error);
+    this.#session?.connectionClosed(this, error, this.#isEnding);
     this.#host.connectionClosed(this);
   }
 
@@ -161,6 +174,8 @@ export class Connection implements FrameSink, ChannelHandler {
 
   control(type: number, payload: Uint8Array): void {
     if (this.#session !== undefined) this.#session.control(this, type, payload);
+    else if (this.#resumed !== undefined) this.#finishResume(this.#resumed, type, payload);
+    else if (this.#resume !== undefined) this.#drive(this.#driveResume(this.#resume.receive(type, payload)));
     else this.#drive(this.#login.receive(type, payload));
   }
 
@@ -190,7 +205,7 @@ export class Connection implements FrameSink, ChannelHandler {
         this.#answer(async () => await this.#attach(output.message));
         break;
       case 'resume':
-        this.#drive(this.#login.reject('session_unknown', 'log in again'));
+        this.#startResume(output.payload);
         break;
       case 'rejected':
         this.#isEnding = true;
@@ -205,6 +220,85 @@ export class Connection implements FrameSink, ChannelHandler {
         this.channel.close();
         break;
     }
+  }
+
+  #startResume(payload: Uint8Array): void {
+    const resume = new ResumeServer(this.#foundation, payload);
+    this.#resume = resume;
+    this.#answer(async () => this.#driveResume(resume.challenge(await this.#host.auth.challengeResume(this.#peer))));
+  }
+
+  /** Answers a resume as a login is answered, as far as both are alike. */
+  #driveResume(output: ResumeServerOutput): LoginServerOutput {
+    if (output.kind === 'resumed') throw new VpnError('ERR_INVARIANT', 'a resume was accepted without a verdict');
+    if (output.kind !== 'verify') return output;
+    this.#answer(async () => {
+      const verdict = await this.#host.auth.resume(output.evidence, this.#peer);
+      if (!verdict.accepted) return this.#driveResume(this.#resume?.reject(verdict.code) ?? { kind: 'nothing' });
+      return await this.#grantResume(verdict.resume);
+    });
+    return { kind: 'nothing' };
+  }
+
+  async #grantResume(resume: GrantedResume): Promise<LoginServerOutput> {
+    const output = this.#resume?.accept(resume.grant);
+    if (output?.kind !== 'resumed') return { kind: 'nothing' };
+    const session = this.#host.findSession(resume.key);
+    // Its packets are in the form that was agreed on before.
+    if (!session?.features.includes(Feature.resume) || session.features.join() !== output.resumed.features.join()) {
+      return this.#login.reject('session_unknown');
+    }
+    await this.#host.auth.proposeResume(resume, output.mix);
+    if (this.channel.isClosed) return { kind: 'nothing' };
+    this.#resumed = { resume, doneInput: output.doneInput };
+    this.#login.stop();
+    this.#decoder.setPhase('session');
+    this.channel.sendControl(output.frame);
+    return { kind: 'nothing' };
+  }
+
+  /** @throws {VpnError} ERR_FRAME_STATE */
+  #finishResume(
+    { resume, doneInput }: { resume: GrantedResume; doneInput: Uint8Array },
+    type: number,
+    payload: Uint8Array,
+  ) {
+    if (type === FrameType.close) {
+      this.#isEnding = true;
+      this.channel.close();
+      return;
+    }
+    if (type !== FrameType.resumeDone || this.#isConfirming) {
+      throw new VpnError('ERR_FRAME_STATE', `frame type ${type} has no place before the resume is done`, {
+        details: { type },
+      });
+    }
+    this.#isConfirming = true;
+    const confirmation = { key: resume.key, attempt: resume.attempt, doneInput, payload: new Uint8Array(payload) };
+    this.#host.auth.confirmResume(confirmation, this.#peer).then(
+      () => this.#takeOver(resume.key),
+      (cause: unknown) => {
+        const error = toVpnError(cause);
+        this.#report(error.code, 'resume not confirmed', { session: resume.key.slice(0, 8), reason: error.message });
+        this.#host.refused(this, error.code);
+        if (!this.channel.isClosed) this.close(closeReasonOfResume(error));
+      },
+    );
+  }
+
+  #takeOver(key: string): void {
+    const session = this.#host.findSession(key);
+    if (session === undefined) {
+      this.close('revoked');
+      return;
+    }
+    const isFirst = !session.isStarted;
+    this.#join(session, 'session');
+    session.resume(this);
+    this.#host.sessionResumed(session, isFirst);
+    this.#log.info('session resumed', { session: session.shortId, user: session.user, device: session.granted.device });
+    // It may have been lost while its proof was checked.
+    if (this.channel.isClosed) session.connectionClosed(this, undefined, false);
   }
 
   #ask(challenge: Challenge): LoginServerOutput {
@@ -255,7 +349,7 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#receiver = session.link.createReceiver();
     try {
       await this.#host.routeSession(session);
-      await this.#host.auth.establish(granted.key, output.secret);
+      await this.#host.auth.establish(granted.key, output.secret, output.accept.features);
     } catch (cause) {
       const error = toVpnError(cause);
       this.#log.warn('session not opened', { session: session.shortId, code: error.code, reason: error.message });
@@ -275,7 +369,8 @@ export class Connection implements FrameSink, ChannelHandler {
     const verdict = await this.#host.auth.attach({ message, exported });
     if (!verdict.accepted) return this.#login.reject(verdict.code);
     const session = this.#host.findSession(verdict.key);
-    if (session === undefined) return this.#login.reject('session_unknown');
+    // One that waits for its client has another secret when it comes.
+    if (session === undefined || session.isDetached) return this.#login.reject('session_unknown');
     if (this.channel.isClosed) return { kind: 'nothing' };
     this.#login.stop();
     this.#isData = true;
@@ -291,6 +386,11 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#receiver = session.link.createReceiver();
     this.#decoder.setPhase(phase);
   }
+}
+
+function closeReasonOfResume(error: VpnError): CloseReason {
+  if (error.code === 'ERR_RESUME_PROOF') return 'protocol_error';
+  return error.code === 'ERR_AUTH_REJECTED' ? 'revoked' : closeReasonOf(error);
 }
 
 function formatEndpoint({ address, port }: { address: string; port: number }): string {

@@ -2,14 +2,16 @@
  * A session as its owner worker holds it: who it is, its connections, its packets, whether its client still lives.
  *
  * Hides which connection carries what. Packets go over the attached data connection, or over the control connection when
- * the client sends its own there. The loss of the control connection ends the session; the loss of a data connection does
- * not. Time comes from the worker's tick, never from a timer of its own.
+ * the client sends its own there. A session that loses its control connection is kept for a while, for a client that can
+ * resume it: what comes for it is dropped. The loss of a data connection ends nothing. Time comes from the worker's tick,
+ * never from a timer of its own.
  */
 
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { DropReason } from '../../ip/drop-reason.ts';
+import { Feature } from '../../protocol/features.ts';
 import { encodeFrame, FrameType } from '../../protocol/frame.ts';
 import { Liveness, SessionLimits } from '../../protocol/liveness.ts';
 import { type CloseReason, type ConfigMessage, decodeMessage, encodeMessage } from '../../protocol/messages.ts';
@@ -20,16 +22,32 @@ import type { Connection } from './connection.ts';
 export interface SessionOptions {
   granted: SessionGrant;
   superPackets: boolean;
+  /** What both ends have agreed on. */
+  features: readonly string[];
   /** Packets go over the control connection, as the configuration says or because the client cannot attach. */
   inline: boolean;
   link: PacketLink;
-  control: Connection;
+  /** Undefined for a session that waits for its client from the start. */
+  control: Connection | undefined;
+  /** How it was in an earlier life of the gateway. */
+  former?: Former | undefined;
   /** Drops by reason, shared by the worker. */
   drops: Float64Array;
   clock: Clock;
   log: Logger;
-  /** Takes the session out of the worker's tables and tells auth. Called once. */
-  ended(session: Session, reason: CloseReason): void;
+  /** The session has lost its control connection and waits for its client. */
+  detached(session: Session): void;
+  /** Takes the session out of the worker's tables and tells auth; `isKept`: it stays on record. Called once. */
+  ended(session: Session, reason: CloseReason, isKept: boolean): void;
+}
+
+/** What is known of a session that was opened by an earlier life of the gateway. */
+export interface Former {
+  readonly remote: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly openedAt: number;
+  /** Milliseconds since it lost its control connection. */
+  readonly detachedMs: number;
 }
 
 export class Session {
@@ -37,14 +55,20 @@ export class Session {
   readonly superPackets: boolean;
   readonly link: PacketLink;
   readonly since: number;
-  readonly #control: Connection;
+  readonly features: readonly string[];
+  #control: Connection | undefined;
+  #remote: string;
   readonly #drops: Float64Array;
   readonly #log: Logger;
-  readonly #ended: (session: Session, reason: CloseReason) => void;
+  readonly #detached: (session: Session) => void;
+  readonly #ended: (session: Session, reason: CloseReason, isKept: boolean) => void;
   readonly #liveness: Liveness;
   readonly #limits: SessionLimits;
   readonly #clock: Clock;
   readonly #isInline: boolean;
+  readonly #graceMs: number;
+  /** When it lost its control connection, by the monotonic clock. */
+  #detachedAt: number | undefined;
   #data: Connection | undefined;
   #config: ConfigMessage;
   #carriedPackets = 0;
@@ -61,8 +85,14 @@ export class Session {
     this.granted = granted;
     this.superPackets = options.superPackets;
     this.link = options.link;
-    this.since = clock.wallNow();
+    const { former, features } = options;
+    this.since = former?.openedAt ?? clock.wallNow();
+    this.features = features;
     this.#control = options.control;
+    this.#remote = options.control?.remote ?? former?.remote ?? '';
+    this.#detachedAt = former === undefined ? undefined : now - former.detachedMs;
+    this.#graceMs = features.includes(Feature.resume) ? granted.grant.graceSeconds * 1000 : 0;
+    this.#detached = options.detached;
     this.#drops = options.drops;
     this.#config = granted.config;
     this.#ended = options.ended;
@@ -70,7 +100,9 @@ export class Session {
     const { ping } = granted.config;
     this.#liveness = new Liveness({ intervalMs: ping.intervalSeconds * 1000, deadMs: ping.deadSeconds * 1000 }, now);
     const { absoluteSeconds, idleSeconds } = granted.grant;
-    this.#limits = new SessionLimits({ absoluteMs: absoluteSeconds * 1000, idleMs: idleSeconds * 1000 }, now);
+    const elapsed = former === undefined ? 0 : clock.wallNow() - former.openedAt;
+    const absoluteMs = absoluteSeconds === 0 ? 0 : Math.max(1, absoluteSeconds * 1000 - elapsed);
+    this.#limits = new SessionLimits({ absoluteMs, idleMs: idleSeconds * 1000 }, now);
   }
 
   /** Enough of the id to name the session in logs and to an operator. */
@@ -83,7 +115,12 @@ export class Session {
   }
 
   get remote(): string {
-    return this.#control.remote;
+    return this.#remote;
+  }
+
+  /** Whether it has no control connection and waits for its client. */
+  get isDetached(): boolean {
+    return this.#detachedAt !== undefined;
   }
 
   get dataChannels(): number {
@@ -107,14 +144,27 @@ export class Session {
   start(): void {
     this.#isStarted = true;
     this.sendConfig();
-    if (this.#isInline) this.link.channel = this.#control.channel;
+    if (this.#isInline) this.link.channel = this.#control?.channel;
+  }
+
+  /** Its client has resumed it on another connection: those it had are superseded. */
+  resume(connection: Connection): void {
+    const former = [this.#data, this.#control];
+    this.#data = undefined;
+    this.#control = connection;
+    this.#remote = connection.remote;
+    this.#detachedAt = undefined;
+    this.link.channel = undefined;
+    for (const old of former) old?.close('replaced');
+    this.#liveness.received(this.#clock.now());
+    this.start();
   }
 
   /** Pushes the present configuration, or a new one. */
   sendConfig(config: ConfigMessage = this.#config): void {
     this.#config = config;
     if (!this.#isStarted) return;
-    this.#control.channel.sendControl(encodeMessage('config', config));
+    this.#control?.channel.sendControl(encodeMessage('config', config));
   }
 
   /** A data connection has proven that it belongs here. */
@@ -157,7 +207,9 @@ export class Session {
         const { reason } = decodeMessage('close', payload);
         if (connection === this.#control) {
           this.#log.info('client closed the session', { reason });
-          this.#end('peer_disconnect');
+          // A client that gives up its connection for want of an answer comes back.
+          if (reason === 'dead_peer' || reason === 'shutdown') this.#lose('peer_disconnect');
+          else this.#end('peer_disconnect');
         }
         connection.channel.close();
         break;
@@ -169,9 +221,9 @@ export class Session {
 
   /** Called by the worker about once a second. */
   handleTick(now: number): void {
-    if (!this.#isStarted) return;
-    if (this.#control.heard || this.#data?.heard === true) {
-      this.#control.heard = false;
+    if (!this.#isStarted && !this.isDetached) return;
+    if (this.#control?.heard === true || this.#data?.heard === true) {
+      if (this.#control !== undefined) this.#control.heard = false;
       if (this.#data !== undefined) this.#data.heard = false;
       this.#liveness.received(now);
     }
@@ -186,10 +238,16 @@ export class Session {
       this.close(limit);
       return;
     }
+    if (this.#detachedAt !== undefined) {
+      if (now >= this.#detachedAt + this.#graceMs) this.close('dead_peer');
+      return;
+    }
     const due = this.#liveness.handleTimeout(now);
-    if (due === 'dead') this.close('dead_peer');
-    else if (due === 'ping') {
-      this.#control.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
+    if (due === 'dead') {
+      this.#control?.close('dead_peer');
+      this.#lose('dead_peer');
+    } else if (due === 'ping') {
+      this.#control?.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
     }
   }
 
@@ -197,26 +255,49 @@ export class Session {
   close(reason: CloseReason): void {
     if (this.#isClosed) return;
     this.#log.info('session closed', { reason });
-    this.#control.close(reason);
+    this.#control?.close(reason);
     this.#end(reason);
   }
 
-  /** For the connections. */
-  connectionClosed(connection: Connection, error?: VpnError): void {
+  /** Ends its connections; the session itself stays on record when its client can resume it. */
+  suspend(reason: CloseReason): void {
+    if (this.#isClosed) return;
+    this.#log.info('session suspended', { reason });
+    this.#control?.close(reason);
+    this.#end(reason, this.isDetached || (this.#isStarted && this.#graceMs > 0));
+  }
+
+  /** For the connections; `isOurs`: this end wanted it. */
+  connectionClosed(connection: Connection, error: VpnError | undefined, isOurs: boolean): void {
     if (connection === this.#data) {
       this.#data = undefined;
-      this.link.channel = this.#isInline ? this.#control.channel : undefined;
+      this.link.channel = this.#isInline ? this.#control?.channel : undefined;
     } else if (connection === this.#control && !this.#isClosed) {
       this.#log.info('session lost its connection', { code: error?.code });
-      this.#end('peer_disconnect');
+      if (isOurs) this.#end('peer_disconnect');
+      else this.#lose('peer_disconnect');
     }
   }
 
-  #end(reason: CloseReason): void {
+  /** The control connection is gone. Without a client that can resume, so is the session. */
+  #lose(reason: CloseReason): void {
+    if (!this.#isStarted || this.#graceMs === 0) {
+      this.#end(reason);
+      return;
+    }
+    this.#control = undefined;
+    this.#detachedAt = this.#clock.now();
+    this.link.channel = undefined;
+    this.#data?.close(reason);
+    this.#log.info('session waits for its client', { graceSeconds: this.#graceMs / 1000 });
+    this.#detached(this);
+  }
+
+  #end(reason: CloseReason, isKept = false): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.link.channel = undefined;
     this.#data?.close(reason);
-    this.#ended(this, reason);
+    this.#ended(this, reason, isKept);
   }
 }

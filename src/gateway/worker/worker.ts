@@ -21,9 +21,9 @@ import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
 import { QueueBudget } from '../../transport/queue-budget.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { AuthPort, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import type { AuthPort, DetachedSession, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
 import { Connection, type ConnectionHost } from './connection.ts';
-import { Session } from './session.ts';
+import { type Former, Session } from './session.ts';
 
 const TICK_MS = 1000;
 
@@ -54,6 +54,7 @@ export interface WorkerOptions {
 export interface WorkerCounters {
   connections: number;
   logins: number;
+  resumes: number;
   loginFailures: number;
   attached: number;
 }
@@ -68,7 +69,7 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
   /** For the data queues of every connection that is handed in. */
   readonly queues: QueueBudget;
-  readonly counters: WorkerCounters = { connections: 0, logins: 0, loginFailures: 0, attached: 0 };
+  readonly counters: WorkerCounters = { connections: 0, logins: 0, resumes: 0, loginFailures: 0, attached: 0 };
   readonly #refusals: Record<string, number> = {};
   readonly strangers: LogLimit;
   readonly #options: WorkerOptions;
@@ -78,7 +79,7 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
   readonly #batch = new SendBatch();
-  /** What is still to be said to auth and the supervisor of sessions that have ended. */
+  /** What is still to be said to auth and the supervisor of sessions that have ended or wait. */
   readonly #endings = new Set<Promise<void>>();
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
@@ -94,6 +95,7 @@ export class Worker implements WorkerPort, ConnectionHost {
     const { devices, config } = options;
     this.features = [
       Feature.attach,
+      Feature.resume,
       ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
       ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
     ];
@@ -148,12 +150,31 @@ export class Worker implements WorkerPort, ConnectionHost {
   async stop(reason: CloseReason): Promise<void> {
     this.#isStopping = true;
     clearInterval(this.#tick);
-    for (const session of this.#sessions.values()) session.close(reason);
+    for (const session of this.#sessions.values()) session.suspend(reason);
     for (const connection of this.#connections) connection.close(reason);
     await Promise.all(this.#endings);
   }
 
   openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Session {
+    return this.#createSession(granted, features, connection, undefined);
+  }
+
+  /** Takes over sessions that wait for their clients since an earlier life of the gateway. */
+  async restore(waiting: readonly DetachedSession[]): Promise<void> {
+    for (const { granted, features, ...former } of waiting) {
+      const session = this.#createSession(granted, features, undefined, former);
+      // Packets would come in a form that the client has not agreed to.
+      if (features.every((name) => this.features.includes(name))) await this.routeSession(session);
+      else session.close('shutdown');
+    }
+  }
+
+  #createSession(
+    granted: SessionGrant,
+    features: readonly string[],
+    connection: Connection | undefined,
+    former: Former | undefined,
+  ): Session {
     const { devices, clock, config } = this.#options;
     const isSuper = features.includes(Feature.superPackets);
     const device = isSuper ? devices.primary : (devices.plain ?? devices.primary);
@@ -170,13 +191,16 @@ export class Worker implements WorkerPort, ConnectionHost {
     const session = new Session({
       granted,
       superPackets: isSuper,
+      features,
+      former,
       inline: config.data.mode === 'inline' || !features.includes(Feature.attach),
       link,
       control: connection,
       drops: this.drops,
       clock,
       log: this.#log,
-      ended: (ended, reason) => this.#sessionEnded(ended, reason),
+      detached: ({ granted: { key }, shortId }) => this.#tellAuth(shortId, () => this.auth.detach(key)),
+      ended: (ended, reason, isKept) => this.#sessionEnded(ended, reason, isKept),
     });
     this.#sessions.set(granted.key, session);
     for (const address of addressesOf(granted)) this.#hosts.set(address, session);
@@ -192,6 +216,12 @@ export class Worker implements WorkerPort, ConnectionHost {
     this.#options.events?.sessionOpened?.(session);
   }
 
+  sessionResumed(session: Session, isFirst: boolean): void {
+    this.counters.resumes += 1;
+    // In the life of this gateway it starts here.
+    if (isFirst) this.#options.events?.sessionOpened?.(session);
+  }
+
   dataAttached(): void {
     this.counters.attached += 1;
   }
@@ -205,7 +235,7 @@ export class Worker implements WorkerPort, ConnectionHost {
     this.#connections.delete(connection);
   }
 
-  #sessionEnded(session: Session, reason: CloseReason): void {
+  #sessionEnded(session: Session, reason: CloseReason, isKept: boolean): void {
     const { granted } = session;
     this.#sessions.delete(granted.key);
     for (const address of addressesOf(granted)) {
@@ -213,12 +243,18 @@ export class Worker implements WorkerPort, ConnectionHost {
       if (this.#hosts.lookup(address.bytes, 0, address.version) === session) this.#hosts.delete(address);
     }
     const { supervisor, auth, events } = this.#options;
-    const ending = (this.#isPlain(session) ? supervisor.unroutePlain(granted.lease) : Promise.resolve())
-      .then(() => auth.end(granted.key, reason))
-      .catch((error: unknown) => this.#log.error('a session could not be ended', { session: session.shortId, error }))
-      .finally(() => this.#endings.delete(ending));
-    this.#endings.add(ending);
+    this.#tellAuth(session.shortId, async () => {
+      if (this.#isPlain(session)) await supervisor.unroutePlain(granted.lease);
+      await (isKept ? auth.detach(granted.key) : auth.end(granted.key, reason));
+    });
     if (session.isStarted) events?.sessionEnded?.(session, reason);
+  }
+
+  #tellAuth(session: string, tell: () => Promise<void>): void {
+    const telling = tell()
+      .catch((error: unknown) => this.#log.error('what became of a session could not be recorded', { session, error }))
+      .finally(() => this.#endings.delete(telling));
+    this.#endings.add(telling);
   }
 
   #isPlain(session: Session): boolean {
