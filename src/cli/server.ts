@@ -94,7 +94,7 @@ Examples:
 
   command
     .command('sessions')
-    .description('who is connected')
+    .description('who is connected, and who has lost the connection and may resume')
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
@@ -103,13 +103,14 @@ Examples:
         sessions.length === 0
           ? 'no sessions'
           : table(
-              ['session', 'user', 'device', 'addresses', 'from', 'since', 'received', 'sent', 'round trip'],
+              ['session', 'user', 'device', 'addresses', 'from', 'state', 'since', 'received', 'sent', 'round trip'],
               sessions.map((session) => [
                 session.id,
                 session.user,
                 session.device,
                 session.addresses.join(' '),
                 session.peer,
+                session.waiting ? 'waits for its client' : 'up',
                 formatAge(session.since),
                 formatBytes(session.receivedBytes),
                 formatBytes(session.sentBytes),
@@ -170,7 +171,10 @@ function formatStatus(status: GatewayStatus): string {
       ['state', `${good('running')} for ${formatAge(status.since)}, process ${status.pid}, version ${status.version}`],
       ['listens on', status.listen.join(', ')],
       ['names', status.names.join(', ')],
-      ['sessions', String(status.sessions)],
+      [
+        'sessions',
+        status.waiting === 0 ? String(status.sessions) : `${status.sessions}, of which ${status.waiting} wait`,
+      ],
       ['pool', status.pool.map(({ prefix, used, size }) => `${prefix}: ${used} of ${size}`).join(', ')],
       [
         'devices',

@@ -416,6 +416,7 @@ export class VpnServer {
       ),
       congestionControl: supervisor.congestion,
       sessions: worker.sessions.length,
+      waiting: worker.sessions.filter(({ isDetached }) => isDetached).length,
       pool: this.#config.pool.map((prefix) => ({
         prefix: formatPrefix(parsePrefix(prefix)),
         used: pool.leased,
@@ -564,6 +565,7 @@ function sessionInfo(session: Session): SessionInfo {
     device: session.granted.device,
     addresses: addressesOf(session),
     peer: session.remote,
+    waiting: session.isDetached,
     superPackets: session.superPackets,
     channels: session.dataChannels,
     since: new Date(session.since).toISOString(),

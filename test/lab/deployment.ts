@@ -62,6 +62,7 @@ export interface ClientStatus {
 export interface ServerStatus {
   pid: number;
   sessions: number;
+  waiting: number;
   devices: { name: string; superPackets: boolean; udpSegmentation: boolean; mtu: number }[];
   certificates: { role: string; name: string; serial: string; file: string }[];
   counters: Record<string, number>;

@@ -78,14 +78,14 @@ describe('the life of a tunnel', labOptions(), () => {
   test('a silent network is noticed at both ends, and the client comes back when it speaks again', async (t) => {
     const { pid, addresses } = await first.status();
     const nft = (text: string) => first.namespace.run(['nft', '-f', '-'], { input: text });
-    t.after(() => first.namespace.run(['nft', 'destroy table inet silence'], { anyStatus: true }));
+    t.after(() => first.namespace.run(['nft', 'delete table inet silence'], { anyStatus: true }));
     await nft(
       `table inet silence { chain in { type filter hook input priority 0; tcp sport ${PORT} drop; }; ` +
         `chain out { type filter hook output priority 0; tcp dport ${PORT} drop; }; }`,
     );
     const lost = await first.statusWhen('the client to notice', (status) => !isConnected(status));
     assert.equal(lost.lastError?.code, 'ERR_PEER_GONE');
-    await until('the gateway to notice', async () => (await deployment.status).sessions === 1);
+    await until('the gateway to notice', async () => (await deployment.status).waiting === 1);
     assert.ok(await second.reaches(BEHIND.host4));
     await nft('delete table inet silence');
     const back = await first.statusWhen('the client to be back', isConnected);
