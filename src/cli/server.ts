@@ -132,6 +132,42 @@ Examples:
     });
 
   command
+    .command('bans')
+    .description('who has to wait, or is banned, after failed logins')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText('after', '\nSources are let in again with `server unban`, names and devices with `user unlock`.')
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['server.bans']({}), options, (bans) =>
+        bans.length === 0
+          ? 'no bans'
+          : table(
+              ['what', 'which', 'failures', 'state', 'until'],
+              bans.map(({ kind, key, failures, banned, until }) => [
+                kind,
+                key,
+                String(failures),
+                banned ? 'banned' : 'waits',
+                until,
+              ]),
+            ),
+      );
+    });
+
+  command
+    .command('unban')
+    .description('forget the failed logins of a source')
+    .argument('<source>', 'an address, or a source as `server bans` shows it')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText('after', '\nExample:\n  customvpn server unban 203.0.113.7')
+    .action(async (source: string, options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['server.unban']({ source }), options, () => `${source} may log in again`);
+    });
+
+  command
     .command('reload')
     .description('read configuration and certificates again without dropping a connection')
     .addOption(gatewayState())

@@ -104,6 +104,15 @@ export function userCommand(host: CliHost): Command {
       print(await gateway['user.enable']({ name }), options, () => `enabled ${name}`);
     });
 
+  verb('unlock', 'forget the failed logins with a name, and those of the devices of its user')
+    .argument('<name>')
+    .action(async (name: string, options: StateOptions) => {
+      await using gateway = await host.openGateway(options.state);
+      print(await gateway['user.unlock']({ name }), options, ({ unlocked }) =>
+        unlocked ? `unlocked ${name}` : `nothing was held against ${name}; see: customvpn server bans`,
+      );
+    });
+
   verb('delete', 'remove a user, their devices and tokens, and end their sessions now')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {

@@ -104,7 +104,7 @@ const auditRecord = z.object({
 /** Totals by name, such as drops by reason. */
 const totals = z.record(z.string(), counter);
 
-/** What a gateway offers. All but `server.*` and `session.*` also work while it does not run. */
+/** What a gateway offers. All but `session.*` and `server.status`, `reload` and `stop` also work while it does not run. */
 export const gatewayOperations = {
   'server.status': {
     input: none,
@@ -132,6 +132,19 @@ export const gatewayOperations = {
     output: z.object({ applied: z.array(z.string()), needsRestart: z.array(z.string()) }),
   },
   'server.stop': { input: none, output: z.object({ sessions: counter }) },
+  'server.bans': {
+    input: none,
+    output: z.array(
+      z.object({
+        kind: z.enum(['source', 'name', 'device']),
+        key: z.string(),
+        failures: counter,
+        until: instant,
+        banned: z.boolean().describe('otherwise the next login only has to wait'),
+      }),
+    ),
+  },
+  'server.unban': { input: z.strictObject({ source: z.string().min(1).max(64) }), output: none },
   'session.list': { input: none, output: z.array(session) },
   'session.kick': { input: z.strictObject({ id: z.string().min(4).max(32) }), output: z.object({ kicked: counter }) },
   'user.add': {
@@ -156,6 +169,7 @@ export const gatewayOperations = {
   },
   'user.disable': { input: z.strictObject({ name }), output: kicked },
   'user.enable': { input: z.strictObject({ name }), output: none },
+  'user.unlock': { input: z.strictObject({ name }), output: z.object({ unlocked: z.boolean() }) },
   'user.delete': { input: z.strictObject({ name }), output: kicked },
   'user.regroup': {
     input: z.strictObject({ name, add: z.array(name).max(64).default([]), remove: z.array(name).max(64).default([]) }),

@@ -18,6 +18,7 @@ import { formatProfile, newProfileId } from '../control/profile.ts';
 import type { AccessToken } from '../identity/access-tokens.ts';
 import type { Account } from '../identity/accounts.ts';
 import type { Device } from '../identity/devices.ts';
+import { parseName } from '../identity/names.ts';
 import { parseNewPassword } from '../identity/passwords.ts';
 import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
@@ -63,7 +64,7 @@ export function createAdministration(
   live: LiveGateway,
   wallNow: () => number,
 ): Administration {
-  const { accounts, devices, tokens, passwords, secondFactors, accessTokens } = state;
+  const { accounts, devices, tokens, passwords, secondFactors, accessTokens, bans } = state;
   const certificate = (facts: CertificateFacts): CertificateInfo => ({
     ...facts,
     notBefore: facts.notBefore.toISOString(),
@@ -139,6 +140,17 @@ export function createAdministration(
     'user.enable': async ({ name }) => {
       await accounts.enable(name);
       return {};
+    },
+    'user.unlock': async ({ name }) => {
+      const user = parseName('user', name);
+      const owned = (await accounts.list()).some((account) => account.name === user) ? await devices.list(user) : [];
+      const ids = owned.map(({ id }) => id);
+      return { unlocked: await bans.unlock(user, ids) };
+    },
+    'server.bans': async () => bans.list().map((ban) => ({ ...ban, until: new Date(ban.until).toISOString() })),
+    'server.unban': async ({ source }) => {
+      if (await bans.unban(source)) return {};
+      throw new VpnError('ERR_NOT_FOUND', `nothing is held against ${source}; see: customvpn server bans`);
     },
     'user.delete': async ({ name }) => {
       const { name: user } = await accounts.show(name);

@@ -220,6 +220,23 @@ export const gatewayConfigSchema = z.strictObject({
       connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
+      delayAfter: z
+        .number()
+        .int()
+        .min(1)
+        .max(1000)
+        .default(3)
+        .describe('failed logins before the next one has to wait'),
+      failuresPerUser: z
+        .number()
+        .int()
+        .min(1)
+        .max(10_000)
+        .default(10)
+        .describe('failed logins that ban a name or device'),
+      failuresPerSource: z.number().int().min(1).max(10_000).default(30).describe('failed logins that ban a source'),
+      banSeconds: seconds(1, 2_592_000).default(900),
+      allow: z.array(prefix).max(1000).default([]).describe('networks in which failed logins do not count'),
     })
     .prefault({}),
 

@@ -6,14 +6,16 @@
  * it carries no packets but logins and echoes.
  */
 
+import { isIP } from 'node:net';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
 import type { AccountSource } from '../identity/backends/open.ts';
+import type { BanPolicy } from '../identity/bans.ts';
 import type { Argon2Parameters } from '../identity/passwords.ts';
-import { formatIp, formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
+import { formatIp, formatPrefix, type Prefix, parseIp, parsePrefix, prefixContains } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
@@ -148,6 +150,10 @@ export class VpnServer {
         : await GatewayState.open(this.#stateDir, clock, hasher),
     );
     checkLoginBackend(config);
+    state.bans.policy = banPolicyOf(config);
+    state.bans.onBan = ({ kind, key, failures, until }) => {
+      this.#log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
+    };
     state.authenticator.rules = config.login;
     state.devicesPerUser = config.accounts.devicesPerUser;
     const backends = undo.adopt(await state.openSources(config, clock), closeAll);
@@ -216,6 +222,7 @@ export class VpnServer {
         handshakeTimeoutMs: config.limits.handshakeSeconds * 1000,
         maxHandshakes: config.limits.handshakesInFlight,
         maxConnectionsPerSource: config.limits.connectionsPerSource,
+        isRefused: (address) => state.bans.isRefused(address),
         greetWithoutAlpn: config.greetWithoutAlpn,
         dataQueueBytes: config.data.queueBytes,
         queues: worker.queues,
@@ -485,6 +492,23 @@ function checkLoginBackend({ login, backends }: GatewayConfig): void {
     `login.backend: expected a source that judges passwords (kind ldap or radius), got "${login.backend}"; configured are: ${known}`,
     { details: { key: 'login.backend' } },
   );
+}
+
+function banPolicyOf({ limits }: GatewayConfig): BanPolicy {
+  const allowed = limits.allow.map(parsePrefix);
+  return { ...limits, isExempt: (address) => allowed.length > 0 && isWithin(allowed, address) };
+}
+
+function isWithin(prefixes: readonly Prefix[], text: string): boolean {
+  // A link-local peer's address has its zone behind it.
+  const plain = text.replace(/%.*$/, '');
+  if (isIP(plain) === 0) return false;
+  const address = parseIp(plain);
+  return prefixes.some((prefix) => prefixContains(prefix, address));
+}
+
+function instantOf(at: number): string {
+  return new Date(at).toISOString();
 }
 
 function argon2Of({ accounts: { argon2 } }: GatewayConfig): Argon2Parameters {

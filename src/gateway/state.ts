@@ -24,6 +24,7 @@ import { AccessTokens } from '../identity/access-tokens.ts';
 import { Accounts } from '../identity/accounts.ts';
 import { Authenticator } from '../identity/authenticator.ts';
 import { type AccountSource, openBackend } from '../identity/backends/open.ts';
+import { Bans } from '../identity/bans.ts';
 import { Devices } from '../identity/devices.ts';
 import { DEFAULT_DEVICES_PER_USER, EnrolmentTokens } from '../identity/enrolment.ts';
 import {
@@ -45,6 +46,7 @@ import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
 import { Vault } from '../store/vault.ts';
+import { sourceOf } from '../transport/endpoint.ts';
 import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
 
 const MASTER_KEY_BYTES = 32;
@@ -97,6 +99,7 @@ export class GatewayState implements AsyncDisposable {
   readonly passwords: Passwords;
   readonly secondFactors: SecondFactors;
   readonly accessTokens: AccessTokens;
+  readonly bans: Bans;
   readonly authenticator: Authenticator;
   /** The outside sources that judge passwords; none while no gateway runs. */
   passwordSources: PasswordSources | undefined;
@@ -112,12 +115,15 @@ export class GatewayState implements AsyncDisposable {
     pki: Pki | undefined;
     clock: Clock;
     hasher: PasswordHasher;
+    audit: Audit;
+    bans: Bans;
   }) {
     const { dir, store, vault, pki, clock, hasher } = parts;
     this.dir = dir;
     this.#store = store;
     this.#pki = pki;
-    this.audit = new Audit(store, clock);
+    this.audit = parts.audit;
+    this.bans = parts.bans;
     const shared = { store, audit: this.audit, clock };
     this.accounts = new Accounts(shared);
     this.devices = new Devices(shared);
@@ -135,6 +141,7 @@ export class GatewayState implements AsyncDisposable {
     this.authenticator = new Authenticator({
       ...shared,
       tokens: this.tokens,
+      bans: this.bans,
       steps: {
         login: [...common, new AccessTokenStep(this.accessTokens)],
         enrol: [...common, new TokenStep(this.tokens)],
@@ -164,14 +171,14 @@ export class GatewayState implements AsyncDisposable {
     // Certificates of another authority need no PKI of ours.
     const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
     const store = await openStore(paths.store);
-    return new GatewayState({ dir: resolve(dir), store, vault, pki, clock, hasher });
+    return new GatewayState({ dir: resolve(dir), vault, pki, hasher, ...(await openShared(store, clock)) });
   }
 
   /** State that is gone with the process. */
   static async inMemory(clock: Clock, hasher: PasswordHasher = LOCAL_HASHER): Promise<GatewayState> {
     const vault = new Vault(randomBytes(MASTER_KEY_BYTES));
     const store = await openStore(':memory:');
-    return new GatewayState({ dir: undefined, store, vault, pki: undefined, clock, hasher });
+    return new GatewayState({ dir: undefined, vault, pki: undefined, hasher, ...(await openShared(store, clock)) });
   }
 
   /** @throws {VpnError} ERR_NOT_FOUND when the certificates come from elsewhere */
@@ -205,4 +212,17 @@ export class GatewayState implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#store.close();
   }
+}
+
+/** Closes the store when it cannot be read. */
+async function openShared(
+  store: Store,
+  clock: Clock,
+): Promise<{ store: Store; clock: Clock; audit: Audit; bans: Bans }> {
+  await using undo = new AsyncDisposableStack();
+  undo.use(store);
+  const audit = new Audit(store, clock);
+  const bans = await Bans.open({ store, audit, clock, sourceOf });
+  undo.move();
+  return { store, clock, audit, bans };
 }

@@ -20,6 +20,7 @@ import type { RejectCode, StepKind } from '../protocol/messages.ts';
 import type { ResumeEvidence } from '../protocol/resume.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
 import type { Queries, Store } from '../store/store.ts';
+import type { Bans, Trial } from './bans.ts';
 import { parseDeviceKey, verifyDeviceSignature } from './devices.ts';
 import type { EnrolmentTokens } from './enrolment.ts';
 import {
@@ -33,6 +34,7 @@ import {
 } from './login-rules.ts';
 import { normaliseName } from './names.ts';
 import { Nonces } from './nonces.ts';
+import { claimedUser } from './steps/claimed-user.ts';
 import { DeviceStep } from './steps/device.ts';
 import type { Attempt, Finding, LoginPeer, LoginStep, Refusal, Subject } from './steps/step.ts';
 import { TokenStep } from './steps/token.ts';
@@ -62,6 +64,8 @@ export interface AuthenticatorParts {
   readonly audit: Audit;
   readonly clock: Clock;
   readonly tokens: EnrolmentTokens;
+  /** Default: failures have no consequence. */
+  readonly bans?: Bans;
   /** Default: `device` for a login, `device` and `token` for an enrolment. */
   readonly steps?: LoginSteps;
   /** Secret of this gateway, 32 bytes: chooses the steps for those who do not exist. Default: of this process. */
@@ -104,6 +108,7 @@ export class Authenticator {
   readonly #tokens: EnrolmentTokens;
   readonly #steps: LoginSteps;
   readonly #serverKey: Uint8Array;
+  readonly #bans: Bans | undefined;
   readonly #nonces: Nonces;
   /** Peers who have proven something must not be hidden by those who have not. */
   readonly #provenRecords: RecordBudget;
@@ -115,6 +120,7 @@ export class Authenticator {
     this.#audit = parts.audit;
     this.#clock = parts.clock;
     this.#tokens = parts.tokens;
+    this.#bans = parts.bans;
     this.#nonces = new Nonces(parts.clock);
     this.#provenRecords = new RecordBudget(parts.clock);
     this.#otherRecords = new RecordBudget(parts.clock);
@@ -158,7 +164,41 @@ export class Authenticator {
       now: Math.trunc(this.#clock.wallNow()),
     };
     const findings = [this.#examineBinding(attempt)];
-    for (const kind of evidence.steps) findings.push(await this.#examine(kind, attempt));
+    // The device first: one that proves its key answers for itself, not for what strangers do with its user's name.
+    const isDeviceAsked = evidence.steps.includes('device');
+    const device = isDeviceAsked ? await this.#examine('device', attempt) : {};
+    const trial = await this.#begin(attempt, findings[0], device);
+    if (trial?.refused !== undefined) {
+      await trial.end('failed');
+      return this.#refuse(attempt, undefined, { code: 'rejected', reason: trial.refused });
+    }
+    let outcome: Parameters<Trial['end']>[0] = 'none';
+    try {
+      for (const kind of evidence.steps) findings.push(kind === 'device' ? device : await this.#examine(kind, attempt));
+      const verdict = await this.#judge(attempt, findings);
+      outcome = outcomeOf(verdict, findings);
+      return verdict;
+    } finally {
+      await trial?.end(outcome);
+    }
+  }
+
+  /** Only a good signature, over this login, by a device of the user it claims to be, sets it apart from strangers. */
+  async #begin(attempt: Attempt, binding: Finding | undefined, found: Finding): Promise<Trial | undefined> {
+    const { evidence, device, peer } = attempt;
+    const isProven =
+      binding?.refusal === undefined &&
+      found.refusal === undefined &&
+      found.subject !== undefined &&
+      (evidence.user === undefined || normaliseName(evidence.user) === found.subject.name);
+    if (isProven) return this.#bans?.begin({ remote: peer.remote, name: found.subject?.name, device });
+    // Guesses by means of a token or a device id count for the name of its owner.
+    const name = evidence.user ?? (await claimedUser(this.#store, attempt))?.name;
+    return this.#bans?.begin({ remote: peer.remote, name, device: undefined });
+  }
+
+  async #judge(attempt: Attempt, findings: readonly Finding[]): Promise<Verdict> {
+    const { evidence } = attempt;
     const { subject, refusal } = conclude(findings, evidence.user);
     const wanted = await this.#wantedSteps(attempt, refusal === undefined ? subject : undefined);
     if (!isSameSteps(evidence.steps, wanted)) {
@@ -372,6 +412,14 @@ export class Authenticator {
     }
     return { accepted: false, code: refusal.code };
   }
+}
+
+/** Whoever is told more than `rejected` has proven something, and is no guesser. */
+function outcomeOf(verdict: Verdict, findings: readonly Finding[]): Parameters<Trial['end']>[0] {
+  if (verdict.accepted) return 'accepted';
+  // Asked for more, after something that was wrong already: the answer may tell a guesser as much as a refusal.
+  if ('ask' in verdict) return findings.some(({ refusal }) => refusal?.code === 'rejected') ? 'failed' : 'none';
+  return verdict.code === 'rejected' ? 'failed' : 'none';
 }
 
 /** What can be asked where nothing else is given. */

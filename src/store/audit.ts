@@ -33,6 +33,8 @@ export const AuditEvent = {
   accessTokenIssued: 'access.issued',
   accessTokenRevoked: 'access.revoked',
   deviceRenamed: 'device.renamed',
+  banBegun: 'ban.begun',
+  banLifted: 'ban.lifted',
   sessionOpened: 'session.opened',
   sessionResumed: 'session.resumed',
   resumeRefused: 'session.resume_refused',

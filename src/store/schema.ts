@@ -136,6 +136,19 @@ export interface Schema {
     sealed: Uint8Array;
     saved_at: number;
   };
+  /** Failed logins that make somebody wait. */
+  login_failures: {
+    /** `source`, `name` or `device`. */
+    kind: string;
+    /** The source, the name as it was typed (nobody need have it), or the device id. */
+    key: string;
+    failures: number;
+    /** Nobody gets in before. */
+    held_until: number;
+    /** 1: banned, not only delayed. */
+    banned: number;
+    forget_at: number;
+  };
   audit: {
     /** Sorts by time, then by order of writing. */
     id: string;
@@ -157,6 +170,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0002_leases': { up: leases },
   '0003_credentials': { up: credentials },
   '0004_resume': { up: resume },
+  '0005_failures': { up: failures },
   '0007_sources': { up: sources },
   '0008_append_only': { up: appendOnly },
 };
@@ -249,6 +263,20 @@ async function leases(db: Kysely<unknown>): Promise<void> {
     .addColumn('lease6', 'text')
     .addColumn('leased_at', 'bigint', (column) => column.notNull())
     .execute();
+}
+
+async function failures(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('login_failures')
+    .addColumn('kind', 'text', (column) => column.notNull())
+    .addColumn('key', 'text', (column) => column.notNull())
+    .addColumn('failures', 'integer', (column) => column.notNull())
+    .addColumn('held_until', 'bigint', (column) => column.notNull())
+    .addColumn('banned', 'integer', (column) => column.notNull())
+    .addColumn('forget_at', 'bigint', (column) => column.notNull())
+    .addPrimaryKeyConstraint('login_failures_key', ['kind', 'key'])
+    .execute();
+  await db.schema.createIndex('login_failures_forget').on('login_failures').column('forget_at').execute();
 }
 
 async function sources(db: Kysely<unknown>): Promise<void> {

@@ -65,6 +65,8 @@ export interface ListenerOptions {
   maxHandshakesPerSource?: number;
   /** How many connections one IPv4 address or IPv6 /64 may have. */
   maxConnectionsPerSource?: number;
+  /** Whether nothing from this address is to be read; asked for every connection. */
+  isRefused?: (address: string) => boolean;
   /** Whether a client without ALPN gets a tunnel and not the front door. */
   greetWithoutAlpn?: boolean;
   /** The front door's answers; default 404 to everything. */
@@ -85,6 +87,8 @@ export interface ListenerCounters {
   frontDoor: number;
   /** Refused unread: the source had too many connections. */
   refusedSource: number;
+  /** Refused unread: the source is banned. */
+  refusedBanned: number;
   /** Ended before their handshake was complete: too many were in flight. */
   refusedHandshakes: number;
   /** Handshakes that failed, by code. */
@@ -108,6 +112,7 @@ export class Listener {
     channels: 0,
     frontDoor: 0,
     refusedSource: 0,
+    refusedBanned: 0,
     refusedHandshakes: 0,
     failed: {},
   };
@@ -224,6 +229,11 @@ export class Listener {
     // TLS reports errors at its own socket; one that comes before it has taken over must not end the process.
     raw.on('error', ignore);
     const remote = remoteEnd(raw);
+    if (this.#options.isRefused?.(remote.address) === true) {
+      this.counters.refusedBanned += 1;
+      this.#refuse(raw, remote, 'banned', 'the source is banned for failed logins');
+      return;
+    }
     const source = sourceOf(remote.address);
     const fromSource = this.#bySource.get(source) ?? 0;
     if (fromSource >= (this.#options.maxConnectionsPerSource ?? MAX_CONNECTIONS_PER_SOURCE)) {
