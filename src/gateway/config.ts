@@ -203,6 +203,11 @@ export const gatewayConfigSchema = z.strictObject({
       graceSeconds: seconds(0, 86_400)
         .default(120)
         .describe('a session whose client is gone is kept for this long; 0: it ends'),
+      perUser: z.number().int().min(0).max(10_000).default(0).describe('sessions of one user at once; 0: no limit'),
+      whenFull: z
+        .enum(['refuse', 'replace-oldest'])
+        .default('refuse')
+        .describe('what becomes of a login of somebody who has that many'),
       pingSeconds: seconds(1, 600).default(20).describe('silence before an end asks whether the other lives'),
       deadSeconds: seconds(3, 3600).default(60).describe('silence after which the other end counts as gone'),
     })

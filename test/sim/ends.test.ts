@@ -50,6 +50,7 @@ for (const [name, reason, act] of operations) {
     const relayed = await Relay.open(world.port);
     await using _ = relayed;
     const sim = await world.connected('alice', { serverPort: relayed.port });
+    const since = performance.now();
     assert.equal(await act(world, sim.key.id.toHex()), 1);
     assert.deepEqual(
       world.server.sessions.map(({ user }) => user),
@@ -57,7 +58,8 @@ for (const [name, reason, act] of operations) {
       'the session is gone when the operation answers',
     );
     await stopsFinally(sim, reason);
-    await until(() => relayed.connections.every(({ isOpen }) => !isOpen), 'the end of both connections', 2 * SECOND);
+    await until(() => relayed.connections.every(({ isOpen }) => !isOpen), 'the end of both connections', SECOND);
+    assert.ok(performance.now() - since < SECOND, 'within a second');
     await until(() => recorded(world).includes(reason) || name === 'deleting the user', 'the record');
     await exchange(world, bystander, 4);
   });

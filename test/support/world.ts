@@ -38,6 +38,7 @@ import { attachKey, type Exporter } from '../../src/protocol/keys.ts';
 import { LoginClient, type LoginClientOutput } from '../../src/protocol/login.ts';
 import type { CloseReason } from '../../src/protocol/messages.ts';
 import { type AcceptMessage, decodeMessage, type MessageName } from '../../src/protocol/messages.ts';
+import { ResumeClient } from '../../src/protocol/resume.ts';
 import { keyHash } from '../../src/transport/tls.ts';
 import { icmpPacket } from './packets.ts';
 import { primitives } from './protocol.ts';
@@ -442,6 +443,18 @@ export interface RawSession {
   readonly accept: AcceptMessage;
   readonly attachKey: Uint8Array;
   readonly device: DeviceKey;
+  /** S of the epoch in `accept`. */
+  readonly secret: Uint8Array;
+}
+
+/** What a raw client may do otherwise than an honest one when it resumes. */
+export interface RawResume {
+  /** Signs, and says who it is. */
+  device?: DeviceKey;
+  secret?: Uint8Array;
+  features?: readonly string[];
+  /** Changes a frame before it goes out. */
+  tamper?: (frame: Uint8Array) => Uint8Array;
 }
 
 /** A TLS connection to a gateway on which anything may be sent. */
@@ -547,7 +560,7 @@ export class RawClient {
         }
         case 'accepted':
           await this.next(FrameType.config);
-          return { accept: output.accept, attachKey: attachKey(primitives, output.secret), device };
+          return rawSession(output.accept, output.secret, device);
         case 'failed':
           throw output.error;
         case 'closed':
@@ -559,6 +572,50 @@ export class RawClient {
         'the answer to a login',
       );
       output = login.receive(frame.type, frame.payload);
+    }
+  }
+
+  /**
+   * Resumes a session, as far as the server's RESUMED; `done` sends RESUME_DONE, which the server has not seen before.
+   * Throws what the server rejects it with.
+   */
+  async resume(of: RawSession, options: RawResume = {}): Promise<{ session: RawSession; done: () => Promise<void> }> {
+    const { device = of.device, secret = of.secret, features = of.accept.features } = options;
+    const tamper = options.tamper ?? ((frame: Uint8Array) => frame);
+    const leaf = this.socket.getPeerX509Certificate();
+    assert.ok(leaf);
+    const machine = new ResumeClient({
+      primitives,
+      exporter: this.exporter,
+      serverId: keyHash(leaf),
+      features,
+      session: of.accept.session,
+      epoch: of.accept.epoch,
+      secret,
+      serverName: 'localhost',
+      device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
+    });
+    await this.greeted();
+    let output = machine.start(new TextEncoder().encode(this.greeting));
+    for (;;) {
+      if (output.kind === 'answer') output = machine.answer(device.sign(output.signedBytes));
+      if (output.kind === 'send') this.write(tamper(output.frame));
+      if (output.kind === 'failed') throw output.error;
+      if (output.kind === 'closed') throw new Error(`CLOSE ${output.reason}`);
+      if (output.kind === 'resumed') {
+        const { frame, secret: next } = output;
+        const { proof: _, ...resumed } = output.resumed;
+        const done = async (): Promise<void> => {
+          this.write(frame);
+          await this.next(FrameType.config);
+        };
+        return { session: rawSession({ ...of.accept, ...resumed }, next, device), done };
+      }
+      const frame = await until(
+        () => this.frames.shift() ?? (this.isClosed ? assert.fail('the connection closed during a resume') : undefined),
+        'the answer to a resume',
+      );
+      output = machine.receive(frame.type, frame.payload);
     }
   }
 
@@ -577,6 +634,10 @@ export class RawClient {
     }
     this.#rest = Uint8Array.from(bytes);
   }
+}
+
+function rawSession(accept: AcceptMessage, secret: Uint8Array, device: DeviceKey): RawSession {
+  return { accept, secret, device, attachKey: attachKey(primitives, secret) };
 }
 
 /** The client has given up, and for which reason of the server. */

@@ -121,6 +121,7 @@ interface JudgedLogin extends RightsHolder {
 export class Auth implements AuthPort {
   readonly #options: AuthOptions;
   readonly #log: Logger;
+  /** Oldest first. */
   readonly #live = new Map<SessionKey, LiveSession>();
   readonly #byDevice = new Map<string, SessionKey>();
   readonly #judged = new Set<JudgedLogin>();
@@ -189,9 +190,18 @@ export class Auth implements AuthPort {
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
       return { accepted: false, code: 'rejected', message: '' };
     }
-    // Another login of this device may come while the old session ends.
-    for (let previous = this.#byDevice.get(device); previous !== undefined; previous = this.#byDevice.get(device)) {
-      await this.#replace(previous);
+    const { perUser, whenFull } = this.#config.session;
+    // Other logins of this device, or of this user, may come while an old session ends.
+    for (;;) {
+      const owned = perUser === 0 ? [] : [...this.#live.values()].filter((session) => session.user === user);
+      const oldest = owned.length >= perUser ? owned[0]?.key : undefined;
+      const superseded = this.#byDevice.get(device) ?? oldest;
+      if (superseded === undefined) break;
+      if (!this.#byDevice.has(device) && whenFull === 'refuse') {
+        this.#log.warn('login refused: too many sessions of the user', { user, limit: perUser });
+        return { accepted: false, code: 'too_many_sessions', message: 'the account has as many sessions as it may' };
+      }
+      await this.#replace(superseded);
     }
     if (this.#live.size >= this.#config.limits.sessions) {
       this.#log.warn('login refused: too many sessions', { user, limit: this.#config.limits.sessions });
