@@ -11,6 +11,7 @@ export type ErrorKind = 'protocol' | 'auth' | 'transport' | 'config' | 'system' 
 
 const CODES = {
   // The peer broke the protocol: its channel is closed, nothing else.
+  ERR_PROXY_HEADER: 'protocol',
   ERR_GREETING: 'protocol',
   ERR_PROTOCOL_VERSION: 'protocol',
   ERR_FRAME_TYPE: 'protocol',

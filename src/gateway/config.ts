@@ -141,6 +141,11 @@ const backend = z.discriminatedUnion('kind', [ldapBackend, oidcBackend, radiusBa
 export const gatewayConfigSchema = z.strictObject({
   address: z.string().max(64).default('::').describe('address to listen on; "::" takes IPv4 too'),
   port: z.number().int().min(0).max(65_535).default(443),
+  proxyFrom: z
+    .array(prefix)
+    .max(64)
+    .default([])
+    .describe('proxies that tell with a PROXY header for whom they connect, and have to'),
   names: z
     .array(text)
     .max(16)
@@ -219,6 +224,7 @@ export const gatewayConfigSchema = z.strictObject({
 
   limits: z
     .strictObject({
+      proxyHeaderSeconds: seconds(1, 60).default(3).describe('for the PROXY header of a proxy'),
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
       answerSeconds: seconds(1, 600).default(120).describe('on top of it where a person has to type'),

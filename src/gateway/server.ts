@@ -219,6 +219,8 @@ export class VpnServer {
         credentials,
         requireClientAuth: config.requireClientAuth,
         minVersion: config.minVersion,
+        isProxy: isWithinAny(config.proxyFrom),
+        proxyHeaderTimeoutMs: config.limits.proxyHeaderSeconds * 1000,
         handshakeTimeoutMs: config.limits.handshakeSeconds * 1000,
         maxHandshakes: config.limits.handshakesInFlight,
         maxConnectionsPerSource: config.limits.connectionsPerSource,
@@ -495,8 +497,12 @@ function checkLoginBackend({ login, backends }: GatewayConfig): void {
 }
 
 function banPolicyOf({ limits }: GatewayConfig): BanPolicy {
-  const allowed = limits.allow.map(parsePrefix);
-  return { ...limits, isExempt: (address) => allowed.length > 0 && isWithin(allowed, address) };
+  return { ...limits, isExempt: isWithinAny(limits.allow) };
+}
+
+function isWithinAny(networks: readonly string[]): (address: string) => boolean {
+  const prefixes = networks.map(parsePrefix);
+  return (address) => prefixes.length > 0 && isWithin(prefixes, address);
 }
 
 function isWithin(prefixes: readonly Prefix[], text: string): boolean {

@@ -8,6 +8,7 @@ import { test } from 'node:test';
 import { type ConnectionOptions, connect as connectTls, type TLSSocket } from 'node:tls';
 import { TestAuthority } from '../../test/support/certificates.ts';
 import { collectLog, type LogLine } from '../../test/support/log-lines.ts';
+import { binaryHeader } from '../../test/support/proxy-header.ts';
 import { FrameCollector } from '../../test/support/tls-pair.ts';
 import { ManualClock } from '../base/clock.ts';
 import { type ErrorCode, isVpnError } from '../base/errors.ts';
@@ -614,4 +615,122 @@ test('a source is an IPv4 address or an IPv6 /64', () => {
   assert.equal(sourceOf('2001:db8::9'), '2001:db8:0:0::/64');
   assert.equal(sourceOf('::1'), '0:0:0:0::/64');
   assert.notEqual(sourceOf('2001:db8:1:2::9'), sourceOf('2001:db8:1:3::9'));
+});
+
+const PROXY = '127.0.0.9';
+
+/** A TLS client behind a proxy at `PROXY` that sends this before anything else. */
+async function proxied(rig: Rig, header: string | Uint8Array): Promise<TLSSocket> {
+  const raw = connectTcp({ port: rig.port, host: '127.0.0.1', localAddress: PROXY });
+  raw.on('error', () => {});
+  await once(raw, 'connect');
+  if (header.length > 0) raw.write(header);
+  const socket = connectTls({
+    socket: raw,
+    servername: 'localhost',
+    ca: authority.cert,
+    ALPNProtocols: ['customvpn/1'],
+  });
+  socket.on('error', () => {});
+  return socket;
+}
+
+const isProxy = (address: string): boolean => address === PROXY;
+const headerOf = (client: string): string => `PROXY TCP4 ${client} 198.51.100.1 50000 443\r\n`;
+
+for (const [what, header, remote] of [
+  ['version 1', headerOf('192.0.2.7'), { address: '192.0.2.7', port: 50_000 }],
+  [
+    'version 2',
+    binaryHeader(0x21, 0x11, Uint8Array.of(192, 0, 2, 7, 198, 51, 100, 1, 0xc3, 0x50, 1, 187)),
+    { address: '192.0.2.7', port: 50_000 },
+  ],
+  ['UNKNOWN', 'PROXY UNKNOWN\r\n', undefined],
+  ['LOCAL', binaryHeader(0x20, 0, new Uint8Array(0)), undefined],
+] as const) {
+  test(`a PROXY header from a proxy, ${what}: the connection is ${remote === undefined ? "the proxy's own" : "its client's"}`, async () => {
+    const asked: string[] = [];
+    const isRefused = (address: string): boolean => {
+      asked.push(address);
+      return false;
+    };
+    await using rig = await Rig.open({ isProxy, isRefused });
+    const arrival = rig.arrival();
+    const client = await proxied(rig, header);
+    const { facts } = await arrival;
+    assert.deepEqual(facts.remote, remote ?? { address: PROXY, port: facts.remote.port });
+    assert.notEqual(facts.remote.port, 0);
+    assert.deepEqual(asked, [facts.remote.address]);
+    client.destroy();
+  });
+}
+
+test('a PROXY header from anybody else is no TLS: ERR_NOT_TLS', async () => {
+  for (const header of [headerOf('192.0.2.7'), binaryHeader(0x20, 0, new Uint8Array(0))]) {
+    await using rig = await Rig.open({ isProxy });
+    await rig.raw(header);
+    await rig.expectFailure('ERR_NOT_TLS');
+  }
+});
+
+for (const [code, bytes] of [
+  ['ERR_PROXY_HEADER', Buffer.from('1603010200', 'hex')],
+  ['ERR_PROXY_HEADER', 'PROXY TCP4 192.0.2.7 198.51.100.1 50000\r\n'],
+  ['ERR_PROXY_HEADER', `PROXY UNKNOWN ${'x'.repeat(100)}`],
+  ['ERR_STAGE_TIMEOUT', 'PROXY TCP4'],
+  ['ERR_STAGE_TIMEOUT', ''],
+] as const) {
+  test(`a proxy that sends ${bytes.length === 0 ? 'nothing' : `"${String(bytes).slice(0, 20)}"`} is ${code}, with its own address`, async () => {
+    await using rig = await Rig.open({ isProxy, proxyHeaderTimeoutMs: code === 'ERR_STAGE_TIMEOUT' ? 50 : 10_000 });
+    const socket = connectTcp({ port: rig.port, host: '127.0.0.1', localAddress: PROXY });
+    socket.write(bytes);
+    await failureOf(socket);
+    while (rig.listener.connectionCount > 0) await new Promise(setImmediate);
+    assert.deepEqual(rig.listener.counters.failed, { [code]: 1 });
+    assert.equal(rig.lines.find((line) => line.code === code)?.peer, PROXY);
+    assert.equal(rig.listener.counters.accepted, 0);
+  });
+}
+
+test('limits per source and bans count the client of a proxy, and never the proxy', async () => {
+  const isRefused = (address: string): boolean => address === '192.0.2.66' || address === '127.0.0.66';
+  await using rig = await Rig.open({ isProxy, isRefused, maxConnectionsPerSource: 1 });
+  const clients: TLSSocket[] = [];
+  for (const header of [headerOf('192.0.2.1'), headerOf('192.0.2.2'), 'PROXY UNKNOWN\r\n', 'PROXY UNKNOWN\r\n']) {
+    const arrival = rig.arrival();
+    clients.push(await proxied(rig, header));
+    await arrival;
+  }
+  await failureOf(await proxied(rig, headerOf('192.0.2.1')));
+  assert.equal(rig.listener.counters.refusedSource, 1);
+  await failureOf(await proxied(rig, headerOf('192.0.2.66')));
+  assert.equal(rig.listener.counters.refusedBanned, 1);
+  assert.deepEqual(
+    rig.lines.filter(({ code }) => code === 'ERR_TOO_MANY_CONNECTIONS').map(({ peer }) => peer),
+    ['192.0.2.1', '192.0.2.66'],
+  );
+  for (const client of clients) client.destroy();
+  while (rig.listener.connectionCount > 0) await new Promise(setImmediate);
+  const arrival = rig.arrival();
+  const again = await proxied(rig, headerOf('192.0.2.1'));
+  await arrival;
+  again.destroy();
+});
+
+test('connections of proxies without a header are bounded, and end with the listener', async () => {
+  const rig = await Rig.open({ isProxy, maxHandshakes: 2 });
+  const silent = Array.from({ length: 3 }, () => {
+    const socket = connectTcp({ port: rig.port, host: '127.0.0.1', localAddress: PROXY });
+    return failureOf(socket);
+  });
+  await Promise.race(silent);
+  assert.equal(rig.listener.counters.refusedHandshakes, 1);
+  assert.equal(rig.listener.connectionCount, 2);
+  const arrival = rig.arrival();
+  const client = rig.tls();
+  await arrival;
+  client.destroy();
+  await rig.listener.close();
+  await Promise.all(silent);
+  await rig[Symbol.asyncDispose]();
 });

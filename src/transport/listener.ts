@@ -1,7 +1,7 @@
 /**
  * Accepts TLS connections on one port and sorts them: tunnels become channels, everything else meets the front door.
  *
- * Hides Node's TLS server. What a stranger can cost is bounded before any credential is looked at: connections per
+ * Hides Node's TLS server, and proxies in front of the port: who counts is the client they connect for. What a stranger can cost is bounded before any credential is looked at: connections per
  * source, handshakes in flight, a deadline for the handshake, log lines per minute. The front door answers HTTP/1.1, so
  * that the port looks like any web server's. It must not know what a channel carries, nor who may log in.
  *
@@ -20,6 +20,7 @@ import { rejectCodeOf } from '../protocol/reasons.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { LogLimit } from './log-limit.ts';
+import { readProxyHeader } from './proxy-header.ts';
 import type { QueueBudget } from './queue-budget.ts';
 import {
   type ClientAuth,
@@ -36,6 +37,7 @@ import {
 } from './tls.ts';
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
+const PROXY_HEADER_TIMEOUT_MS = 3_000;
 const FRONT_DOOR_TIMEOUT_MS = 15_000;
 const MAX_HANDSHAKES = 512;
 /** Far below that: one source alone cannot fill it. */
@@ -59,7 +61,7 @@ export interface ListenerOptions {
   handshakeTimeoutMs?: number;
   /** The front door's: how long one connection may last. */
   frontDoorTimeoutMs?: number;
-  /** How many connections may be in their handshake at once. */
+  /** How many connections may be in their handshake at once, and how many of proxies' without a header. */
   maxHandshakes?: number;
   /** How many handshakes one IPv4 address or IPv6 /64 may have in flight. */
   maxHandshakesPerSource?: number;
@@ -67,6 +69,13 @@ export interface ListenerOptions {
   maxConnectionsPerSource?: number;
   /** Whether nothing from this address is to be read; asked for every connection. */
   isRefused?: (address: string) => boolean;
+  /**
+   * Whether this address is a proxy, which has to say with a PROXY header for whom it connects. Limits then count its client
+   * and never the proxy. From all others such a header is no TLS.
+   */
+  isProxy?: (address: string) => boolean;
+  /** From the accepted connection of a proxy to the end of its header. */
+  proxyHeaderTimeoutMs?: number;
   /** Whether a client without ALPN gets a tunnel and not the front door. */
   greetWithoutAlpn?: boolean;
   /** The front door's answers; default 404 to everything. */
@@ -91,14 +100,15 @@ export interface ListenerCounters {
   refusedBanned: number;
   /** Ended before their handshake was complete: too many were in flight. */
   refusedHandshakes: number;
-  /** Handshakes that failed, by code. */
+  /** Handshakes, and headers of proxies, that failed, by code. */
   failed: Partial<Record<ErrorCode, number>>;
 }
 
 /** One accepted connection, until its socket closes. */
 interface Connection {
   readonly raw: Socket;
-  readonly source: string;
+  /** Undefined: a proxy's own connection, which is not counted. */
+  readonly source: string | undefined;
   readonly remote: Endpoint;
   /** Of the certificate in force when the handshake began. */
   readonly serverId: Uint8Array;
@@ -127,6 +137,8 @@ export class Listener {
   readonly #known = new WeakMap<object, Connection>();
   readonly #bySource = new Map<string, number>();
   readonly #handshakesBySource = new Map<string, number>();
+  /** Connections of proxies that have not said for whom. */
+  readonly #unnamed = new Set<Socket>();
   readonly #frontDoorSockets = new Set<TLSSocket>();
   #handshakes = 0;
   #serverId: Uint8Array;
@@ -170,7 +182,7 @@ export class Listener {
 
   /** Connections open now, of whatever kind. */
   get connectionCount(): number {
-    return this.#connections.size;
+    return this.#connections.size + this.#unnamed.size;
   }
 
   /** Handshakes in flight now. */
@@ -195,6 +207,7 @@ export class Listener {
     if (this.#tcp.listening) this.#tcp.close();
     for (const { raw, isHandshaking } of this.#connections) if (isHandshaking) raw.destroy();
     for (const socket of this.#frontDoorSockets) socket.destroy();
+    for (const raw of this.#unnamed) raw.destroy();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -228,20 +241,47 @@ export class Listener {
   #accept(raw: Socket): void {
     // TLS reports errors at its own socket; one that comes before it has taken over must not end the process.
     raw.on('error', ignore);
-    const remote = remoteEnd(raw);
+    const peer = remoteEnd(raw);
+    if (this.#options.isProxy?.(peer.address) === true) this.#acceptProxied(raw, peer);
+    else this.#admit(raw, peer, sourceOf(peer.address));
+  }
+
+  #acceptProxied(raw: Socket, proxy: Endpoint): void {
+    const { maxHandshakes = MAX_HANDSHAKES, proxyHeaderTimeoutMs = PROXY_HEADER_TIMEOUT_MS } = this.#options;
+    const [oldest] = this.#unnamed;
+    if (oldest !== undefined && this.#unnamed.size >= maxHandshakes) {
+      this.#unnamed.delete(oldest);
+      this.counters.refusedHandshakes += 1;
+      this.#refuse(oldest, proxy, 'headers', 'too many connections of proxies without a header, this was the oldest');
+    }
+    this.#unnamed.add(raw);
+    readProxyHeader(raw, proxyHeaderTimeoutMs).then(
+      (client) => {
+        if (!this.#unnamed.delete(raw)) return;
+        this.#admit(raw, client ?? proxy, client && sourceOf(client.address));
+      },
+      (error: unknown) => {
+        if (!this.#unnamed.delete(raw)) return;
+        this.#count(proxy, toVpnError(error));
+        raw.resetAndDestroy();
+      },
+    );
+  }
+
+  /** Gives a connection to TLS if the limits allow it. */
+  #admit(raw: Socket, remote: Endpoint, source: string | undefined): void {
     if (this.#options.isRefused?.(remote.address) === true) {
       this.counters.refusedBanned += 1;
       this.#refuse(raw, remote, 'banned', 'the source is banned for failed logins');
       return;
     }
-    const source = sourceOf(remote.address);
-    const fromSource = this.#bySource.get(source) ?? 0;
+    const fromSource = countOf(this.#bySource, source);
     if (fromSource >= (this.#options.maxConnectionsPerSource ?? MAX_CONNECTIONS_PER_SOURCE)) {
       this.counters.refusedSource += 1;
       this.#refuse(raw, remote, 'source', 'too many connections from one source');
       return;
     }
-    const inHandshake = this.#handshakesBySource.get(source) ?? 0;
+    const inHandshake = countOf(this.#handshakesBySource, source);
     if (inHandshake >= (this.#options.maxHandshakesPerSource ?? MAX_HANDSHAKES_PER_SOURCE)) {
       this.counters.refusedSource += 1;
       this.#refuse(raw, remote, 'source', 'too many handshakes in flight from one source');
@@ -250,8 +290,8 @@ export class Listener {
     if (this.#handshakes >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) this.#evictOldest();
     this.counters.accepted += 1;
     this.#handshakes += 1;
-    this.#bySource.set(source, fromSource + 1);
-    this.#handshakesBySource.set(source, inHandshake + 1);
+    setCount(this.#bySource, source, fromSource + 1);
+    setCount(this.#handshakesBySource, source, inHandshake + 1);
     const connection: Connection = { raw, source, remote, serverId: this.#serverId, isHandshaking: true };
     this.#connections.add(connection);
     this.#known.set(raw, connection);
@@ -285,18 +325,15 @@ export class Listener {
   #forget(connection: Connection): void {
     this.#endHandshake(connection);
     this.#connections.delete(connection);
-    const left = (this.#bySource.get(connection.source) ?? 1) - 1;
-    if (left === 0) this.#bySource.delete(connection.source);
-    else this.#bySource.set(connection.source, left);
+    setCount(this.#bySource, connection.source, countOf(this.#bySource, connection.source) - 1);
   }
 
   #endHandshake(connection: Connection): void {
     if (!connection.isHandshaking) return;
     connection.isHandshaking = false;
     this.#handshakes -= 1;
-    const left = (this.#handshakesBySource.get(connection.source) ?? 1) - 1;
-    if (left === 0) this.#handshakesBySource.delete(connection.source);
-    else this.#handshakesBySource.set(connection.source, left);
+    const inHandshake = countOf(this.#handshakesBySource, connection.source);
+    setCount(this.#handshakesBySource, connection.source, inHandshake - 1);
   }
 
   #connectionOf(socket: TLSSocket): Connection | undefined {
@@ -388,6 +425,16 @@ export class Listener {
     this.counters.failed[code] = (this.counters.failed[code] ?? 0) + 1;
     this.#lines.write('info', code, `connection failed: ${error.message}`, { peer: remote?.address, code });
   }
+}
+
+function countOf(counts: ReadonlyMap<string, number>, source: string | undefined): number {
+  return source === undefined ? 0 : (counts.get(source) ?? 0);
+}
+
+function setCount(counts: Map<string, number>, source: string | undefined, count: number): void {
+  if (source === undefined) return;
+  if (count === 0) counts.delete(source);
+  else counts.set(source, count);
 }
 
 function factsOf(socket: TLSSocket, { raw, remote, serverId }: Connection): ChannelFacts {
