@@ -65,11 +65,12 @@ export async function runClientHere(run: ClientRun, version: string): Promise<vo
 /** The command line's way of answering, as the client wants it. */
 function orderedAnswers(answer: CredentialSource): AnswerSteps {
   return async (steps) => {
-    const { password, totp, token } = await answer(steps);
+    const { password, totp, token, ask } = await answer(steps);
     return {
       ...(password === undefined ? {} : { password }),
       ...(totp === undefined ? {} : { totp }),
       ...(token === undefined ? {} : { token }),
+      ...(ask === undefined ? {} : { ask }),
     };
   };
 }
@@ -129,7 +130,8 @@ async function talk(socket: Socket, run: ClientRun): Promise<{ code: string; mes
       if ('code' in said) return said;
       clearInterval(progress);
       socket.write(`${JSON.stringify(await answered(said.ask, run.answer))}\n`);
-      progress = startProgress();
+      // Nothing is said over a page and a code that somebody is busy with.
+      if (!said.ask.some(({ kind }) => kind === 'oidc')) progress = startProgress();
     }
   } finally {
     clearInterval(progress);

@@ -8,7 +8,7 @@ import type { ClientStatus } from '../control/operations.ts';
 import type { CliHost, ProbeResult } from './host.ts';
 import { clientState, hostAndPort, jsonOutput } from './options.ts';
 import { bad, facts, formatAge, formatBytes, good, type OutputOptions, print, warning } from './output.ts';
-import { answersFromStdin, askInTerminal, isInteractive } from './secrets.ts';
+import { answersFromStdin, askInTerminal, isInteractive, showLogins } from './secrets.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
@@ -32,20 +32,20 @@ export function clientCommand(host: CliHost): Command {
     .option('--foreground', 'stay in the foreground until interrupted')
     .option('--plain', 'do not use super-packets')
     .option('--user <name>', "log in as this user instead of the profile's")
-    .option('--password-stdin', 'answer from standard input: the password, then on the next line a one-time code')
+    .option('--password-stdin', 'answer from standard input, a line each: password, one-time code, what else is asked')
     .addOption(jsonOutput())
     .addHelpText(
       'after',
       '\nExamples:\n  customvpn client up alice.toml\n  customvpn client up alice.toml --foreground\n  pass show vpn | customvpn client up alice.toml --password-stdin',
     )
     .action(async (profile: string, options: StateOptions & UpOptions) => {
-      const answer = options.passwordStdin === true ? answersFromStdin() : isInteractive() ? askInTerminal : undefined;
+      const answer = options.passwordStdin === true ? answersFromStdin() : isInteractive() ? askInTerminal : showLogins;
       const run = {
         profile,
         state: options.state,
         plain: options.plain ?? false,
         ...(options.user === undefined ? {} : { user: options.user }),
-        ...(answer === undefined ? {} : { answer }),
+        answer,
       };
       if (options.foreground === true) {
         await host.runClient(run);

@@ -38,7 +38,17 @@ export interface ClientRun {
 }
 
 /** What a login asks a person for, in order. */
-export type CredentialRequest = readonly { readonly kind: 'password' | 'totp' | 'token'; readonly prompt?: string }[];
+export type CredentialRequest = readonly {
+  /** `oidc` is only shown; `ask` is a question of a source's own. */
+  readonly kind: 'password' | 'totp' | 'token' | 'oidc' | 'ask';
+  readonly prompt?: string;
+  /** Whether the answer may be seen while it is typed. */
+  readonly echo?: boolean;
+  /** Where the person logs in, what is compared or typed there, and how long that may take. */
+  readonly url?: string;
+  readonly code?: string;
+  readonly seconds?: number;
+}[];
 
 /** Gives the answers by kind. @throws {VpnError} ERR_AUTH_NEEDED when there is nobody to ask */
 export type CredentialSource = (request: CredentialRequest) => Promise<Readonly<Record<string, string>>>;

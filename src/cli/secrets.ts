@@ -6,8 +6,9 @@
  */
 
 import { isCancel, password as promptPassword, text as promptText } from '@clack/prompts';
+import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
-import type { CredentialSource } from './host.ts';
+import type { CredentialRequest, CredentialSource } from './host.ts';
 
 const MAX_LINES_BYTES = 16 * 1024;
 
@@ -35,33 +36,73 @@ export async function newPassword(fromStdin: boolean): Promise<string> {
 /** Asks in the terminal for what a login wants. */
 export const askInTerminal: CredentialSource = async (request) => {
   const answers: Record<string, string> = {};
-  for (const { kind, prompt } of request) {
-    const message = prompt ?? { password: 'Password', totp: 'One-time code', token: 'Access token' }[kind];
-    const answer = await ask(message, kind !== 'totp');
+  for (const step of request) {
+    const { kind, prompt, echo = kind === 'totp' } = step;
+    if (kind === 'oidc') {
+      showLogin(step);
+      continue;
+    }
+    const message =
+      prompt ?? { password: 'Password', totp: 'One-time code', token: 'Access token', ask: 'Answer' }[kind];
+    const answer = await ask(message, !echo);
     answers[kind] = kind === 'totp' ? answer.replaceAll(/[\s-]/g, '').toLowerCase() : answer;
   }
   return answers;
 };
 
-/** Answers from standard input: the password on the first line, a one-time code on the second. */
+/** Shows where to log in, and has no answer to anything else. */
+export const showLogins: CredentialSource = async (request) => {
+  const [asked] = request.filter(({ kind }) => kind !== 'oidc');
+  if (asked !== undefined) {
+    const kinds = request.flatMap(({ kind }) => (kind === 'oidc' ? [] : [kind])).join(' and ');
+    throw new VpnError(
+      'ERR_AUTH_NEEDED',
+      `the login asks for a ${kinds}; run this in a terminal, or give it on standard input with --password-stdin`,
+    );
+  }
+  for (const step of request) showLogin(step);
+  return {};
+};
+
+/**
+ * Answers from standard input: the password on the first line, a one-time code on the second, then, a line each, what else
+ * is asked.
+ */
 export function answersFromStdin(): CredentialSource {
   let lines: Promise<string[]> | undefined;
+  let next = 1;
   return async (request) => {
-    lines ??= readLines();
-    const [password = '', code] = await lines;
     const answers: Record<string, string> = {};
-    for (const { kind } of request) {
-      const answer = kind === 'totp' ? code : password;
+    for (const step of request) {
+      const { kind } = step;
+      if (kind === 'oidc') {
+        showLogin(step);
+        continue;
+      }
+      lines ??= readLines();
+      const given = await lines;
+      if (kind === 'totp') next = Math.max(next, 2);
+      const answer = kind === 'totp' ? given[1] : kind === 'ask' ? given[next++] : given[0];
       if (answer === undefined || answer === '') {
         throw new VpnError(
           'ERR_AUTH_NEEDED',
-          `the login asks for a ${kind}, and standard input has none; give one a line`,
+          `the login asks for ${kind === 'ask' ? 'an answer' : `a ${kind}`}, and standard input has none; give one a line`,
         );
       }
       answers[kind] = answer;
     }
     return answers;
   };
+}
+
+/** Where to log in, for people: on standard error, and for a telephone's camera where there is a terminal. */
+function showLogin({ url = '', code = '', seconds = 0 }: CredentialRequest[number]): void {
+  const minutes = Math.max(1, Math.floor(seconds / 60));
+  const drawn = process.stderr.isTTY === true ? `\n${renderUnicodeCompact(url, { border: 2 })}\n` : '';
+  process.stderr.write(
+    `To log in, open this page in any browser:\n\n  ${url}\n${drawn}\nIt must show the code, or asks for it:  ${code}\n` +
+      `Waiting until that is done, ${minutes} min at most (Ctrl-C gives up)\n`,
+  );
 }
 
 async function ask(message: string, isSecret: boolean): Promise<string> {

@@ -15,7 +15,14 @@ import { Feature } from '../protocol/features.ts';
 import { encodeFrame, FrameDecoder, type FrameSink, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
 import { attachKey, type Exporter, type Primitives } from '../protocol/keys.ts';
 import { Liveness } from '../protocol/liveness.ts';
-import { type LoginAnswers, LoginClient, type LoginClientOutput, TOKEN_BYTES } from '../protocol/login.ts';
+import {
+  type LoginAnswers,
+  LoginClient,
+  type LoginClientOutput,
+  PROVIDER_PING_SECONDS,
+  PROVIDER_SILENCE_SECONDS,
+  TOKEN_BYTES,
+} from '../protocol/login.ts';
 import {
   type AcceptMessage,
   type CloseReason,
@@ -40,6 +47,13 @@ const REATTACH_AFTER_MS = 10_000;
 const END_DELAY_MS = 1000;
 /** The server returns echoes through a bounded queue; more in flight could overflow it. */
 const MAX_ECHO_BYTES_IN_FLIGHT = 256 * 1024;
+const STEP_WORDS: Readonly<Record<AskedStep['kind'], string>> = {
+  password: 'a password',
+  totp: 'a one-time code',
+  token: 'an access token',
+  oidc: 'a login at an identity provider',
+  ask: 'an answer',
+};
 
 export interface ClientSessionOptions {
   /** Opens a connection to the gateway; a data connection names the worker that its session belongs to. */
@@ -82,9 +96,18 @@ export interface ResumeTicket {
 
 /** A step of a login that the client's keys do not answer. */
 export interface AskedStep {
-  readonly kind: 'password' | 'totp' | 'token';
+  /** `oidc` is only shown: the person logs in elsewhere, and the answer to the server need not wait for that. */
+  readonly kind: 'password' | 'totp' | 'token' | 'oidc' | 'ask';
   /** What the server would have the person read. */
   readonly prompt?: string;
+  /** Whether the answer may be seen while it is typed. */
+  readonly echo?: boolean;
+  /** Of `oidc`: where the person logs in, */
+  readonly url?: string;
+  /** what is to be compared or typed there, */
+  readonly code?: string;
+  /** and how long that may take. */
+  readonly seconds?: number;
 }
 
 /** What was answered; `token` is an access token as it was shown when it was made. */
@@ -92,6 +115,7 @@ export interface StepAnswers {
   readonly password?: string;
   readonly totp?: string;
   readonly token?: string;
+  readonly ask?: string;
 }
 
 /** Called once a round of a login, outside of any packet. What it throws ends the login with that error. */
@@ -453,6 +477,7 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
   });
   let accepted: { accept: AcceptMessage; secret: Uint8Array } | undefined;
   let result: LoginResult | undefined;
+  let silentBeats = 0;
 
   const drive = (output: LoginClientOutput): void => {
     switch (output.kind) {
@@ -465,7 +490,8 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
         deadline.stop();
         answersOf(output, options)
           .then((answers) => {
-            deadline.start();
+            // A person at a provider takes longer; the server knows how long.
+            deadline.start(Math.max(0, ...output.steps.map(({ seconds = 0 }) => seconds)) * 1000);
             drive(login.answer(answers));
           })
           .catch((error: unknown) => {
@@ -505,9 +531,17 @@ async function logIn(connection: ServerConnection, options: ClientSessionOptions
   };
   connection.start();
   deadline.start();
+  const heartbeat = setInterval(() => {
+    silentBeats = connection.heard || !login.isAtProvider ? 0 : silentBeats + 1;
+    connection.heard = false;
+    if (silentBeats * PROVIDER_PING_SECONDS > PROVIDER_SILENCE_SECONDS) {
+      done.reject(new VpnError('ERR_PEER_GONE', 'the server has not been heard of during the login'));
+    } else drive(login.ping());
+  }, PROVIDER_PING_SECONDS * 1000);
   try {
     return await done.promise;
   } finally {
+    clearInterval(heartbeat);
     deadline.stop();
   }
 }
@@ -594,11 +628,16 @@ async function answersOf(
   { steps, signedBytes }: Extract<LoginClientOutput, { kind: 'answer' }>,
   { device, token, enrol, answer, signal }: ClientSessionOptions,
 ): Promise<LoginAnswers> {
-  const asked = steps.flatMap(({ kind, prompt }): AskedStep[] =>
-    kind === 'password' || kind === 'totp' || (kind === 'token' && token === undefined)
-      ? [{ kind, ...(prompt === undefined ? {} : { prompt }) }]
-      : [],
-  );
+  const asked = steps.flatMap((step): AskedStep[] => {
+    const { kind } = step;
+    const isAsked =
+      kind === 'password' ||
+      kind === 'totp' ||
+      kind === 'oidc' ||
+      kind === 'ask' ||
+      (kind === 'token' && token === undefined);
+    return isAsked ? [{ ...step, kind }] : [];
+  });
   const signature = device.sign(signedBytes);
   if (enrol && asked.some(({ kind }) => kind === 'token')) {
     throw new VpnError(
@@ -608,13 +647,13 @@ async function answersOf(
   }
   if (asked.length === 0) return { signature, ...(token === undefined ? {} : { token }) };
   if (answer === undefined) {
-    const kinds = asked.map(({ kind }) => kind).join(' and ');
+    const kinds = asked.map(({ kind }) => STEP_WORDS[kind]).join(' and ');
     throw new VpnError(
       'ERR_AUTH_NEEDED',
-      `the login asks for a ${kinds}; run in a terminal: customvpn client up PROFILE`,
+      `the login asks for ${kinds}; run in a terminal: customvpn client up PROFILE`,
     );
   }
-  const { password, totp, token: text } = await answer(asked, signal);
+  const { password, totp, token: text, ask } = await answer(asked, signal);
   const accessToken = text === undefined ? token : fromBase64Url(text.trim());
   if (text !== undefined && accessToken?.length !== TOKEN_BYTES) {
     throw new VpnError(
@@ -627,6 +666,7 @@ async function answersOf(
     ...(accessToken === undefined ? {} : { token: accessToken }),
     ...(password === undefined ? {} : { password }),
     ...(totp === undefined ? {} : { totp }),
+    ...(ask === undefined ? {} : { ask }),
   };
 }
 
@@ -753,9 +793,10 @@ class Deadline {
     this.#onPassed = onPassed;
   }
 
-  start(): void {
+  /** @param moreMs on top of what it has anyway */
+  start(moreMs = 0): void {
     this.stop();
-    this.#timer = setTimeout(this.#onPassed, this.#timeoutMs);
+    this.#timer = setTimeout(this.#onPassed, this.#timeoutMs + moreMs);
   }
 
   stop(): void {

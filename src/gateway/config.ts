@@ -29,7 +29,7 @@ const service = z
   .string()
   .regex(/^(tcp|udp)\/([1-9]\d{0,4})$|^([1-9]\d{0,4})\/(tcp|udp)$/, 'expected PORT/tcp or PORT/udp');
 const seconds = (low: number, high: number) => z.int('expected whole seconds').min(low).max(high);
-const step = z.enum(['device', 'certificate', 'token', 'password', 'totp']);
+const step = z.enum(['device', 'certificate', 'token', 'password', 'totp', 'oidc']);
 const domain = z
   .string()
   .max(253)
@@ -228,6 +228,7 @@ export const gatewayConfigSchema = z.strictObject({
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
       answerSeconds: seconds(1, 600).default(120).describe('on top of it where a person has to type'),
+      providerSeconds: seconds(10, 1800).default(600).describe('on top of it for a login at an identity provider'),
       connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
@@ -270,11 +271,11 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       steps: z.array(step).max(8).default(['device']).describe('what every login has to prove'),
       enrol: z
-        .array(z.enum(['device', 'certificate', 'token', 'password', 'totp']))
+        .array(step)
         .max(8)
         .default(['device', 'token'])
         .refine((steps) => steps.some((kind) => kind !== 'device' && kind !== 'totp'), {
-          message: 'expected a step that vouches for the new device: token, password or certificate',
+          message: 'expected a step that vouches for the new device: token, password, oidc or certificate',
         })
         .describe('what brings a new device in, besides the steps of its logins'),
       backend: z
@@ -283,6 +284,12 @@ export const gatewayConfigSchema = z.strictObject({
         .max(32)
         .optional()
         .describe('the outside source that judges the passwords of names that nobody has here'),
+      provider: z
+        .string()
+        .min(1)
+        .max(32)
+        .optional()
+        .describe('the source of kind oidc that the step oidc sends people to'),
       groups: z
         .record(groupName, z.strictObject({ steps: z.array(step).min(1).max(8) }))
         .default({})

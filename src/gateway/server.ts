@@ -15,6 +15,7 @@ import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operatio
 import type { AccountSource } from '../identity/backends/open.ts';
 import type { BanPolicy } from '../identity/bans.ts';
 import type { Argon2Parameters } from '../identity/passwords.ts';
+import type { LoginProvider } from '../identity/steps/oidc.ts';
 import { formatIp, formatPrefix, type Prefix, parseIp, parsePrefix, prefixContains } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
@@ -149,7 +150,7 @@ export class VpnServer {
         ? await GatewayState.inMemory(clock, hasher)
         : await GatewayState.open(this.#stateDir, clock, hasher),
     );
-    checkLoginBackend(config);
+    checkLoginSources(config);
     state.bans.policy = banPolicyOf(config);
     state.bans.onBan = ({ kind, key, failures, until }) => {
       this.#log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
@@ -165,6 +166,7 @@ export class VpnServer {
       forStrangers: config.login.backend,
       provision: (user, source, groups) => state.accounts.provision(user, source, groups),
     };
+    state.loginProvider = loginProviderOf(config, state, backends);
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     pool.restore(
       (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
@@ -335,7 +337,7 @@ export class VpnServer {
     const merged = { ...this.#config, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
     const credentials = await loadServerCredentials(merged);
     serverTlsOptions(credentials, merged.requireClientAuth, merged.minVersion);
-    checkLoginBackend(merged);
+    checkLoginSources(merged);
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
     running.listener.reload(credentials);
     this.#config = merged;
@@ -343,6 +345,7 @@ export class VpnServer {
     if (running.state.passwordSources !== undefined) {
       running.state.passwordSources = { ...running.state.passwordSources, forStrangers: merged.login.backend };
     }
+    running.state.loginProvider = loginProviderOf(merged, running.state, running.outside.backends);
     running.state.devicesPerUser = merged.accounts.devicesPerUser;
     running.hasher.parameters = argon2Of(merged);
     running.outside.recheck.reconfigure(merged.login.recheckSeconds);
@@ -483,7 +486,37 @@ async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<v
   await Promise.all([...backends.values()].map((backend) => backend.close()));
 }
 
+/** Where the step `oidc` sends people; undefined: nowhere. */
+function loginProviderOf(
+  { login, limits }: GatewayConfig,
+  { accounts }: GatewayState,
+  sources: ReadonlyMap<string, AccountSource>,
+): LoginProvider | undefined {
+  const backend = login.provider === undefined ? undefined : sources.get(login.provider);
+  if (backend === undefined || !('begin' in backend)) return undefined;
+  return {
+    backend,
+    seconds: limits.providerSeconds,
+    provision: (user, source, groups) => accounts.provision(user, source, groups),
+  };
+}
+
 /** @throws {VpnError} ERR_CONFIG_VALUE */
+function checkLoginSources(config: GatewayConfig): void {
+  checkLoginBackend(config);
+  const { login, backends } = config;
+  const lists = [login.steps, login.enrol, ...Object.values(login.groups).map(({ steps }) => steps)];
+  if (login.provider === undefined && !lists.some((steps) => steps.includes('oidc'))) return;
+  const name = login.provider ?? '';
+  if (Object.hasOwn(backends, name) && backends[name]?.kind === 'oidc') return;
+  const known = Object.entries(backends).flatMap(([key, { kind }]) => (kind === 'oidc' ? [key] : []));
+  throw new VpnError(
+    'ERR_CONFIG_VALUE',
+    `login.provider: the step oidc needs a source of kind oidc, got "${name}"; configured are: ${known.join(', ') || 'none'}`,
+    { details: { key: 'login.provider' } },
+  );
+}
+
 function checkLoginBackend({ login, backends }: GatewayConfig): void {
   if (login.backend === undefined) return;
   const kind = Object.hasOwn(backends, login.backend) ? backends[login.backend]?.kind : undefined;

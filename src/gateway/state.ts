@@ -38,6 +38,7 @@ import { Pki } from '../identity/pki.ts';
 import { SecondFactors } from '../identity/second-factor.ts';
 import { AccessTokenStep } from '../identity/steps/access-token.ts';
 import { DeviceStep } from '../identity/steps/device.ts';
+import { type LoginProvider, OidcStep } from '../identity/steps/oidc.ts';
 import { type PasswordSources, PasswordStep } from '../identity/steps/password.ts';
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
@@ -103,6 +104,8 @@ export class GatewayState implements AsyncDisposable {
   readonly authenticator: Authenticator;
   /** The outside sources that judge passwords; none while no gateway runs. */
   passwordSources: PasswordSources | undefined;
+  /** The identity provider that people are sent to; none while no gateway runs. */
+  loginProvider: LoginProvider | undefined;
   /** How many devices a user may have. */
   devicesPerUser = DEFAULT_DEVICES_PER_USER;
   readonly #store: Store;
@@ -137,6 +140,7 @@ export class GatewayState implements AsyncDisposable {
       new DeviceStep(store),
       new PasswordStep(store, this.passwords, () => this.passwordSources),
       new TotpStep(store, this.secondFactors),
+      new OidcStep(() => this.loginProvider, clock),
     ];
     this.authenticator = new Authenticator({
       ...shared,

@@ -13,10 +13,13 @@ import { Audit } from '../store/audit.ts';
 import { openStore } from '../store/store.ts';
 import { Accounts } from './accounts.ts';
 import { Authenticator } from './authenticator.ts';
+import type { BackendVerdict, BrowserBackend } from './backends/backend.ts';
+import { Bans } from './bans.ts';
 import { Devices } from './devices.ts';
 import { EnrolmentTokens } from './enrolment.ts';
 import { DeviceStep } from './steps/device.ts';
-import type { LoginPeer, LoginStep } from './steps/step.ts';
+import { type LoginProvider, OidcStep } from './steps/oidc.ts';
+import type { Finding, LoginPeer, LoginStep } from './steps/step.ts';
 import { TokenStep } from './steps/token.ts';
 
 let folder = '';
@@ -780,4 +783,276 @@ test('a user has a bounded number of devices; a revoked one makes room', async (
   await world.devices.revoke(first?.id ?? '');
   assert.equal((await attempt(world, eleventh, { token })).accepted, true, 'the token was not used up');
   await world.store.close();
+});
+
+// ── a provider, and questions of a source ──
+
+/** A provider whose word the test gives. */
+function fakeProvider() {
+  const said: PromiseWithResolvers<BackendVerdict>[] = [];
+  const signals: AbortSignal[] = [];
+  let begun = 0;
+  const backend: BrowserBackend = {
+    name: 'sso',
+    begin: async () => {
+      begun += 1;
+      return {
+        url: 'https://sso.example.org/device',
+        code: 'WDJB-MJHT',
+        expiresAt: 1e15,
+        finish: async (signal) => {
+          const answer = Promise.withResolvers<BackendVerdict>();
+          const callOff = () => answer.resolve({ kind: 'unavailable', reason: 'called off' });
+          signal.addEventListener('abort', callOff, { once: true });
+          signals.push(signal);
+          said.push(answer);
+          return await answer.promise;
+        },
+      };
+    },
+    recheck: async () => 'good',
+    close: async () => {},
+  };
+  return {
+    backend,
+    signals,
+    get begun() {
+      return begun;
+    },
+    get waiting() {
+      return said.length;
+    },
+    say: (verdict: BackendVerdict) => said.shift()?.resolve(verdict),
+  };
+}
+
+async function setUpProvider() {
+  const world = await setUp();
+  const { store, audit, clock, tokens, accounts } = world;
+  const provider = fakeProvider();
+  const provision: LoginProvider['provision'] = (name, source, groups) => accounts.provision(name, source, groups);
+  const step = new OidcStep(() => ({ backend: provider.backend, seconds: 600, provision }), clock);
+  const device = new DeviceStep(store);
+  const authenticator = new Authenticator({
+    store,
+    audit,
+    clock,
+    tokens,
+    bans: await Bans.open({ store, audit, clock, sourceOf: (address) => address }),
+    steps: { login: [device, step], enrol: [device, new TokenStep(tokens), step] },
+  });
+  authenticator.rules = { steps: ['oidc'], enrol: ['oidc'], groups: {} };
+  return { ...world, authenticator, provider, step };
+}
+
+const SENT_THERE = {
+  accepted: false,
+  ask: [{ kind: 'device' }, { kind: 'oidc', url: 'https://sso.example.org/device', code: 'WDJB-MJHT', seconds: 600 }],
+};
+
+/** Both rounds on one connection; resolves when the provider is asked for its word. */
+async function toProvider(
+  world: Awaited<ReturnType<typeof setUpProvider>>,
+  device: TestDevice,
+  purpose: 'enrol' | 'login',
+) {
+  const peer = peerOf();
+  const asks = (change: Partial<LoginEvidence>) => {
+    const enrol = purpose === 'enrol' ? { publicKey: device.publicKey } : {};
+    return evidenceOf(world, device, peer, { signs: { purpose }, change: { purpose, ...enrol, ...change } });
+  };
+  assert.deepEqual(await world.authenticator.verify(asks({ steps: ['device'], attempt: 1 }), peer), SENT_THERE);
+  const asked = world.provider.waiting;
+  const verdict = world.authenticator.verify(asks({ steps: ['device', 'oidc'], attempt: 2 }), peer);
+  for (let i = 0; world.provider.waiting === asked; i++) {
+    assert.ok(i < 1000, 'the provider was not asked');
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return { peer, verdict };
+}
+
+test('REQ-LOGIN-025: whom the provider names is enrolled, and logs in later with the same device and account only', async () => {
+  const world = await setUpProvider();
+  const { provider } = world;
+  const device = new TestDevice();
+  const first = await toProvider(world, device, 'enrol');
+  provider.say({ kind: 'accepted', user: 'ada', groups: ['staff'] });
+  const enrolled = await first.verdict;
+  assert.ok(enrolled.accepted);
+  assert.deepEqual([enrolled.user, enrolled.groups, enrolled.steps], ['ada', ['staff'], ['device', 'oidc']]);
+  const second = await toProvider(world, device, 'login');
+  provider.say({ kind: 'accepted', user: 'ada', groups: [] });
+  assert.equal((await second.verdict).accepted, true);
+  for (const [said, expected] of [
+    [{ kind: 'accepted', user: 'bob', groups: [] }, REJECTED],
+    [{ kind: 'refused', reason: 'the person said no' }, REJECTED],
+    [
+      { kind: 'unavailable', reason: 'no answer' },
+      { accepted: false, code: 'unavailable' },
+    ],
+  ] as const) {
+    const { verdict } = await toProvider(world, device, 'login');
+    provider.say(said);
+    assert.deepEqual(await verdict, expected);
+  }
+  assert.equal(world.step.waiting, 0);
+  // Nothing is waited for that no round of this connection began.
+  const peer = peerOf();
+  const forged = evidenceOf(world, device, peer, { change: { steps: ['device', 'oidc'], attempt: 2 } });
+  assert.deepEqual(await world.authenticator.verify(forged, peer), REJECTED);
+  await world.store.close();
+});
+
+test('REQ-LOGIN-027: a device that is unknown, revoked or signs wrongly is refused before anybody is sent to a provider', async () => {
+  const world = await setUpProvider();
+  const device = new TestDevice();
+  const { verdict } = await toProvider(world, device, 'enrol');
+  world.provider.say({ kind: 'accepted', user: 'ada', groups: undefined });
+  assert.equal((await verdict).accepted, true);
+  const begun = world.provider.begun;
+  const signature = new Uint8Array(64);
+  assert.deepEqual(await attempt(world, new TestDevice()), REJECTED);
+  assert.deepEqual(await attempt(world, device, { change: { signature } }), REJECTED);
+  assert.deepEqual(await attempt(world, device, { user: 'bob' }), REJECTED);
+  assert.equal(world.provider.begun, begun);
+  await world.store.close();
+});
+
+test('REQ-LOGIN-026: a login whose connection is gone is called off, and whatever the provider says then opens nothing', async () => {
+  const world = await setUpProvider();
+  const { peer, verdict } = await toProvider(world, new TestDevice(), 'enrol');
+  assert.equal(world.step.waiting, 1);
+  world.authenticator.forget(peer.binding);
+  assert.equal(world.provider.signals.at(-1)?.aborted, true);
+  assert.deepEqual(await verdict, REJECTED);
+  assert.equal(world.step.waiting, 0);
+  assert.deepEqual(await world.accounts.list(), []);
+  await world.store.close();
+});
+
+test('strangers share a rate and a number of logins at the provider, and known devices are not kept from it', async () => {
+  const world = await setUpProvider();
+  const known = new TestDevice();
+  const { verdict } = await toProvider(world, known, 'enrol');
+  world.provider.say({ kind: 'accepted', user: 'ada', groups: undefined });
+  await verdict;
+  const stranger = () => {
+    const device = new TestDevice();
+    const peer = peerOf();
+    const change = { purpose: 'enrol', publicKey: device.publicKey, steps: ['device'], attempt: 1 } as const;
+    return world.authenticator.verify(evidenceOf(world, device, peer, { signs: { purpose: 'enrol' }, change }), peer);
+  };
+  for (let i = 1; i < 60; i++) assert.deepEqual(await stranger(), SENT_THERE, String(i));
+  assert.deepEqual(await stranger(), { accepted: false, code: 'busy' });
+  assert.deepEqual(await attempt(world, known), SENT_THERE);
+  world.clock.advance(2000);
+  assert.deepEqual([await stranger(), await stranger()], [SENT_THERE, SENT_THERE]);
+  assert.deepEqual(await stranger(), { accepted: false, code: 'busy' });
+  while (world.step.waiting < 129) {
+    world.clock.advance(1000);
+    assert.deepEqual(await stranger(), SENT_THERE);
+  }
+  world.clock.advance(60_000);
+  assert.deepEqual(await stranger(), { accepted: false, code: 'busy' });
+  assert.deepEqual(await attempt(world, known), SENT_THERE);
+  await world.store.close();
+});
+
+/** A source that asks until it has heard `enough`, and a second factor that is spent with the verdict. */
+async function setUpQuestions(isFactorRight = true) {
+  const spent: string[] = [];
+  const world = await setUp();
+  const { store, audit, clock, tokens, accounts } = world;
+  const ask = (count: number): Finding => ({
+    question: {
+      prompt: `Question ${count}`,
+      echo: count % 2 === 0,
+      answer: async (text) => {
+        if (text === 'more') return ask(count + 1);
+        if (text !== 'enough') return { refusal: { code: 'rejected', reason: 'a wrong answer' } };
+        const [user] = await accounts.list();
+        return { subject: { id: user?.id ?? '', name: user?.name ?? '' } };
+      },
+    },
+  });
+  const password: LoginStep = { kind: 'password', examine: async () => ask(1) };
+  const totp: LoginStep = {
+    kind: 'totp',
+    examine: async () => ({
+      ...(isFactorRight ? {} : { refusal: { code: 'rejected', reason: 'a wrong code' } as const }),
+      spend: async () => {
+        spent.push('totp');
+        return undefined;
+      },
+    }),
+  };
+  const device = new DeviceStep(store);
+  const steps = [device, new TokenStep(tokens)];
+  await accounts.add('ada');
+  const key = new TestDevice();
+  await attempt(world, key, { token: await issue(world, 'ada') });
+  const authenticator = new Authenticator({
+    store,
+    audit,
+    clock,
+    tokens,
+    steps: { login: [device, password, totp], enrol: steps },
+  });
+  authenticator.rules = { steps: ['password', 'totp'], enrol: ['token'], groups: {} };
+  return { ...world, authenticator, key, spent };
+}
+
+const question = (count: number) => ({
+  accepted: false,
+  ask: [{ kind: 'device' }, { kind: 'ask', prompt: `Question ${count}`, echo: count % 2 === 0 }],
+});
+
+test('REQ-LOGIN-028: a source asks on, the answers decide, and what else was proven is spent with the verdict only', async () => {
+  const world = await setUpQuestions();
+  const peer = peerOf();
+  const say = (ask: string, round: number, change: Partial<LoginEvidence> = {}, at = peer) =>
+    world.authenticator.verify(
+      evidenceOf(world, world.key, at, { change: { steps: ['device', 'ask'], attempt: round, ask, ...change } }),
+      at,
+    );
+  const open = (at = peer) => world.authenticator.verify(evidenceOf(world, world.key, at), at);
+  assert.deepEqual(await open(), question(1));
+  assert.deepEqual(await say('more', 2), question(2));
+  assert.deepEqual(world.spent, []);
+  const verdict = await say('enough', 3);
+  assert.ok(verdict.accepted);
+  assert.deepEqual([verdict.user, verdict.steps, world.spent], ['ada', ['device', 'password', 'totp'], ['totp']]);
+  // An answer counts once, on its connection, for its device, with a right signature.
+  assert.deepEqual(await say('enough', 4), REJECTED);
+  assert.deepEqual(await open(), question(1));
+  assert.deepEqual(await say('enough', 2, {}, peerOf()), REJECTED);
+  for (const change of [{ signature: new Uint8Array(64) }, { user: 'bob' }, { steps: ['ask'] as const }, { ask: '' }]) {
+    const other = peerOf();
+    assert.deepEqual(await open(other), question(1));
+    assert.deepEqual(await say('enough', 2, change, other), REJECTED);
+  }
+  const gone = peerOf();
+  assert.deepEqual(await open(gone), question(1));
+  world.authenticator.forget(gone.binding);
+  assert.deepEqual(await say('enough', 2, {}, gone), REJECTED);
+  assert.deepEqual(world.spent, ['totp']);
+  await world.store.close();
+});
+
+test('REQ-LOGIN-028: a source has at most 4 questions in one login, and none where something else was wrong', async () => {
+  const world = await setUpQuestions();
+  const peer = peerOf();
+  assert.deepEqual(await world.authenticator.verify(evidenceOf(world, world.key, peer), peer), question(1));
+  const more = (round: number) =>
+    world.authenticator.verify(
+      evidenceOf(world, world.key, peer, { change: { steps: ['device', 'ask'], attempt: round, ask: 'more' } }),
+      peer,
+    );
+  for (let count = 2; count <= 4; count++) assert.deepEqual(await more(count), question(count));
+  assert.deepEqual(await more(5), REJECTED);
+  await world.store.close();
+  // Otherwise the question would tell that the password is right.
+  const wrong = await setUpQuestions(false);
+  assert.deepEqual(await attempt(wrong, wrong.key), REJECTED);
+  await wrong.store.close();
 });

@@ -4,7 +4,8 @@
  * Hides the nonces, the steps and their order, and what is recorded. Default deny: the nonce must be the connection's,
  * the signed bytes must say what is claimed, every step must pass, all for the same user, and account and device must be
  * in good standing at the moment of the verdict. Where users are asked different steps there are two rounds: the first asks
- * what everybody is asked, the second, which alone counts, all steps of that user. The client hears `rejected` and nothing else until everything but the
+ * what everybody is asked, the second, which alone counts, all steps of that user; a question that a source has of its own
+ * continues that one. The client hears `rejected` and nothing else until everything but the
  * one thing it is told has been proven; the record has the true reason. It must not know frames, TLS or sessions.
  *
  * @see docs/protocol.md §6
@@ -15,7 +16,7 @@ import type { Clock } from '../base/clock.ts';
 import { isVpnError } from '../base/errors.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import { type DeviceSignatureFacts, parseDeviceSignatureInput, type SignaturePurpose } from '../protocol/keys.ts';
-import type { Challenge, ChallengeRequest, LoginEvidence } from '../protocol/login.ts';
+import type { Challenge, ChallengeRequest, ChallengeStep, LoginEvidence } from '../protocol/login.ts';
 import type { RejectCode, StepKind } from '../protocol/messages.ts';
 import type { ResumeEvidence } from '../protocol/resume.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
@@ -29,6 +30,7 @@ import {
   isSameSteps,
   type LoginPurpose,
   type LoginRules,
+  leadsToProvider,
   stepsFor,
   stepsForNobody,
 } from './login-rules.ts';
@@ -36,7 +38,7 @@ import { normaliseName } from './names.ts';
 import { Nonces } from './nonces.ts';
 import { claimedUser } from './steps/claimed-user.ts';
 import { DeviceStep } from './steps/device.ts';
-import type { Attempt, Finding, LoginPeer, LoginStep, Refusal, Subject } from './steps/step.ts';
+import type { Attempt, Finding, LoginPeer, LoginStep, Question, Refusal, Subject } from './steps/step.ts';
 import { TokenStep } from './steps/token.ts';
 
 export type Verdict =
@@ -75,6 +77,10 @@ export interface AuthenticatorParts {
 /** Refusals put on record per second in the long run, and at once. Beyond that they are counted, not lost sight of. */
 const RECORDS_PER_SECOND = 10;
 const MAX_RECORDS = 200;
+/** Questions of sources that wait for an answer. Beyond it the oldest is forgotten. */
+const MAX_OPEN_QUESTIONS = 10_000;
+/** Questions of a source in one login. */
+const MAX_QUESTIONS = 4;
 
 /** Who asks to resume; `refusal` is why they may not, for the record. */
 export interface ResumeIdentity {
@@ -95,6 +101,20 @@ interface BoundAttempt {
   readonly peer: LoginPeer;
 }
 
+/** A login that has passed all its steps but for an answer that its source wants of the person. */
+interface OpenQuestion {
+  readonly device: string;
+  readonly user: string | undefined;
+  readonly purpose: LoginPurpose;
+  /** What was asked and answered before. */
+  readonly steps: readonly StepKind[];
+  /** Of these steps, without the device and what the question came from. */
+  readonly findings: readonly Finding[];
+  readonly question: Question;
+  /** How many the person has been asked in this login, with this one. */
+  readonly count: number;
+}
+
 interface Standing {
   readonly user: string;
   readonly groups: readonly string[];
@@ -113,6 +133,8 @@ export class Authenticator {
   /** Peers who have proven something must not be hidden by those who have not. */
   readonly #provenRecords: RecordBudget;
   readonly #otherRecords: RecordBudget;
+  /** By connection. */
+  readonly #questions = new Map<string, OpenQuestion>();
   #rules: LoginRules = DEFAULT_LOGIN_RULES;
 
   constructor(parts: AuthenticatorParts) {
@@ -151,6 +173,12 @@ export class Authenticator {
     return firstSteps(this.#rules, request.purpose).map((kind) => ({ kind }));
   }
 
+  /** The connection is gone: whatever waits for its client ends. */
+  forget(binding: string): void {
+    this.#questions.delete(binding);
+    for (const step of new Set([...this.#steps.login, ...this.#steps.enrol])) step.forget?.(binding);
+  }
+
   /**
    * Decides on a login; uses up its nonce.
    *
@@ -172,15 +200,48 @@ export class Authenticator {
       await trial.end('failed');
       return this.#refuse(attempt, undefined, { code: 'rejected', reason: trial.refused });
     }
+    let pending = trial;
     let outcome: Parameters<Trial['end']>[0] = 'none';
     try {
-      for (const kind of evidence.steps) findings.push(kind === 'device' ? device : await this.#examine(kind, attempt));
-      const verdict = await this.#judge(attempt, findings);
+      if (evidence.steps.includes('ask')) {
+        const { asked, answer } = await this.#examineAnswer(attempt);
+        findings.push(device, ...(asked?.findings ?? []), answer);
+        const verdict = await this.#judge(asWholeLogin(attempt, asked), findings, asked?.count);
+        outcome = outcomeOf(verdict, findings);
+        return verdict;
+      }
+      for (const kind of evidence.steps) {
+        if (leadsToProvider([kind]) && pending !== undefined) {
+          // A person takes minutes, and nobody can guess meanwhile: the login must not stand in the way of others.
+          await pending.end(findings.some(isWrong) || device.refusal !== undefined ? 'failed' : 'none');
+          pending = undefined;
+        }
+        findings.push(kind === 'device' ? device : await this.#examine(kind, attempt));
+      }
+      // A person may have taken minutes.
+      const verdict = await this.#judge({ ...attempt, now: Math.trunc(this.#clock.wallNow()) }, findings);
       outcome = outcomeOf(verdict, findings);
       return verdict;
     } finally {
-      await trial?.end(outcome);
+      await pending?.end(outcome);
     }
+  }
+
+  /** What the answer to a source's question brings, and which question it was. */
+  async #examineAnswer(attempt: Attempt): Promise<{ asked: OpenQuestion | undefined; answer: Finding }> {
+    const { evidence, device, peer } = attempt;
+    const asked = this.#questions.get(peer.binding);
+    this.#questions.delete(peer.binding);
+    const isTheirs =
+      asked?.device === device &&
+      asked.user === evidence.user &&
+      asked.purpose === evidence.purpose &&
+      isSameSteps(evidence.steps, ['device', 'ask']);
+    if (asked !== undefined && isTheirs) {
+      return { asked, answer: await asked.question.answer(evidence.ask ?? '', attempt) };
+    }
+    const reason = 'an answer to a question that nobody asked';
+    return { asked: undefined, answer: { refusal: { code: 'rejected', reason } } };
   }
 
   /** Only a good signature, over this login, by a device of the user it claims to be, sets it apart from strangers. */
@@ -197,21 +258,59 @@ export class Authenticator {
     return this.#bans?.begin({ remote: peer.remote, name, device: undefined });
   }
 
-  async #judge(attempt: Attempt, findings: readonly Finding[]): Promise<Verdict> {
+  /** @param questions how many the person has been asked by a source in this login */
+  async #judge(attempt: Attempt, findings: readonly Finding[], questions = 0): Promise<Verdict> {
     const { evidence } = attempt;
     const { subject, refusal } = conclude(findings, evidence.user);
     const wanted = await this.#wantedSteps(attempt, refusal === undefined ? subject : undefined);
     if (!isSameSteps(evidence.steps, wanted)) {
-      // Whoever proved nothing is asked like everybody else, and hears the verdict in the end.
-      if (evidence.attempt === 1) return { accepted: false, ask: wanted.map((kind) => ({ kind })) };
+      // Whoever proved nothing is asked like everybody else, and hears the verdict in the end. Only to a provider nobody is
+      // sent who has not even a key.
+      const goesOn = refusal === undefined || !leadsToProvider(wanted);
+      if (evidence.attempt === 1 && goesOn) return await this.#ask(attempt, wanted, subject);
       const reason = `${evidence.steps.join()} was proven where ${wanted.join()} is wanted`;
       return this.#refuse(attempt, subject, { code: 'rejected', reason: refusal?.reason ?? reason });
     }
     if (refusal !== undefined) return this.#refuse(attempt, subject, refusal);
+    const question = findings.find((finding) => finding.question !== undefined)?.question;
+    if (question !== undefined) return await this.#askPerson(attempt, findings, question, questions + 1);
     if (subject === undefined) {
       return this.#refuse(attempt, subject, { code: 'rejected', reason: 'no step stands for a user' });
     }
     return this.#decide(attempt, subject, findings);
+  }
+
+  /** Another round, with what the person has to be shown. */
+  async #ask(attempt: Attempt, kinds: readonly StepKind[], subject: Subject | undefined): Promise<Verdict> {
+    const ask: ChallengeStep[] = [];
+    for (const kind of kinds) {
+      const step = this.#steps[attempt.evidence.purpose].find((candidate) => candidate.kind === kind);
+      const details = (await step?.begin?.(attempt, subject !== undefined)) ?? {};
+      if ('reason' in details) return await this.#refuse(attempt, subject, details);
+      ask.push({ ...details, kind });
+    }
+    return { accepted: false, ask };
+  }
+
+  /** Another round for a source's question; what the other steps found is kept for the verdict. */
+  async #askPerson(
+    attempt: Attempt,
+    findings: readonly Finding[],
+    question: Question,
+    count: number,
+  ): Promise<Verdict> {
+    const { evidence, device, peer } = attempt;
+    if (count > MAX_QUESTIONS) {
+      return await this.#refuse(attempt, undefined, { code: 'rejected', reason: 'the source has too many questions' });
+    }
+    const { user, purpose, steps } = evidence;
+    // The binding and the device are examined anew with the answer.
+    const kept = findings.slice(2).filter((finding) => finding.question === undefined);
+    this.#questions.set(peer.binding, { device, user, purpose, steps, findings: kept, question, count });
+    const [oldest] = this.#questions.keys();
+    if (this.#questions.size > MAX_OPEN_QUESTIONS && oldest !== undefined) this.#questions.delete(oldest);
+    const { prompt, echo } = question;
+    return { accepted: false, ask: [{ kind: 'device' }, { kind: 'ask', prompt, echo }] };
   }
 
   /**
@@ -418,8 +517,17 @@ export class Authenticator {
 function outcomeOf(verdict: Verdict, findings: readonly Finding[]): Parameters<Trial['end']>[0] {
   if (verdict.accepted) return 'accepted';
   // Asked for more, after something that was wrong already: the answer may tell a guesser as much as a refusal.
-  if ('ask' in verdict) return findings.some(({ refusal }) => refusal?.code === 'rejected') ? 'failed' : 'none';
+  if ('ask' in verdict) return findings.some(isWrong) ? 'failed' : 'none';
   return verdict.code === 'rejected' ? 'failed' : 'none';
+}
+
+function isWrong({ refusal }: Finding): boolean {
+  return refusal?.code === 'rejected';
+}
+
+/** The login that an answer to a question completes: its steps are those of the round before. */
+function asWholeLogin(attempt: Attempt, asked: OpenQuestion | undefined): Attempt {
+  return asked === undefined ? attempt : { ...attempt, evidence: { ...attempt.evidence, steps: asked.steps } };
 }
 
 /** What can be asked where nothing else is given. */

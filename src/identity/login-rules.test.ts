@@ -46,6 +46,21 @@ test('REQ-LOGIN-024: the first round asks the same of everybody; one round is en
   assert.deepEqual(firstSteps(same, 'enrol'), ['device', 'token', 'password']);
 });
 
+test('REQ-LOGIN-027: nobody is sent to a provider in the first round, nor asked then what would have to be typed twice', () => {
+  const rules: LoginRules = { steps: ['oidc'], enrol: ['oidc'], groups: {} };
+  assert.deepEqual(firstSteps(rules, 'login'), ['device']);
+  assert.deepEqual(firstSteps(rules, 'enrol'), ['device']);
+  assert.deepEqual(stepsFor(rules, 'enrol', []), ['device', 'oidc']);
+  const both: LoginRules = {
+    steps: ['device'],
+    enrol: ['token', 'totp'],
+    groups: { staff: { steps: ['oidc', 'password'] } },
+  };
+  assert.deepEqual(firstSteps(both, 'login'), ['device']);
+  assert.deepEqual(firstSteps(both, 'enrol'), ['device', 'token']);
+  assert.deepEqual(stepsFor(both, 'login', ['staff']), ['device', 'password', 'oidc']);
+});
+
 test('REQ-LOGIN-024: nobody has a list, too: always the same, each of those that users have', () => {
   const lists = Array.from({ length: 100 }, (_, choice) => stepsForNobody(RULES, 'login', choice).join());
   assert.deepEqual(new Set(lists), new Set(['device', 'device,password,totp', 'device,token', 'device,password']));

@@ -7,6 +7,9 @@
  * What is asked must tell nothing about an account to somebody who has proven nothing. Where all lists are the same, it is
  * asked at once. Otherwise the first round asks what everybody is asked, and the second what this user is; a user or
  * device that does not exist gets a list, too, the same each time (docs/protocol.md, REQ-LOGIN-024).
+ *
+ * A login at a provider costs the provider a request and the person their attention: the device proves its key in a round
+ * of its own before.
  */
 
 import type { LoginEvidence } from '../protocol/login.ts';
@@ -28,7 +31,9 @@ export interface LoginRules {
 export const DEFAULT_LOGIN_RULES: LoginRules = { steps: ['device'], enrol: ['device', 'token'], groups: {} };
 
 /** The order in which steps are asked: what costs nothing and needs nobody first. */
-const ORDER: readonly StepKind[] = ['device', 'certificate', 'token', 'password', 'totp'];
+const ORDER: readonly StepKind[] = ['device', 'certificate', 'token', 'password', 'totp', 'oidc'];
+/** What the first round asks where a later one sends a person to a provider: nothing that people would type twice. */
+const FROM_MACHINES: readonly StepKind[] = ['device', 'certificate', 'token'];
 
 /** The steps for a user in these groups. */
 export function stepsFor(rules: LoginRules, purpose: LoginPurpose, groups: readonly string[]): readonly StepKind[] {
@@ -38,9 +43,12 @@ export function stepsFor(rules: LoginRules, purpose: LoginPurpose, groups: reado
 
 /** What is asked before anything is known. */
 export function firstSteps(rules: LoginRules, purpose: LoginPurpose): readonly StepKind[] {
-  const [only, another] = possibleSteps(rules, purpose);
+  const lists = possibleSteps(rules, purpose);
+  const [only, another] = lists;
+  const enrol = purpose === 'enrol' ? rules.enrol : [];
+  if (lists.some(leadsToProvider)) return ordered(enrol.filter((step) => FROM_MACHINES.includes(step)));
   if (only !== undefined && another === undefined) return only;
-  return ordered(purpose === 'enrol' ? rules.enrol : []);
+  return ordered(enrol);
 }
 
 /**
@@ -51,6 +59,11 @@ export function firstSteps(rules: LoginRules, purpose: LoginPurpose): readonly S
 export function stepsForNobody(rules: LoginRules, purpose: LoginPurpose, choice: number): readonly StepKind[] {
   const lists = possibleSteps(rules, purpose);
   return lists[choice % lists.length] ?? ordered(rules.steps);
+}
+
+/** Whether a person has to be sent to a provider. */
+export function leadsToProvider(steps: readonly StepKind[]): boolean {
+  return steps.includes('oidc');
 }
 
 export function isSameSteps(one: readonly StepKind[], other: readonly StepKind[]): boolean {

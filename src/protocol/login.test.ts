@@ -21,6 +21,7 @@ import {
   type LoginEvidence,
   LoginServer,
   type LoginServerOutput,
+  MAX_PROVIDER_PINGS,
   MAX_ROUNDS,
 } from './login.ts';
 import { decodeMessage, encodeMessage, REJECT_CODES, toBase64Url } from './messages.ts';
@@ -36,6 +37,12 @@ const GRANT: Grant = {
   graceSeconds: 300,
 };
 const NONCE = (byte: number) => new Uint8Array(32).fill(byte);
+const AT_PROVIDER = {
+  kind: 'oidc',
+  url: 'https://sso.example.org/device?user_code=WDJB-MJHT',
+  code: 'WDJB-MJHT',
+  seconds: 600,
+} as const;
 const ENROL_STEPS = [{ kind: 'device' }, { kind: 'token' }] as const;
 
 type Output = LoginServerOutput | LoginClientOutput;
@@ -545,10 +552,11 @@ test('REQ-LOGIN-019: a step that the client does not know ends the login before 
 });
 
 test('REQ-LOGIN-020: a client that does not verify the server sends it no token, password or code', () => {
-  for (const kind of ['token', 'password', 'totp'] as const) {
+  for (const kind of ['token', 'password', 'totp', 'oidc', 'ask'] as const) {
     const { client } = ends({ client: { serverVerified: false } });
     client.start(encodeGreeting());
-    const challenge = { nonce: NONCE(1), steps: [{ kind: 'device' }, { kind }], attempt: 1 };
+    const details = kind === 'oidc' ? AT_PROVIDER : kind === 'ask' ? { kind, prompt: 'Code' } : { kind };
+    const challenge = { nonce: NONCE(1), steps: [{ kind: 'device' }, details], attempt: 1 };
     const failed = expectKind(client.receive(...split(encodeMessage('challenge', challenge))), 'failed');
     assert.equal(failed.error.code, 'ERR_CERT_UNTRUSTED');
     assert.deepEqual(client.answer({ signature: NONCE(1), token: TOKEN }), { kind: 'nothing' });
@@ -567,6 +575,93 @@ test('REQ-LOGIN-021: passwords travel in normal form C, certificates need no val
   );
   const answer = both.client.answer({ signature: both.device.sign(asked.signedBytes), password: 'cafe\u0301' });
   assert.equal(expectKind(both.server.receive(...frameOf(answer)), 'verify').evidence.password, 'caf\u00e9');
+});
+
+test('REQ-LOGIN-025: a login at a provider brings an address, a code and a time, and is answered with nothing', () => {
+  const both = ends();
+  both.server.receive(...frameOf(both.client.start(encodeGreeting())));
+  const steps = [{ kind: 'device' }, AT_PROVIDER] as const;
+  const asked = expectKind(
+    both.client.receive(...frameOf(both.server.challenge({ nonce: NONCE(1), steps }))),
+    'answer',
+  );
+  assert.deepEqual(asked.steps, steps);
+  const { evidence } = expectKind(
+    both.server.receive(...frameOf(both.client.answer({ signature: both.device.sign(asked.signedBytes) }))),
+    'verify',
+  );
+  assert.deepEqual(evidence.steps, ['device', 'oidc']);
+  expectKind(both.client.receive(...frameOf(both.server.accept(GRANT))), 'accepted');
+  for (const missing of ['url', 'code', 'seconds'] as const) {
+    const { [missing]: _, ...rest } = AT_PROVIDER;
+    const { client } = ends();
+    client.start(encodeGreeting());
+    const challenge = encodeMessage('challenge', { nonce: NONCE(1), steps: [{ kind: 'device' }, rest], attempt: 1 });
+    assert.throws(() => client.receive(...split(challenge)), code('ERR_MESSAGE_FIELD'), missing);
+  }
+  const { server } = ends();
+  server.receive(...frame('login'));
+  server.challenge({ nonce: NONCE(1), steps });
+  const answers = [
+    { kind: 'device', value: toBase64Url(new Uint8Array(64)) },
+    { kind: 'oidc', value: 'done' },
+  ];
+  assert.throws(() => server.receive(FrameType.answer, json({ answers })), code('ERR_MESSAGE_FIELD'));
+});
+
+test('REQ-LOGIN-026: while the user is at a provider, and only then, the client pings and the server answers', () => {
+  const both = ends();
+  assert.deepEqual(both.client.ping(), { kind: 'nothing' });
+  toEvidence(both, [{ kind: 'device' }, AT_PROVIDER]);
+  assert.ok(both.client.isAtProvider);
+  const ping = both.client.ping();
+  assert.deepEqual(both.client.receive(...frameOf(both.server.receive(...frameOf(ping)))), { kind: 'nothing' });
+  // A PONG that nobody asked for is as wrong as ever.
+  assert.throws(() => both.client.receive(FrameType.pong, utf8('')), code('ERR_FRAME_STATE'));
+
+  const many = ends();
+  toEvidence(many, [{ kind: 'device' }, AT_PROVIDER]);
+  for (let i = 0; i < MAX_PROVIDER_PINGS; i++) {
+    assert.deepEqual(frameOf(many.server.receive(FrameType.ping, utf8('x'))), [FrameType.pong, utf8('x')]);
+  }
+  assert.throws(() => many.server.receive(FrameType.ping, utf8('x')), code('ERR_FRAME_STATE'));
+
+  // Beside PINGs nothing is taken, and the session's secret is that of the transcript without them.
+  const other = ends();
+  toEvidence(other, [{ kind: 'device' }, AT_PROVIDER]);
+  other.server.receive(FrameType.ping, utf8('x'));
+  const accepted = expectKind(other.server.accept(GRANT), 'accepted');
+  const received = expectKind(other.client.receive(...split(accepted.frame)), 'accepted');
+  assert.deepEqual(received.secret, accepted.secret);
+  const pipelined = ends();
+  toEvidence(pipelined, [{ kind: 'device' }, AT_PROVIDER]);
+  assert.throws(() => pipelined.server.receive(...frame('answer')), code('ERR_FRAME_STATE'));
+  // A later round that asks for something else ends it.
+  const later = ends();
+  toEvidence(later, [{ kind: 'device' }, AT_PROVIDER]);
+  later.server.challenge({ nonce: NONCE(2), steps: [{ kind: 'device' }] });
+  assert.throws(() => later.server.receive(FrameType.ping, utf8('x')), code('ERR_FRAME_STATE'));
+});
+
+test('REQ-LOGIN-028: a question has a text, and its answer travels in normal form C', () => {
+  const both = ends();
+  both.server.receive(...frameOf(both.client.start(encodeGreeting())));
+  const steps = [{ kind: 'device' }, { kind: 'ask', prompt: 'Code from the token:', echo: true }] as const;
+  const asked = expectKind(
+    both.client.receive(...frameOf(both.server.challenge({ nonce: NONCE(1), steps }))),
+    'answer',
+  );
+  assert.deepEqual(asked.steps, steps);
+  const answer = both.client.answer({ signature: both.device.sign(asked.signedBytes), ask: 'cafe\u0301' });
+  assert.equal(expectKind(both.server.receive(...frameOf(answer)), 'verify').evidence.ask, 'caf\u00e9');
+  const { client } = ends();
+  client.start(encodeGreeting());
+  const mute = encodeMessage('challenge', {
+    nonce: NONCE(1),
+    steps: [{ kind: 'device' }, { kind: 'ask' }],
+    attempt: 1,
+  });
+  assert.throws(() => client.receive(...split(mute)), code('ERR_MESSAGE_FIELD'));
 });
 
 test('the client gives up with CLOSE; an answer that is missing is the shell’s mistake', () => {

@@ -61,6 +61,12 @@ export const SIGNATURE_BYTES = 64;
 export const TOKEN_BYTES = 40;
 /** Rounds of CHALLENGE and ANSWER in one login. */
 export const MAX_ROUNDS = MAX_STEPS;
+/** Seconds between the PINGs of a client whose user is at a provider. */
+export const PROVIDER_PING_SECONDS = 20;
+/** Seconds of silence after which nobody waits for that user any more. */
+export const PROVIDER_SILENCE_SECONDS = 3 * PROVIDER_PING_SECONDS;
+/** PINGs in one login while its user is at a provider: an hour of them, and some. */
+export const MAX_PROVIDER_PINGS = 256;
 
 /** What both machines are made with. */
 export interface LoginFoundation {
@@ -89,8 +95,11 @@ export interface ChallengeRequest {
 export interface Challenge {
   /** 32 bytes, single use, bound to this connection by whoever made it. */
   nonce: Uint8Array;
-  steps: readonly { kind: StepKind; prompt?: string }[];
+  steps: readonly ChallengeStep[];
 }
+
+/** A step as it is asked, with what its person has to know. */
+export type ChallengeStep = Omit<Step, 'kind'> & { readonly kind: StepKind };
 
 /**
  * Everything a verdict rests on. Nothing in it has been verified, except that it is well-formed, that `deviceId` belongs
@@ -117,6 +126,8 @@ export interface LoginEvidence {
   password?: string;
   /** 6 to 8 digits, or a recovery code of 16 characters. */
   totp?: string;
+  /** What the person answered to the prompt of the step `ask`. */
+  ask?: string;
   /** The steps that were asked and answered, in order. */
   steps: readonly StepKind[];
   /** 1 for the first challenge of a login. */
@@ -167,6 +178,8 @@ export class LoginServer {
   #pings = 0;
   #login: LoginMessage | undefined;
   #challenge: Challenge | undefined;
+  /** The user logs in at a provider: the client shows that it is still there. */
+  #isAtProvider = false;
   #attempt = 0;
 
   /** The greeting, `encodeGreeting()`, has been sent. */
@@ -228,6 +241,11 @@ export class LoginServer {
       }
     }
     if (state === 'answering' && type === FrameType.answer) return this.#answered(payload);
+    if (state === 'verifying' && this.#isAtProvider && type === FrameType.ping) {
+      this.#pings += 1;
+      if (this.#pings > MAX_PROVIDER_PINGS) throw wrongState(type, `after ${MAX_PROVIDER_PINGS} PINGs`);
+      return { kind: 'send', frame: encodeFrame(FrameType.pong, payload) };
+    }
     throw wrongState(type, `while ${state}`);
   }
 
@@ -298,6 +316,7 @@ export class LoginServer {
     });
     this.#transcript.add(encodeFrame(FrameType.answer, payload));
     this.#challenge = undefined;
+    this.#isAtProvider = steps.includes('oidc');
     this.#state = 'verifying';
     return {
       kind: 'verify',
@@ -384,6 +403,7 @@ export interface LoginAnswers {
   token?: Uint8Array;
   password?: string;
   totp?: string;
+  ask?: string;
 }
 
 /** What the client's shell does next. */
@@ -392,7 +412,7 @@ export type LoginClientOutput =
   /** Send this and go on feeding frames. */
   | { kind: 'send'; frame: Uint8Array }
   /** Sign `signedBytes`, collect what the steps ask; answer with `answer()` or `giveUp()`. */
-  | { kind: 'answer'; steps: readonly { kind: StepKind; prompt?: string }[]; signedBytes: Uint8Array; attempt: number }
+  | { kind: 'answer'; steps: readonly ChallengeStep[]; signedBytes: Uint8Array; attempt: number }
   /** Set the decoder to phase `session` at once; CONFIG comes next. The machine is over. */
   | { kind: 'accepted'; accept: AcceptMessage; secret: Uint8Array }
   /** Send `frame` if there is one, and close; `error` says why and by its code whether to try again. */
@@ -402,8 +422,17 @@ export type LoginClientOutput =
 
 type ClientState = 'idle' | 'opening' | 'asked' | 'answered' | 'over';
 
-const SECRET_STEPS: ReadonlySet<StepKind> = new Set<StepKind>(['token', 'password', 'totp']);
-const ANSWERABLE_STEPS: ReadonlySet<string> = new Set<StepKind>(['device', 'token', 'password', 'totp', 'certificate']);
+/** Whoever logs in at a page that a stranger names gives the login away: that is a secret, too. */
+const SECRET_STEPS: ReadonlySet<StepKind> = new Set<StepKind>(['token', 'password', 'totp', 'oidc', 'ask']);
+const ANSWERABLE_STEPS: ReadonlySet<string> = new Set<StepKind>([
+  'device',
+  'token',
+  'password',
+  'totp',
+  'certificate',
+  'oidc',
+  'ask',
+]);
 
 /** The client's side, from the greeting to ACCEPT. */
 export class LoginClient {
@@ -414,6 +443,8 @@ export class LoginClient {
   #steps: readonly Step[] = [];
   #nonce: Uint8Array | undefined;
   #attempt = 0;
+  /** PINGs that have not been answered. */
+  #pings = 0;
 
   constructor(options: LoginClientOptions) {
     this.#options = options;
@@ -487,6 +518,10 @@ export class LoginClient {
     }
     if (type === FrameType.challenge && state !== 'asked') return this.#challenged(payload);
     if (type === FrameType.accept && state === 'answered') return this.#accepted(payload);
+    if (type === FrameType.pong && this.#pings > 0) {
+      this.#pings -= 1;
+      return NOTHING;
+    }
     throw wrongState(type, `while ${state}`);
   }
 
@@ -499,6 +534,7 @@ export class LoginClient {
       throw wrongField('challenge', 'nonce', 'the nonce has been used before');
     }
     this.#transcript.add(encodeFrame(FrameType.challenge, payload));
+    for (const step of steps) checkStep(step);
     const known = steps.filter(isAnswerable);
     if (known.length < steps.length) {
       return this.#fail('ERR_AUTH_REJECTED', 'the server asks for a login step that this version does not know');
@@ -542,6 +578,18 @@ export class LoginClient {
     this.#transcript.add(frame);
     this.#state = 'answered';
     return { kind: 'send', frame };
+  }
+
+  /** Whether the server waits for what the user does at a provider: `ping` then shows that this end is still there. */
+  get isAtProvider(): boolean {
+    return this.#state === 'answered' && this.#steps.some(({ kind }) => kind === 'oidc');
+  }
+
+  /** A sign of life, while the user is at a provider. */
+  ping(): LoginClientOutput {
+    if (!this.isAtProvider) return NOTHING;
+    this.#pings += 1;
+    return { kind: 'send', frame: encodeFrame(FrameType.ping, new Uint8Array(0)) };
   }
 
   /** The user or the shell stops the login. */
@@ -589,7 +637,9 @@ function answerOf(kind: string, answers: LoginAnswers): string {
           ? answers.password?.normalize('NFC')
           : kind === 'totp'
             ? answers.totp
-            : '';
+            : kind === 'ask'
+              ? answers.ask?.normalize('NFC')
+              : '';
   if (value === undefined) throw new VpnError('ERR_INVARIANT', `no answer was given for the step "${kind}"`);
   return value;
 }
@@ -599,6 +649,7 @@ interface ReadAnswers {
   token?: Uint8Array;
   password?: string;
   totp?: string;
+  ask?: string;
 }
 
 /** All steps of the challenge, each once, in its order; anything else proves nothing. */
@@ -616,7 +667,8 @@ function readAnswers({ answers }: AnswerMessage, steps: readonly StepKind[]): Re
         throw wrongField('answer', 'totp', 'expected 6 to 8 digits, or a recovery code');
       }
       read.totp = value;
-    }
+    } else if (kind === 'ask') read.ask = value;
+    else if (kind === 'oidc' && value !== '') throw wrongField('answer', 'oidc', 'expected nothing');
   }
   return read;
 }
@@ -625,6 +677,14 @@ function answerBytes(kind: string, value: string, length: number): Uint8Array {
   const bytes = fromBase64Url(value);
   if (bytes?.length !== length) throw wrongField('answer', kind, `expected ${length} bytes as base64url`);
   return bytes;
+}
+
+/** What a person cannot do without. */
+function checkStep({ kind, prompt, url, code, seconds }: Step): void {
+  if (kind === 'ask' && prompt === undefined) throw wrongField('challenge', 'steps.prompt', 'a question has a text');
+  if (kind === 'oidc' && (url === undefined || code === undefined || seconds === undefined)) {
+    throw wrongField('challenge', 'steps', 'a login at a provider has an address, a code and a time');
+  }
 }
 
 function checkDevice(primitives: Primitives, { purpose, device }: LoginMessage): void {

@@ -154,6 +154,26 @@ test('REQ-MESSAGE-004: limits of fields hold exactly', () => {
     ['challenge', 'steps', Array(8).fill({ kind: 'device' }), Array(9).fill({ kind: 'device' })],
     ['challenge', 'steps', [{ kind: 'later_step' }], []],
     ['challenge', 'attempt', 8, 9],
+    ...(
+      [
+        ['prompt', 'x'.repeat(256), 'x'.repeat(257)],
+        ['prompt', 'x', ''],
+        ['echo', false, 'no'],
+        ['url', `https://${'x'.repeat(1016)}`, `https://${'x'.repeat(1017)}`],
+        ['url', 'http://127.0.0.1:1/device?user_code=A', 'javascript:alert(1)'],
+        ['url', 'https://example.org/', 'https://example.org/ and'],
+        ['url', 'https://example.org/', 'https://ex\u00e4mple.org/'],
+        ['code', 'A-1'.padEnd(64, '-'), 'A-1'.padEnd(65, '-')],
+        ['code', 'WDJB MJHT', '\u0410'],
+        ['seconds', 3600, 3601],
+        ['seconds', 1, 0],
+      ] as const
+    ).map(([field, good, bad]): [MessageName, string, unknown, unknown] => [
+      'challenge',
+      'steps',
+      [{ kind: 'oidc', [field]: good }],
+      [{ kind: 'oidc', [field]: bad }],
+    ]),
     [
       'answer',
       'answers',

@@ -52,7 +52,7 @@ export const CLOSE_REASONS = [
 export type CloseReason = (typeof CLOSE_REASONS)[number];
 
 /** What a login step asks for. */
-export const STEP_KINDS = ['device', 'token', 'password', 'totp', 'certificate', 'resume'] as const;
+export const STEP_KINDS = ['device', 'token', 'password', 'totp', 'certificate', 'oidc', 'ask', 'resume'] as const;
 export type StepKind = (typeof STEP_KINDS)[number];
 
 /** Where data frames travel: on the control connection, or on data connections attached to the session. */
@@ -157,6 +157,21 @@ const LOGIN = z.object({
 const STEP = z.object({
   kind: z.string().regex(/^[a-z][a-z0-9_]{0,31}$/),
   prompt: text(256).exactOptional(),
+  /** Whether what the person types may be seen. */
+  echo: z.boolean().exactOptional(),
+  /** Where the person logs in. People see it and may click on it. */
+  url: z
+    .string()
+    .max(1_024)
+    .regex(/^https?:\/\/[\x21-\x7e]+$/, 'expected an address of a page, in ASCII')
+    .exactOptional(),
+  /** What the person compares or types there. */
+  code: z
+    .string()
+    .regex(/^[\x20-\x7e]{1,64}$/, 'expected 1 to 64 printable characters')
+    .exactOptional(),
+  /** How long the person may take there. */
+  seconds: z.int().min(1).max(3_600).exactOptional(),
 });
 
 const CHALLENGE = z.object({

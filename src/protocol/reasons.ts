@@ -21,7 +21,10 @@ const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> 
   version: ['ERR_PROTOCOL_VERSION', 'client and server speak different versions of the protocol'],
   shutting_down: ['ERR_PEER_GONE', 'the server is shutting down'],
   too_many_devices: ['ERR_AUTH_TOO_MANY_DEVICES', 'the account has as many devices as it may; have one revoked first'],
-  unavailable: ['ERR_BACKEND', 'the server cannot reach whoever judges the password; try again later'],
+  unavailable: [
+    'ERR_BACKEND',
+    'the server cannot reach the source of accounts that has to judge the login; try again later',
+  ],
   busy: ['ERR_BUSY', 'the server has too much to do; try again'],
   certificate_required: [
     'ERR_CERT_REQUIRED',

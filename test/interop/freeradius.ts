@@ -22,7 +22,7 @@ async function freeUdpPort(): Promise<number> {
 
 export interface FreeradiusOptions {
   secret: string;
-  /** Passwords by name; `otp` accounts are asked for `123456` after it. */
+  /** Passwords by name; `otp` accounts are asked for `123456` after it, and again after `next`. */
   users: Readonly<Record<string, { password: string; classes?: readonly string[]; otp?: boolean }>>;
   /** Whether answers carry Message-Authenticator; older servers leave it out unless told. */
   signs?: boolean;
@@ -79,6 +79,9 @@ server default {
       if (&State == 0x636f6465 && &User-Password == "123456") {
         update control { Auth-Type := Accept }
       }
+      elsif (&State == 0x636f6465 && &User-Password == "next") {
+        update control { Auth-Type := Next }
+      }
       else {
         reject
       }
@@ -95,6 +98,12 @@ server default {
         ${signs ? 'update reply { Message-Authenticator := 0x00 }' : ''}
         handled
       }
+    }
+    Auth-Type Next {
+      update reply { State := 0x636f6465 Reply-Message := "The next code:" Prompt := Echo }
+      update control { Response-Packet-Type := Access-Challenge }
+      ${signs ? 'update reply { Message-Authenticator := 0x00 }' : ''}
+      handled
     }
   }
   post-auth {

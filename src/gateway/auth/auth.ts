@@ -168,6 +168,10 @@ export class Auth implements AuthPort {
     }
   }
 
+  forget(binding: string): void {
+    this.#options.authenticator.forget(binding);
+  }
+
   async #takeBack(key: SessionKey): Promise<LoginVerdict> {
     await this.end(key, 'revoked');
     return { accepted: false, code: 'rejected', message: '' };
@@ -183,8 +187,9 @@ export class Auth implements AuthPort {
     const { user, groups, steps } = verdict;
     const { device } = judged;
     judged.user = user;
-    // A password has just been judged at the source; a device's key alone says nothing of the account there.
-    if (!steps.includes('password') && (await this.#options.standing?.(user)) === 'gone') {
+    // A password or a login at a provider has just been judged at the source; a device's key alone says nothing of the account there.
+    const isAsked = steps.includes('password') || steps.includes('oidc');
+    if (!isAsked && (await this.#options.standing?.(user)) === 'gone') {
       return { accepted: false, code: 'rejected', message: '' };
     }
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {

@@ -100,6 +100,8 @@ export interface AuthPort {
    * @throws {VpnError} ERR_BUSY, ERR_STORE: no verdict
    */
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict>;
+  /** A connection that had a login is gone: whatever waits for its client ends. */
+  forget(binding: string): void;
   /**
    * Records a session, with S(0), before its ACCEPT is sent; `features` are what both ends have agreed on.
    *

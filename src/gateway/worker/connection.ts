@@ -22,7 +22,7 @@ import type { AuthPort, GrantedResume, LoginPeer, SessionGrant } from '../ipc/po
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
-const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp']);
+const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp', 'oidc', 'ask']);
 
 /** What a connection needs of its worker. */
 export interface ConnectionHost {
@@ -57,6 +57,10 @@ export class Connection implements FrameSink, ChannelHandler {
   heard = false;
   /** Somebody may have to type: the login takes longer than one between machines. */
   isWaitingForPerson = false;
+  /** What a person who was sent to a provider may take on top of that. */
+  providerSeconds = 0;
+  /** When the worker's tick last found that something had come. */
+  heardAt: number;
   readonly channel: Channel;
   readonly openedAt: number;
   readonly remote: string;
@@ -79,6 +83,7 @@ export class Connection implements FrameSink, ChannelHandler {
   constructor(channel: Channel, binding: string, now: number, host: ConnectionHost, log: Logger) {
     this.channel = channel;
     this.openedAt = now;
+    this.heardAt = now;
     this.#host = host;
     this.remote = formatEndpoint(channel.facts.remote);
     this.#log = log.child({ peer: this.remote });
@@ -146,6 +151,7 @@ export class Connection implements FrameSink, ChannelHandler {
 
   closed(error?: VpnError): void {
     this.#login.stop();
+    this.#host.auth.forget(this.#peer.binding);
     this.#resume?.stop();
     this.#receiver?.release();
     try {
@@ -303,6 +309,7 @@ export class Connection implements FrameSink, ChannelHandler {
 
   #ask(challenge: Challenge): LoginServerOutput {
     this.isWaitingForPerson = challenge.steps.some(({ kind }) => ANSWERED_BY_PEOPLE.has(kind));
+    this.providerSeconds = Math.max(0, ...challenge.steps.map(({ seconds = 0 }) => seconds));
     return this.#login.challenge(challenge);
   }
 

@@ -19,8 +19,8 @@ export type BackendVerdict =
     }
   | { readonly kind: 'refused'; readonly reason: string }
   | { readonly kind: 'unavailable'; readonly reason: string }
-  /** The source wants one more answer from the person; `state` goes back with it. */
-  | { readonly kind: 'ask'; readonly prompt: string; readonly state: string };
+  /** The source wants one more answer from the person, to be typed unseen unless `echo`; `state` goes back with it. */
+  | { readonly kind: 'ask'; readonly prompt: string; readonly echo: boolean; readonly state: string };
 
 /** Whether an account may keep its sessions. `unknown`: the source could not say; nothing changes. */
 export type Standing = 'good' | 'gone' | 'unknown';

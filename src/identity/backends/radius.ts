@@ -40,7 +40,15 @@ const MAX_PROMPT_CHARACTERS = 256;
 const MAX_QUESTIONS = 128;
 
 const Code = { accept: 2, reject: 3, accountingResponse: 5, challenge: 11 } as const;
-const Type = { userName: 1, filterId: 11, replyMessage: 18, state: 24, class: 25, messageAuthenticator: 80 } as const;
+const Type = {
+  userName: 1,
+  filterId: 11,
+  replyMessage: 18,
+  state: 24,
+  class: 25,
+  prompt: 76,
+  messageAuthenticator: 80,
+} as const;
 
 /** RFC 2866 §5.10 */
 const TERMINATE_CAUSES: Readonly<Record<CloseReason, number>> = {
@@ -177,6 +185,8 @@ export class RadiusBackend implements PasswordBackend, SessionAccountant {
         return {
           kind: 'ask',
           prompt: prompt.slice(0, MAX_PROMPT_CHARACTERS) || 'Response',
+          // RFC 2869 §5.10; nothing is shown unless the server says so.
+          echo: reply.values(Type.prompt)[0]?.[3] === 1,
           state: `${server}.${Buffer.from(state).toString('base64url')}`,
         };
       }

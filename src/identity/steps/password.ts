@@ -3,7 +3,8 @@
  *
  * Whose password it is says the name that was typed or, without one, the device. An account of ours has its password in the
  * store; one of an outside source is judged there, and so is a name that nobody has here, where a source is configured for
- * such: who is accepted there has an account here from then on. A source that does not answer refuses nobody for good.
+ * such: who is accepted there has an account here from then on. A source that does not answer refuses nobody for good. One
+ * that has a question of its own (a RADIUS challenge) has it answered by the person before it judges.
  *
  * @see docs/protocol.md §6
  */
@@ -17,6 +18,10 @@ import type { Attempt, Finding, LoginStep, Refusal, Subject } from './step.ts';
 
 /** A source has its own limits for each question; this is for whatever they leave out. */
 const SOURCE_MS = 30_000;
+/** Code points of a source's question; two UTF-16 units each at most. */
+const MAX_PROMPT = 120;
+/** An answer is a password for the source. */
+const MAX_ANSWER = 128;
 
 /** The outside sources that judge passwords, and what becomes of their accounts here. */
 export interface PasswordSources {
@@ -26,6 +31,14 @@ export interface PasswordSources {
   readonly forStrangers: string | undefined;
   /** Makes or updates the account of somebody whom a source has accepted; undefined when the name is not the source's. */
   provision(user: string, source: string, groups: readonly string[] | undefined): Promise<Subject | undefined>;
+}
+
+/** Who is asked about whom. */
+interface Asked {
+  readonly sources: PasswordSources;
+  readonly source: string;
+  readonly backend: PasswordBackend;
+  readonly user: string;
 }
 
 export class PasswordStep implements LoginStep {
@@ -65,17 +78,18 @@ export class PasswordStep implements LoginStep {
     };
   }
 
-  async #askSource(
-    sources: PasswordSources,
-    source: string,
-    user: string,
-    { evidence, peer }: Attempt,
-  ): Promise<Finding> {
-    const password = normalisePassword(evidence.password ?? '');
+  async #askSource(sources: PasswordSources, source: string, user: string, attempt: Attempt): Promise<Finding> {
+    const password = normalisePassword(attempt.evidence.password ?? '');
     const backend = sources.find(source);
     if (password === undefined) return refuse('a password that nobody can have');
     if (backend === undefined) return refuse(`the source ${source} is not configured, or judges no passwords`);
-    const verdict = await backend.authenticate({ user, password, source: peer.remote }, AbortSignal.timeout(SOURCE_MS));
+    return await this.#authenticate({ sources, source, backend, user }, password, undefined, attempt);
+  }
+
+  async #authenticate(asked: Asked, password: string, state: string | undefined, { peer }: Attempt): Promise<Finding> {
+    const { sources, source, backend, user } = asked;
+    const question = { user, password, source: peer.remote, ...(state === undefined ? {} : { state }) };
+    const verdict = await backend.authenticate(question, AbortSignal.timeout(SOURCE_MS));
     switch (verdict.kind) {
       case 'accepted': {
         const subject = await sources.provision(verdict.user, source, verdict.groups);
@@ -86,9 +100,24 @@ export class PasswordStep implements LoginStep {
       case 'unavailable':
         return refuse(`${source} cannot say: ${verdict.reason}`, 'unavailable');
       case 'ask':
-        return refuse(`${source} asks a further question, which a login has no answer for`);
+        return {
+          question: {
+            prompt: shownPrompt(verdict.prompt),
+            echo: verdict.echo,
+            answer: async (text, attempt) => {
+              if (text === '' || text.length > MAX_ANSWER) return refuse('an answer that is empty or too long');
+              return await this.#authenticate(asked, text, verdict.state, attempt);
+            },
+          },
+        };
     }
   }
+}
+
+/** A source's own words, fit for a message and a terminal. */
+function shownPrompt(text: string): string {
+  const printable = text.normalize('NFC').replaceAll(/[\p{C}\p{Zl}\p{Zp}]+/gu, ' ');
+  return [...printable.trim()].slice(0, MAX_PROMPT).join('') || 'Response';
 }
 
 function refuse(reason: string, code: Refusal['code'] = 'rejected'): Finding {

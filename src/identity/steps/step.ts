@@ -9,7 +9,7 @@
  */
 
 import type { LoginEvidence } from '../../protocol/login.ts';
-import type { RejectCode, StepKind } from '../../protocol/messages.ts';
+import type { RejectCode, Step, StepKind } from '../../protocol/messages.ts';
 import type { AuditEvent } from '../../store/audit.ts';
 import type { Queries } from '../../store/store.ts';
 
@@ -54,16 +54,39 @@ export interface Refusal {
   readonly keep?: boolean;
 }
 
+/** What a person has to know to pass a step; shown by the client. */
+export type StepDetails = Omit<Step, 'kind'>;
+
+/** One more thing that the person has to say before a step can be judged. */
+export interface Question {
+  /** Printable, in normal form C, at most 256 UTF-16 units. */
+  readonly prompt: string;
+  /** Whether the answer may be seen while it is typed. */
+  readonly echo: boolean;
+  /** Judges the answer in place of what the question came from; it may have another question. */
+  answer(text: string, attempt: Attempt): Promise<Finding>;
+}
+
 /** What a step found. */
 export interface Finding {
   readonly refusal?: Refusal;
   /** Whom the step stands for; all that stand for somebody must stand for the same. */
   readonly subject?: Subject | undefined;
+  /** Nothing is found yet: this is asked, unless another step refuses. */
+  readonly question?: Question;
   /** Uses up what may be used once. Runs only after every step has passed; nothing but `db` may be awaited. */
   readonly spend?: (db: Queries) => Promise<Refusal | undefined>;
 }
 
 export interface LoginStep {
   readonly kind: StepKind;
+  /**
+   * Makes ready what is shown when the step is asked. Only in a second round: a device has proven its key.
+   *
+   * @param isKnown whether it is the device of somebody here, or a token vouches for it
+   */
+  begin?(attempt: Attempt, isKnown: boolean): Promise<StepDetails | Refusal>;
   examine(attempt: Attempt): Promise<Finding>;
+  /** The connection is gone: whatever waits for its client ends. */
+  forget?(binding: string): void;
 }
