@@ -9,7 +9,7 @@ import type { GatewayInit, GatewayInitResult } from '../src/cli/host.ts';
 import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
 import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
-import type { GatewayConfig } from '../src/gateway/config.ts';
+import { checkCertificateStep, type GatewayConfig } from '../src/gateway/config.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
@@ -40,6 +40,7 @@ export async function makeGateway(init: GatewayInit): Promise<GatewayInitResult>
 export async function checkGateway(source: GatewaySource): Promise<string> {
   const config = await readGatewayConfig(configFileOf(source));
   openPool(config);
+  checkCertificateStep(config);
   serverTlsOptions(await loadServerCredentials(config), config.requireClientAuth, config.minVersion);
   const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: systemClock };
   for (const [name, settings] of Object.entries(config.backends)) {

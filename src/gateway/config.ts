@@ -9,6 +9,7 @@
 import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
 import { z } from 'zod';
+import { VpnError } from '../base/errors.ts';
 import { normaliseName } from '../identity/names.ts';
 import { parsePrefix } from '../ip/address.ts';
 
@@ -294,6 +295,20 @@ export const gatewayConfigSchema = z.strictObject({
         .record(groupName, z.strictObject({ steps: z.array(step).min(1).max(8) }))
         .default({})
         .describe('steps of the users in a group, in place of the general ones'),
+      certificate: z
+        .strictObject({
+          user: z
+            .enum(['common-name', 'email', 'uri', 'upn'])
+            .default('common-name')
+            .describe('which name of a client certificate says whose it is'),
+          pattern: z
+            .string()
+            .max(256)
+            .regex(/^[^{}]*\{user\}[^{}]*$/, 'expected {user} once, where the name of the user belongs')
+            .default('{user}')
+            .describe('what that name looks like'),
+        })
+        .prefault({}),
       recheckSeconds: seconds(10, 86_400)
         .default(900)
         .describe('how often an outside source is asked whether an account is still good'),
@@ -343,6 +358,21 @@ export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
   'accounts',
   'login',
 ];
+
+/**
+ * Whoever is asked for a certificate must be able to show one.
+ *
+ * @throws {VpnError} ERR_CONFIG_VALUE
+ */
+export function checkCertificateStep({ login, requireClientAuth }: GatewayConfig): void {
+  const lists = [login.steps, login.enrol, ...Object.values(login.groups).map(({ steps }) => steps)];
+  if (requireClientAuth !== false || !lists.some((steps) => steps.includes('certificate'))) return;
+  throw new VpnError(
+    'ERR_CONFIG_VALUE',
+    'login: the step "certificate" needs requireClientAuth = true or "optional", got false: nobody could log in',
+    { details: { key: 'requireClientAuth' } },
+  );
+}
 
 /** The configuration with its file names made absolute. */
 export function resolveFiles(config: GatewayConfig, folder: string): GatewayConfig {

@@ -15,6 +15,7 @@ import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operatio
 import type { AccountSource } from '../identity/backends/open.ts';
 import type { BanPolicy } from '../identity/bans.ts';
 import type { Argon2Parameters } from '../identity/passwords.ts';
+import { usersNamed } from '../identity/steps/certificate.ts';
 import type { LoginProvider } from '../identity/steps/oidc.ts';
 import { formatIp, formatPrefix, type Prefix, parseIp, parsePrefix, prefixContains } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
@@ -31,6 +32,7 @@ import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
 import { HasherProcess } from './auth/hasher.ts';
 import { Recheck } from './auth/recheck.ts';
 import {
+  checkCertificateStep,
   type GatewayConfig,
   type GatewayOptions,
   gatewayConfigSchema,
@@ -151,11 +153,13 @@ export class VpnServer {
         : await GatewayState.open(this.#stateDir, clock, hasher),
     );
     checkLoginSources(config);
+    checkCertificateStep(config);
     state.bans.policy = banPolicyOf(config);
     state.bans.onBan = ({ kind, key, failures, until }) => {
       this.#log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
     };
     state.authenticator.rules = config.login;
+    state.certificateMapping = config.login.certificate;
     state.devicesPerUser = config.accounts.devicesPerUser;
     const backends = undo.adopt(await state.openSources(config, clock), closeAll);
     state.passwordSources = {
@@ -181,6 +185,10 @@ export class VpnServer {
       clock,
       log: this.#log,
       authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
+      isCertificateOf: (user, certificate) => {
+        const [named, another] = certificate === undefined ? [] : usersNamed(certificate, state.certificateMapping);
+        return named === user && another === undefined;
+      },
       standing: async (user) => await recheck.check({ user, source: await state.sources.sourceOf(user) }),
     });
     const accountants = [...backends].flatMap(([name, source]) =>
@@ -338,10 +346,16 @@ export class VpnServer {
     const credentials = await loadServerCredentials(merged);
     serverTlsOptions(credentials, merged.requireClientAuth, merged.minVersion);
     checkLoginSources(merged);
+    checkCertificateStep(merged);
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
     running.listener.reload(credentials);
+    const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(this.#config.login.certificate);
     this.#config = merged;
     running.state.authenticator.rules = merged.login;
+    if (isOtherMapping) {
+      running.state.certificateMapping = merged.login.certificate;
+      running.auth.closeSessions(({ steps }) => steps.includes('certificate'), 'revoked');
+    }
     if (running.state.passwordSources !== undefined) {
       running.state.passwordSources = { ...running.state.passwordSources, forStrangers: merged.login.backend };
     }

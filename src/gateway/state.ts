@@ -37,6 +37,11 @@ import {
 import { Pki } from '../identity/pki.ts';
 import { SecondFactors } from '../identity/second-factor.ts';
 import { AccessTokenStep } from '../identity/steps/access-token.ts';
+import {
+  type CertificateMapping,
+  CertificateStep,
+  DEFAULT_CERTIFICATE_MAPPING,
+} from '../identity/steps/certificate.ts';
 import { DeviceStep } from '../identity/steps/device.ts';
 import { type LoginProvider, OidcStep } from '../identity/steps/oidc.ts';
 import { type PasswordSources, PasswordStep } from '../identity/steps/password.ts';
@@ -106,6 +111,8 @@ export class GatewayState implements AsyncDisposable {
   passwordSources: PasswordSources | undefined;
   /** The identity provider that people are sent to; none while no gateway runs. */
   loginProvider: LoginProvider | undefined;
+  /** How client certificates name their users. */
+  certificateMapping: CertificateMapping = DEFAULT_CERTIFICATE_MAPPING;
   /** How many devices a user may have. */
   devicesPerUser = DEFAULT_DEVICES_PER_USER;
   readonly #store: Store;
@@ -138,6 +145,7 @@ export class GatewayState implements AsyncDisposable {
     this.sources = new Sources({ store, vault, clock });
     const common = [
       new DeviceStep(store),
+      new CertificateStep(store, () => this.certificateMapping),
       new PasswordStep(store, this.passwords, () => this.passwordSources),
       new TotpStep(store, this.secondFactors),
       new OidcStep(() => this.loginProvider, clock),

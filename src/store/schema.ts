@@ -108,7 +108,7 @@ export interface Schema {
     steps: ColumnType<string, string | undefined, string>;
     /** What both ends had agreed on, separated by commas. */
     features: ColumnType<string, string | undefined, string>;
-    /** The client certificate as JSON: name, serial, issuer. */
+    /** The client certificate as JSON: name, serial, issuer, the issuer in short, end. */
     certificate: string | null;
     /** When it lost its control connection; null while it has one. */
     detached_at: number | null;

@@ -45,6 +45,10 @@ export interface SessionCertificate {
   readonly name: string;
   readonly serial: string;
   readonly issuer: string;
+  /** The issuer's name in short; with the serial number it says which certificate this is. */
+  readonly authority: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly notAfter: number;
 }
 
 /** A key with which a session may be resumed, and which of the keys on record it is: for the compare-and-swap. */
@@ -107,7 +111,7 @@ export class Sessions {
           next_key: null,
           steps: session.steps.join(),
           features: session.features.join(),
-          certificate: session.certificate === undefined ? null : JSON.stringify(session.certificate),
+          certificate: session.certificate === undefined ? null : JSON.stringify(essential(session.certificate)),
           detached_at: null,
           lease4: session.lease4 ?? null,
           lease6: session.lease6 ?? null,
@@ -288,10 +292,15 @@ function superseded(): VpnError {
 function parseCertificate(text: string | null): SessionCertificate | undefined {
   const parsed: unknown = text === null ? undefined : JSON.parse(text);
   if (typeof parsed !== 'object' || parsed === null) return undefined;
-  const [name = '', serial = '', issuer = ''] = ['name', 'serial', 'issuer'].map((key) =>
-    String(Reflect.get(parsed, key)),
+  const [name = '', serial = '', issuer = '', authority = ''] = ['name', 'serial', 'issuer', 'authority'].map((key) =>
+    String(Reflect.get(parsed, key) ?? ''),
   );
-  return { name, serial, issuer };
+  return { name, serial, issuer, authority, notAfter: Number(Reflect.get(parsed, 'notAfter') ?? 0) };
+}
+
+/** Without what else a verdict may have rested on. */
+function essential({ name, serial, issuer, authority, notAfter }: SessionCertificate): SessionCertificate {
+  return { name, serial, issuer, authority, notAfter };
 }
 
 function splitList(list: string): string[] {

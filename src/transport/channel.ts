@@ -12,6 +12,7 @@
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type PathFacts, socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
+import type { HolderFacts } from './certificate-facts.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
 import { FairQueue } from './fair-queue.ts';
@@ -45,6 +46,8 @@ export interface PeerCertificate {
   readonly pin: string;
   /** Milliseconds since the Unix epoch. */
   readonly notAfter: number;
+  /** What a server reads of a client's besides. */
+  readonly holder?: HolderFacts | undefined;
 }
 
 /** What is known of a connection after its handshake; never changes. */

@@ -17,6 +17,7 @@ import type { Logger } from '../base/log.ts';
 import { encodeGreeting } from '../protocol/frame.ts';
 import { encodeMessage } from '../protocol/messages.ts';
 import { rejectCodeOf } from '../protocol/reasons.ts';
+import { readHolder } from './certificate-facts.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { LogLimit } from './log-limit.ts';
@@ -438,7 +439,11 @@ function setCount(counts: Map<string, number>, source: string | undefined, count
 }
 
 function factsOf(socket: TLSSocket, { raw, remote, serverId }: Connection): ChannelFacts {
-  return readFacts(socket, { local: localEnd(raw), remote, serverId, authorized: socket.authorized });
+  const facts = readFacts(socket, { local: localEnd(raw), remote, serverId, authorized: socket.authorized });
+  const { peerCertificate } = facts;
+  const leaf = facts.authorized ? socket.getPeerX509Certificate() : undefined;
+  if (leaf === undefined || peerCertificate === undefined) return facts;
+  return { ...facts, peerCertificate: { ...peerCertificate, holder: readHolder(leaf.raw) } };
 }
 
 function listenError(cause: unknown, address: string, port: number): VpnError {

@@ -32,6 +32,8 @@ export interface LeafOptions {
   notBeforeHours?: number;
   /** Hours from now; default 24. */
   notAfterHours?: number;
+  /** Further alternative names. */
+  alternatives?: readonly { type: 'email' | 'url' | 'upn'; value: string }[];
   usage?: 'server' | 'client';
 }
 
@@ -105,9 +107,10 @@ export class TestAuthority {
       ]),
       await x509.AuthorityKeyIdentifierExtension.create(this.#certificate, false),
     ];
-    if (names.length > 0) {
+    const { alternatives = [] } = options;
+    if (names.length + alternatives.length > 0) {
       const general = names.map((value) => ({ type: isIP(value) === 0 ? ('dns' as const) : ('ip' as const), value }));
-      extensions.push(new x509.SubjectAlternativeNameExtension(general));
+      extensions.push(new x509.SubjectAlternativeNameExtension([...general, ...alternatives]));
     }
     const certificate = await x509.X509CertificateGenerator.create({
       serialNumber: serial,

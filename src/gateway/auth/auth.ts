@@ -26,7 +26,7 @@ import {
 } from '../../protocol/messages.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
 import { checkResumeDone, type ResumeEvidence } from '../../protocol/resume.ts';
-import type { ResumeKey, Sessions } from '../../store/sessions.ts';
+import type { ResumeKey, SessionCertificate, Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
 import type {
@@ -70,6 +70,8 @@ export interface AuthOptions {
   log: Logger;
   /** Asks the outside source of an account whether it is still good. Never rejects. */
   standing?: ((user: string) => Promise<Standing>) | undefined;
+  /** Whether a client certificate stands for this user. Default: none does. */
+  isCertificateOf?: ((user: string, certificate: LoginPeer['certificate']) => boolean) | undefined;
   /** May still refuse what the login steps have accepted; an error refuses, too. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
 }
@@ -80,7 +82,7 @@ interface LiveSession {
   readonly user: string;
   readonly device: string;
   remote: string;
-  certificate: LoginPeer['certificate'];
+  certificate: SessionCertificate | undefined;
   readonly lease: Lease;
   /** What was proven when it was opened. */
   readonly steps: readonly StepKind[];
@@ -108,7 +110,7 @@ export interface RightsHolder {
   readonly user: string | undefined;
   /** Device id, hexadecimal. */
   readonly device: string;
-  readonly certificate: LoginPeer['certificate'];
+  readonly certificate: SessionCertificate | undefined;
   /** What was proven, or is said to be. */
   readonly steps: readonly StepKind[];
 }
@@ -373,6 +375,9 @@ export class Auth implements AuthPort {
     const { user, device, steps, certificate } = session;
     if (certificate !== undefined && !isSameHolder(certificate, peer.certificate)) {
       return { code: 'rejected', reason: 'the client certificate of the login was not shown' };
+    }
+    if (steps.includes('certificate') && this.#options.isCertificateOf?.(user, peer.certificate) !== true) {
+      return { code: 'rejected', reason: "the client certificate is not the user's" };
     }
     if (!(await this.#options.authenticator.stillSuffices(user, steps))) {
       this.#worker?.close(session.key, 'revoked');

@@ -6,6 +6,7 @@
  * key of somebody else or a function. Auth believes no worker: proofs, signatures and credentials are checked there.
  */
 
+import type { ClientCertificate } from '../../identity/steps/step.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
@@ -24,7 +25,7 @@ export interface LoginPeer {
   /** SHA-256 of the public key of the server's leaf in this handshake. */
   readonly serverId: Uint8Array;
   /** The client certificate that TLS has verified. */
-  readonly certificate?: { readonly name: string; readonly serial: string; readonly issuer: string };
+  readonly certificate?: ClientCertificate;
 }
 
 /** A session as its owner worker sees it. */

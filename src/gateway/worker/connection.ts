@@ -15,13 +15,15 @@ import { type Challenge, type LoginFoundation, LoginServer, type LoginServerOutp
 import { type AttachMessage, type CloseReason, encodeMessage, type StepKind } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import { ResumeServer, type ResumeServerOutput } from '../../protocol/resume.ts';
-import type { Channel, ChannelHandler } from '../../transport/channel.ts';
+import type { HolderFacts } from '../../transport/certificate-facts.ts';
+import type { Channel, ChannelFacts, ChannelHandler } from '../../transport/channel.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
 import type { AuthPort, GrantedResume, LoginPeer, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
+const UNREADABLE: HolderFacts = { names: { commonNames: [], emails: [], uris: [], upns: [] }, authority: '' };
 const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp', 'oidc', 'ask']);
 
 /** What a connection needs of its worker. */
@@ -89,14 +91,12 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#log = log.child({ peer: this.remote });
     this.#decoder = new FrameDecoder(this, 'client');
     this.#exporter = (label, context) => channel.exporter(label, context);
-    const certificate = channel.facts.authorized ? channel.facts.peerCertificate : undefined;
+    const certificate = certificateOf(channel.facts);
     this.#peer = {
       binding,
       remote: this.remote,
       serverId: channel.facts.serverId,
-      ...(certificate === undefined
-        ? {}
-        : { certificate: { name: certificate.name, serial: certificate.serial, issuer: certificate.issuer } }),
+      ...(certificate === undefined ? {} : { certificate }),
     };
     this.#foundation = {
       primitives: host.primitives,
@@ -393,6 +393,13 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#receiver = session.link.createReceiver();
     this.#decoder.setPhase(phase);
   }
+}
+
+/** A certificate whose holder cannot be read stands for nobody. */
+function certificateOf({ authorized, peerCertificate }: ChannelFacts): LoginPeer['certificate'] {
+  if (!authorized || peerCertificate === undefined) return undefined;
+  const { name, serial, issuer, notAfter, holder = UNREADABLE } = peerCertificate;
+  return { name, serial, issuer, notAfter, ...holder };
 }
 
 function closeReasonOfResume(error: VpnError): CloseReason {

@@ -22,7 +22,28 @@ export interface LoginPeer {
   /** SHA-256 of the public key of the server's leaf in this handshake. */
   readonly serverId: Uint8Array;
   /** The client certificate that TLS has verified. */
-  readonly certificate?: { readonly name: string; readonly serial: string; readonly issuer: string };
+  readonly certificate?: ClientCertificate;
+}
+
+/** A client certificate, as TLS has verified it. */
+export interface ClientCertificate {
+  /** Its common name, for people. */
+  readonly name: string;
+  /** Lower-case hexadecimal. */
+  readonly serial: string;
+  /** For people. */
+  readonly issuer: string;
+  /** The issuer's name in short: with the serial number it says which certificate this is. */
+  readonly authority: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly notAfter: number;
+  /** What it calls its holder, by kind. */
+  readonly names: {
+    readonly commonNames: readonly string[];
+    readonly emails: readonly string[];
+    readonly uris: readonly string[];
+    readonly upns: readonly string[];
+  };
 }
 
 /** One login, as a step sees it. */
