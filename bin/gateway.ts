@@ -10,12 +10,11 @@ import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts
 import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
 import { checkCertificateStep, type GatewayConfig } from '../src/gateway/config.ts';
+import { readCredentials } from '../src/gateway/credentials.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
-import { loadServerCredentials } from '../src/transport/credentials.ts';
-import { serverTlsOptions } from '../src/transport/tls.ts';
 import { warmPath, withSignals } from './run.ts';
 
 interface GatewaySource {
@@ -41,7 +40,7 @@ export async function checkGateway(source: GatewaySource): Promise<string> {
   const config = await readGatewayConfig(configFileOf(source));
   openPool(config);
   checkCertificateStep(config);
-  serverTlsOptions(await loadServerCredentials(config), config.requireClientAuth, config.minVersion);
+  await readCredentials(config, undefined, systemClock.wallNow());
   const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: systemClock };
   for (const [name, settings] of Object.entries(config.backends)) {
     const backend = await openBackend(name, settings, parts);

@@ -5,6 +5,7 @@
  * a right away also ends the sessions that relied on it, before the operation answers.
  */
 
+import { X509Certificate } from 'node:crypto';
 import { VpnError } from '../base/errors.ts';
 import type {
   AccessTokenInfo,
@@ -23,6 +24,7 @@ import { parseNewPassword } from '../identity/passwords.ts';
 import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
 import type { AuditRecord } from '../store/audit.ts';
+import { readHolder } from '../transport/certificate-facts.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { GatewayConfig } from './config.ts';
 import type { GatewayState } from './state.ts';
@@ -41,8 +43,8 @@ export interface Concerned {
   readonly user?: string;
   /** Device id, hexadecimal. */
   readonly device?: string;
-  /** Serial number of a client certificate, hexadecimal. */
-  readonly serial?: string;
+  /** A client certificate, by its issuer in short and its serial number, hexadecimal. */
+  readonly certificate?: { readonly authority: string; readonly serial: string };
   /** With `user`: only the sessions that were opened with this step. */
   readonly proven?: StepKind;
 }
@@ -207,8 +209,10 @@ export function createAdministration(
     },
     'pki.revoke': async ({ serial }) => {
       const facts = await state.pki.revoke(serial);
+      const authority = readHolder(new X509Certificate(state.pki.caPem).raw)?.authority ?? '';
+      const kicked = live.endSessions({ certificate: { authority, serial: facts.serial } });
       await live.reloadCertificates();
-      return { certificate: certificate(facts), kicked: live.endSessions({ serial: facts.serial }) };
+      return { certificate: certificate(facts), kicked };
     },
     'pki.renew': async () => {
       const { certificate: facts } = await state.pki.renew();

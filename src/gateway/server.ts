@@ -21,10 +21,9 @@ import { formatIp, formatPrefix, type Prefix, parseIp, parsePrefix, prefixContai
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
-import { loadServerCredentials } from '../transport/credentials.ts';
 import { Listener } from '../transport/listener.ts';
 import type { QueueBudget } from '../transport/queue-budget.ts';
-import { serverTlsOptions } from '../transport/tls.ts';
+import { isSameCertificate } from '../transport/revocation.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from './administration.ts';
 import { type AccountedSession, Accounting } from './auth/accounting.ts';
 import { AuditFile } from './auth/audit-file.ts';
@@ -39,6 +38,7 @@ import {
   RELOADABLE_KEYS,
   resolveFiles,
 } from './config.ts';
+import { Credentials, readCredentials } from './credentials.ts';
 import { openPool } from './init.ts';
 import { GatewayState } from './state.ts';
 import { DetachedSupervisor } from './supervisor/detached.ts';
@@ -96,6 +96,7 @@ interface Running {
   auth: Auth;
   worker: Worker;
   listener: Listener;
+  credentials: Credentials;
   pool: LeasePool;
   administration: Administration;
   /** What has to do with outside sources of accounts. */
@@ -144,7 +145,6 @@ export class VpnServer {
     await using undo = new AsyncDisposableStack();
     const config = this.#config;
     const clock = this.#clock;
-    const credentials = await loadServerCredentials(config);
     const pool = openPool(config);
     const hasher = undo.use(new HasherProcess({ log: this.#log, parameters: argon2Of(config) }));
     const state = undo.use(
@@ -171,6 +171,8 @@ export class VpnServer {
       provision: (user, source, groups) => state.accounts.provision(user, source, groups),
     };
     state.loginProvider = loginProviderOf(config, state, backends);
+    const own = state.hasPki ? { caPem: state.pki.caPem, crlFile: state.pki.paths.crl } : undefined;
+    const loaded = await readCredentials(config, own, clock.wallNow());
     const supervisor = undo.adopt(await this.#openSupervisor(config, pool), (opened) => opened.close());
     pool.restore(
       (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
@@ -185,6 +187,7 @@ export class VpnServer {
       clock,
       log: this.#log,
       authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
+      isRevoked: (certificate) => credentials.isRevoked(certificate),
       isCertificateOf: (user, certificate) => {
         const [named, another] = certificate === undefined ? [] : usersNamed(certificate, state.certificateMapping);
         return named === user && another === undefined;
@@ -226,7 +229,7 @@ export class VpnServer {
     const listener = undo.adopt(
       await Listener.open({
         fd: supervisor.takeListenSocket(),
-        credentials,
+        credentials: loaded.pem,
         requireClientAuth: config.requireClientAuth,
         minVersion: config.minVersion,
         isProxy: isWithinAny(config.proxyFrom),
@@ -244,6 +247,21 @@ export class VpnServer {
       }),
       (opened) => opened.close(),
     );
+    const credentials = new Credentials({
+      loaded,
+      own,
+      clock,
+      log: this.#log,
+      use: (pem) => listener.reload(pem),
+      revoked: () => endRevoked(),
+    });
+    const endRevoked = () =>
+      auth.closeSessions(
+        ({ certificate }) => certificate !== undefined && credentials.isRevoked(certificate),
+        'revoked',
+      );
+    // Of the sessions from before a restart.
+    endRevoked();
     const recheck = new Recheck({
       sources: state.sources,
       backends,
@@ -259,6 +277,7 @@ export class VpnServer {
         : await AuditFile.open({ audit: state.audit, path: config.audit.file, log: this.#log, format: auditInfo });
     worker.start();
     recheck.start();
+    credentials.start();
     accounting.start();
     const administration = createAdministration(
       state,
@@ -266,7 +285,7 @@ export class VpnServer {
       {
         endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
         endInsufficient: (user) => auth.endInsufficient(user),
-        reloadCertificates: async () => listener.reload(await loadServerCredentials(this.#config)),
+        reloadCertificates: () => credentials.reload(),
       },
       () => clock.wallNow(),
     );
@@ -280,6 +299,7 @@ export class VpnServer {
       auth,
       worker,
       listener,
+      credentials,
       pool,
       administration,
       outside,
@@ -329,6 +349,7 @@ export class VpnServer {
     undo.defer(() => running.worker.stop('shutdown'));
     undo.defer(() => running.outside.recheck.stop());
     undo.defer(() => running.listener.close());
+    undo.defer(() => running.credentials.stop());
   }
 
   /**
@@ -343,12 +364,13 @@ export class VpnServer {
     const changed = keys.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(this.#config[key]));
     const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
     const merged = { ...this.#config, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
-    const credentials = await loadServerCredentials(merged);
-    serverTlsOptions(credentials, merged.requireClientAuth, merged.minVersion);
+    const { state } = running;
+    const own = state.hasPki ? { caPem: state.pki.caPem, crlFile: state.pki.paths.crl } : undefined;
+    const loaded = await readCredentials(merged, own, this.#clock.wallNow());
     checkLoginSources(merged);
     checkCertificateStep(merged);
     if (applied.some((key) => key === 'routes' || key === 'services')) await running.supervisor.update(merged);
-    running.listener.reload(credentials);
+    running.credentials.take(loaded);
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(this.#config.login.certificate);
     this.#config = merged;
     running.state.authenticator.rules = merged.login;
@@ -475,6 +497,7 @@ export class VpnServer {
     return [
       ...(await supervisor.warnings()),
       ...insecureSources(this.#config),
+      ...[this.#live().credentials.problem].flatMap((problem) => problem ?? []),
       ...ending.map(
         ({ role, name, daysLeft }) =>
           `the ${role} certificate of ${name} ends in ${daysLeft} days${role === 'server' ? '; renew it with: customvpn pki renew' : ''}`,
@@ -608,11 +631,13 @@ function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
   return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
 }
 
-function isConcerned(session: RightsHolder, { user, device, serial, proven }: Concerned): boolean {
+function isConcerned(session: RightsHolder, { user, device, certificate, proven }: Concerned): boolean {
   if (user !== undefined && session.user === user) return proven === undefined || session.steps.includes(proven);
   if (device !== undefined && session.device === device) return true;
   return (
-    serial !== undefined && session.certificate?.serial.toLowerCase().replace(/^0+/, '') === serial.replace(/^0+/, '')
+    certificate !== undefined &&
+    session.certificate !== undefined &&
+    isSameCertificate(session.certificate, certificate)
   );
 }
 

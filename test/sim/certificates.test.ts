@@ -1,14 +1,14 @@
 /** Client certificates as a login step: whom they name, by which rule, and when that ends. */
 
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { parseProfile, withoutToken } from '../../src/control/profile.ts';
 import type { GatewayOptions } from '../../src/gateway/config.ts';
 import { TestAuthority, type TestLeaf } from '../support/certificates.ts';
-import { exchange, stopsFinally, World } from '../support/world.ts';
+import { exchange, stopsFinally, until, World } from '../support/world.ts';
 
 /** No delay may stand in for the refusal that a test is about. */
 const PATIENT = { limits: { allow: ['127.0.0.0/8'] } };
@@ -131,4 +131,92 @@ test('a gateway that asks nobody for a certificate does not start with the step,
   await assert.rejects(world.server.reload(world.config({ login })), { code: 'ERR_CONFIG_VALUE' });
   const sim = await world.connected('ada');
   await exchange(world, sim, 4);
+});
+
+/** Two authorities whose lists are in one file, and what each has revoked. */
+async function twoAuthorities(folder: Folder) {
+  const one = await TestAuthority.create('One');
+  const other = await TestAuthority.create('Other');
+  const list = async (serials: readonly string[], hours = 24) =>
+    (await one.crl(serials, hours)) + (await other.crl([], hours));
+  const config: GatewayOptions = {
+    ...PATIENT,
+    requireClientAuth: true,
+    caFile: folder.write('ca.pem', one.cert + other.cert),
+    crlFile: folder.write('crl.pem', await list([])),
+  };
+  return { one, other, list, config };
+}
+
+test('a list that another program replaces ends the session of that issuer and serial within a second, and no other', async () => {
+  using folder = new Folder();
+  const { one, other, list, config } = await twoAuthorities(folder);
+  await using world = await World.open({ config });
+  const serial = '4abc';
+  const revoked = folder.leaf('one', await one.client('ada', { serial }));
+  const ada = await world.connected('ada', revoked);
+  const bob = await world.connected('bob', folder.leaf('other', await other.client('bob', { serial })));
+  await exchange(world, ada, 4);
+  const since = performance.now();
+  folder.write('crl.pem', await list([serial]));
+  await stopsFinally(ada, 'revoked');
+  assert.ok(performance.now() - since < 1000);
+  const again = await world.client('ada', { ...revoked, deviceKey: ada.key });
+  await assert.rejects(again.client.connect(), { code: 'ERR_CERT_REVOKED' });
+  await exchange(world, bob, 4);
+});
+
+test('a list that cannot be used is said, and the one before it stays in force until it is mended', async () => {
+  using folder = new Folder();
+  const { one, list, config } = await twoAuthorities(folder);
+  await using world = await World.open({ config });
+  const [good, bad] = [await one.client('ada'), await one.client('bob')];
+  folder.write('crl.pem', await list([bad.serial]));
+  await until(() => world.lines.some(({ msg }) => String(msg).includes('has changed and is in force')), 'the list');
+  const ada = await world.connected('ada', folder.leaf('ada', good));
+  for (const [text, why] of [
+    ['nothing\n', /found none/],
+    ['-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n', /cannot be read/],
+    [await list([], -1), /has expired at/],
+    [await (await TestAuthority.create('One')).crl([]), /is not signed by the key of that authority/],
+  ] as const) {
+    const known = world.withCode('ERR_CERT_FILE').length;
+    folder.write('crl.pem', text);
+    await until(() => world.withCode('ERR_CERT_FILE').length > known, `a complaint ${why}`);
+    assert.match((await world.status()).warnings.join('\n'), why);
+    await assert.rejects(world.server.reload(), { code: 'ERR_CERT_FILE' });
+    const refused = await world.client('bob', folder.leaf('bob', bad));
+    await assert.rejects(refused.client.connect(), { code: 'ERR_CERT_REVOKED' });
+  }
+  await exchange(world, ada, 4);
+  folder.write('crl.pem', await list([good.serial]));
+  await stopsFinally(ada, 'revoked');
+  assert.deepEqual(
+    (await world.status()).warnings.filter((text) => text.includes('not in force')),
+    [],
+  );
+});
+
+test('a gateway does not start with a list that is missing or has expired', async () => {
+  using folder = new Folder();
+  const { list, config } = await twoAuthorities(folder);
+  for (const crlFile of [folder.write('old.pem', await list([], -1)), join(folder.path, 'none.pem')]) {
+    await assert.rejects(World.open({ config: { ...config, crlFile } }), { code: 'ERR_CERT_FILE' });
+  }
+});
+
+test('a certificate that is revoked between handshake and login opens no session', async () => {
+  const { crlFile: _, ...config } = OWN;
+  await using world = await World.open({ config });
+  const files = await issue(world, 'ada');
+  const [cert, key] = [readFileSync(files.certFile, 'utf8'), readFileSync(files.keyFile, 'utf8')];
+  const raw = await world.raw({ cert, key });
+  await raw.greeted();
+  const profile = await world.profile('ada');
+  // Without `crlFile` the list of the built-in authority counts.
+  await world.server.administration['pki.revoke']({ serial: files.serial });
+  await assert.rejects(raw.login({ token: profile.token?.reveal() }), { code: 'ERR_CERT_REVOKED' });
+  assert.deepEqual(world.rows('select id from sessions'), []);
+  const late = await world.client('ada', files);
+  await assert.rejects(late.client.connect(), { code: 'ERR_CERT_REVOKED' });
 });

@@ -35,6 +35,8 @@ export interface LeafOptions {
   /** Further alternative names. */
   alternatives?: readonly { type: 'email' | 'url' | 'upn'; value: string }[];
   usage?: 'server' | 'client';
+  /** Hexadecimal; default random. */
+  serial?: string;
 }
 
 /** A certificate authority; `cert` is its own certificate. */
@@ -98,7 +100,7 @@ export class TestAuthority {
   async #issue(options: LeafOptions): Promise<TestLeaf> {
     const { names = [], usage = 'server', commonName = names[0] ?? 'leaf' } = options;
     const keys = await newKeys();
-    const serial = newSerial();
+    const { serial = newSerial() } = options;
     const extensions: x509.Extension[] = [
       new x509.BasicConstraintsExtension(false, undefined, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),

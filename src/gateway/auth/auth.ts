@@ -72,6 +72,8 @@ export interface AuthOptions {
   standing?: ((user: string) => Promise<Standing>) | undefined;
   /** Whether a client certificate stands for this user. Default: none does. */
   isCertificateOf?: ((user: string, certificate: LoginPeer['certificate']) => boolean) | undefined;
+  /** Whether a client certificate has been revoked. Default: none has. */
+  isRevoked?: ((certificate: SessionCertificate) => boolean) | undefined;
   /** May still refuse what the login steps have accepted; an error refuses, too. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
 }
@@ -196,6 +198,11 @@ export class Auth implements AuthPort {
     }
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
       return { accepted: false, code: 'rejected', message: '' };
+    }
+    // Its handshake may have been before the revocation.
+    if (this.#isRevoked(peer)) {
+      this.#log.warn('login refused: the client certificate was revoked', { user, peer: peer.remote });
+      return { accepted: false, code: 'certificate_revoked', message: '' };
     }
     const { perUser, whenFull } = this.#config.session;
     // Other logins of this device, or of this user, may come while an old session ends.
@@ -376,6 +383,9 @@ export class Auth implements AuthPort {
     if (certificate !== undefined && !isSameHolder(certificate, peer.certificate)) {
       return { code: 'rejected', reason: 'the client certificate of the login was not shown' };
     }
+    if (this.#isRevoked(peer)) {
+      return { code: 'certificate_revoked', reason: 'the client certificate was revoked' };
+    }
     if (steps.includes('certificate') && this.#options.isCertificateOf?.(user, peer.certificate) !== true) {
       return { code: 'rejected', reason: "the client certificate is not the user's" };
     }
@@ -409,6 +419,7 @@ export class Auth implements AuthPort {
     const { primitives, sessions } = this.#options;
     const { session, resuming } = this.#resuming(key, attempt);
     if (resuming.next === undefined) throw overtaken();
+    if (this.#isRevoked(peer)) throw endedMeanwhile('revoked');
     const { secret, version } = resuming.next;
     const epoch = resuming.epoch + 1;
     checkResumeDone(primitives, resumeKey(primitives, secret), doneInput, payload);
@@ -495,6 +506,10 @@ export class Auth implements AuthPort {
   async #replace(key: SessionKey): Promise<void> {
     this.#worker?.close(key, 'replaced');
     await this.end(key, 'replaced');
+  }
+
+  #isRevoked({ certificate }: LoginPeer): boolean {
+    return certificate !== undefined && this.#options.isRevoked?.(certificate) === true;
   }
 
   async #isAuthorized(login: LoginFacts): Promise<boolean> {

@@ -1,0 +1,179 @@
+/**
+ * The certificates that a running gateway uses: its own, the authorities of its clients, and what these have revoked.
+ *
+ * Hides files and when they are read. The revocation list is looked at four times a second, so that one that another program has
+ * replaced counts without a reload; a list that cannot be used is said loudly, and the one before it stays in force. Where
+ * clients come from the built-in authority and no list is configured, that authority's is used.
+ */
+
+import { stat } from 'node:fs/promises';
+import type { Clock } from '../base/clock.ts';
+import { toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { loadServerCredentials } from '../transport/credentials.ts';
+import { isOnList, type RevocationList, readRevocationLists } from '../transport/revocation.ts';
+import { type ServerCredentials, serverTlsOptions } from '../transport/tls.ts';
+import type { GatewayConfig } from './config.ts';
+
+/** A revocation has a second to bite. */
+const LOOK_MS = 250;
+
+export type CredentialsConfig = Pick<
+  GatewayConfig,
+  'certFile' | 'keyFile' | 'caFile' | 'crlFile' | 'requireClientAuth' | 'minVersion'
+>;
+
+/** The built-in authority. */
+export interface OwnAuthority {
+  readonly caPem: string;
+  readonly crlFile: string;
+}
+
+/** What has been read and found to be good. */
+export interface Loaded {
+  readonly config: CredentialsConfig;
+  readonly pem: ServerCredentials;
+  readonly crlFile: string | undefined;
+  readonly lists: readonly RevocationList[];
+  /** Of the file with the lists, before it was read. */
+  readonly stamp: string;
+}
+
+/**
+ * Reads and checks what a configuration names; changes nothing.
+ *
+ * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE
+ */
+export async function readCredentials(
+  config: CredentialsConfig,
+  own: OwnAuthority | undefined,
+  now: number,
+): Promise<Loaded> {
+  const asks = config.requireClientAuth !== false;
+  const { crl: _, ...plain } = await loadServerCredentials({ ...config, crlFile: undefined });
+  const isOwn = own !== undefined && plain.ca?.trim() === own.caPem.trim();
+  const crlFile = asks ? (config.crlFile ?? (isOwn ? own.crlFile : undefined)) : undefined;
+  const stamp = await stampOf(crlFile);
+  const { crl } = await loadServerCredentials({ ...config, crlFile });
+  const pem = { ...plain, crl };
+  serverTlsOptions(pem, config.requireClientAuth, config.minVersion);
+  const lists = crl === undefined ? [] : await readLists(crl, plain.ca ?? '', now, crlFile);
+  return { config, pem, crlFile, lists, stamp };
+}
+
+async function readLists(crl: string, ca: string, now: number, file = ''): Promise<RevocationList[]> {
+  try {
+    return await readRevocationLists(crl, ca, now);
+  } catch (cause) {
+    const { code, message } = toVpnError(cause);
+    throw new VpnError(code, `${file}: ${message}`, { cause, details: { path: file } });
+  }
+}
+
+export interface CredentialsOptions {
+  readonly loaded: Loaded;
+  readonly own: OwnAuthority | undefined;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Puts credentials in force for handshakes. */
+  use(credentials: ServerCredentials): void;
+  /** Other certificates may be revoked now: ends the sessions that rest on one. */
+  revoked(): void;
+}
+
+/** The credentials in force. */
+export class Credentials {
+  readonly #options: CredentialsOptions;
+  readonly #log: Logger;
+  #loaded: Loaded;
+  /** The last stamp that was looked into, for good or bad. */
+  #seen: string;
+  #problem: string | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #look: Promise<void> | undefined;
+
+  constructor(options: CredentialsOptions) {
+    this.#options = options;
+    this.#log = options.log.child({ component: 'credentials' });
+    this.#loaded = options.loaded;
+    this.#seen = options.loaded.stamp;
+  }
+
+  get loaded(): Loaded {
+    return this.#loaded;
+  }
+
+  /** Why a newer revocation list is not in force. */
+  get problem(): string | undefined {
+    return this.#problem;
+  }
+
+  /** Whether a client certificate has been revoked. */
+  isRevoked(certificate: { readonly authority: string; readonly serial: string }): boolean {
+    return isOnList(this.#loaded.lists, certificate);
+  }
+
+  /** Puts in force what `readCredentials` has read. */
+  take(loaded: Loaded): void {
+    this.#options.use(loaded.pem);
+    this.#loaded = loaded;
+    this.#seen = loaded.stamp;
+    this.#problem = undefined;
+    this.#options.revoked();
+  }
+
+  /** @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH: then nothing has changed */
+  async reload(): Promise<void> {
+    this.take(await readCredentials(this.#loaded.config, this.#options.own, this.#options.clock.wallNow()));
+  }
+
+  start(): void {
+    this.#timer = setInterval(() => void this.look(), LOOK_MS);
+    this.#timer.unref();
+  }
+
+  /** Resolves when no file is read any more. */
+  async stop(): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#look;
+  }
+
+  /** Reads the revocation list again if its file has changed. Never rejects; while one look runs, another is the same one. */
+  look(): Promise<void> {
+    this.#look ??= this.#lookAgain().finally(() => {
+      this.#look = undefined;
+    });
+    return this.#look;
+  }
+
+  async #lookAgain(): Promise<void> {
+    const { crlFile, config, pem } = this.#loaded;
+    if (crlFile === undefined) return;
+    const stamp = await stampOf(crlFile);
+    if (stamp === this.#seen) return;
+    this.#seen = stamp;
+    const before = this.#loaded;
+    try {
+      const { crl } = await loadServerCredentials({ ...config, crlFile });
+      const lists = await readLists(crl ?? '', pem.ca ?? '', this.#options.clock.wallNow(), crlFile);
+      // A reload that came between has read the same file, or another.
+      if (this.#loaded !== before) return;
+      this.take({ ...before, pem: { ...pem, crl }, lists, stamp });
+      this.#log.info('the revocation list has changed and is in force', { file: crlFile });
+    } catch (error) {
+      this.#problem = `the revocation list is not in force, the one before it is: ${toVpnError(error).message}`;
+      this.#log.error(this.#problem, { code: toVpnError(error).code });
+    }
+  }
+}
+
+/** Changes with the file; the same as long as there is none. */
+async function stampOf(file: string | undefined): Promise<string> {
+  if (file === undefined) return '';
+  try {
+    const { ino, size, mtimeNs, ctimeNs } = await stat(file, { bigint: true });
+    return [ino, size, mtimeNs, ctimeNs].join();
+  } catch {
+    return 'none';
+  }
+}
