@@ -15,6 +15,7 @@ import { Ocserv } from './systems/ocserv.ts';
 import { OpenVpn } from './systems/openvpn.ts';
 import { RawLink } from './systems/raw.ts';
 import { WireguardGo } from './systems/wireguard-go.ts';
+import { measureTiming } from './timing.ts';
 import { FULL_EFFORT, measureTunnel, QUICK_EFFORT } from './tunnel.ts';
 
 type Measure = (quick: boolean, progress: (line: string) => void) => Promise<{ report: Report; measured: boolean }>;
@@ -49,6 +50,7 @@ const AREAS: Readonly<Record<string, Measure>> = {
       progress,
     ),
   login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
+  timing: measureTiming,
 };
 
 const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;

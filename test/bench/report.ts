@@ -91,6 +91,9 @@ export function formatReport(report: Report): string {
       const found = ratio.median === null ? '' : `: ${ratio.median} [${ratio.low}–${ratio.high}], ${ratio.pairs} pairs`;
       lines.push(`${result.name} ${ratio.goal}${found}: ${ratio.verdict}`);
     }
+    if (result.spread.ratios.length === 0 && result.goal !== null) {
+      lines.push(`${result.name} ${result.goal}: ${result.met ? 'met' : 'not met'}`);
+    }
   }
   lines.push('', ...Object.entries(report.versions).map(([name, version]) => `${name}: ${version}`));
   return `${lines.join('\n')}\n`;

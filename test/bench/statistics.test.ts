@@ -3,7 +3,16 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { bootstrapMedian, formatGoal, judge, median, pairedRatios, pairsNeeded, quantile } from './statistics.ts';
+import {
+  bootstrapMedian,
+  formatGoal,
+  judge,
+  median,
+  pairedRatios,
+  pairsNeeded,
+  quantile,
+  welch,
+} from './statistics.ts';
 
 const atLeast = { peer: 'peer', relation: '≥', factor: 1.3 } as const;
 const atMost = { peer: 'peer', relation: '≤', factor: 0.6 } as const;
@@ -21,6 +30,15 @@ test('quantiles of known values, in any order', () => {
   assert.equal(quantile([5, 1, 2, 3, 4], 1), 5);
   assert.equal(quantile([0, 10], 0.99), 9.9);
   assert.equal(median([]), undefined);
+});
+
+test('Welch’s t of known samples, of equal ones, and of too few', () => {
+  // Means 3 and 6, variances 2.5 and 2.5, of 5 each: -3 / √(0.5 + 0.5).
+  assert.equal(welch([1, 2, 3, 4, 5], [4, 5, 6, 7, 8]), -3);
+  assert.equal(welch([4, 5, 6, 7, 8], [1, 2, 3, 4, 5]), 3);
+  assert.equal(welch([1, 1], [1, 1, 1]), 0);
+  assert.equal(welch([1, 1], [2, 2]), -Infinity);
+  assert.equal(welch([1], [1, 2]), undefined);
 });
 
 test('ratios are taken pair by pair, and a pair without a side is left out', () => {

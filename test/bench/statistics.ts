@@ -63,6 +63,19 @@ export function median(values: readonly number[]): number | undefined {
   return quantile(values, 0.5);
 }
 
+/** Welch's t of two samples: how far apart their means are, in standard errors. Undefined for fewer than two values. */
+export function welch(one: readonly number[], other: readonly number[]): number | undefined {
+  if (one.length < 2 || other.length < 2) return undefined;
+  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [first, second] = [mean(one), mean(other)];
+  const error = (values: readonly number[], middle: number) =>
+    values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1) / values.length;
+  const squared = error(one, first) + error(other, second);
+  const difference = first - second;
+  if (squared === 0) return difference === 0 ? 0 : Math.sign(difference) * Infinity;
+  return difference / Math.sqrt(squared);
+}
+
 /** Ours over theirs, pair by pair; a pair that lacks a side or has a zero below is left out. */
 export function pairedRatios(ours: readonly (number | undefined)[], theirs: readonly (number | undefined)[]): number[] {
   const ratios: number[] = [];

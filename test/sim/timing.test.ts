@@ -1,0 +1,11 @@
+/** Whether the time of a refusal tells which names there are; `npm run bench -- timing` prints the figures. */
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { measureTiming } from '../bench/timing.ts';
+
+test('a wrong password takes as long for nobody as for somebody; without the hash for nobody this test would fail', async (t) => {
+  const { report } = await measureTiming(true, (line) => t.diagnostic(line));
+  const [result] = report.results;
+  assert.ok(result?.met, JSON.stringify(result));
+});
