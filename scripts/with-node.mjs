@@ -41,10 +41,12 @@ const DEBIAN_PACKAGES = {
   wg: 'wireguard-tools',
   slapd: 'slapd',
   freeradius: 'freeradius',
+  pg_ctlcluster: 'postgresql',
+  psql: 'postgresql-client',
 };
 
 const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
-const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl', 'slapd', 'freeradius'];
+const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl', 'slapd', 'freeradius', 'pg_ctlcluster', 'psql'];
 
 /**
  * What each `--packages` set needs. `required`: without these the script is not started. `wanted`: without these it
@@ -66,6 +68,7 @@ const SERVICES = {
   ocserv: ['ocserv.service', 'ocserv.socket'],
   slapd: ['slapd.service'],
   freeradius: ['freeradius.service'],
+  pg_ctlcluster: ['postgresql.service'],
 };
 
 /** An unprivileged user's PATH leaves these out on Debian, where `ip` and `nft` live in them. */

@@ -3,15 +3,15 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from '../store/audit.ts';
-import { openStore } from '../store/store.ts';
 import { Accounts } from './accounts.ts';
 import { Devices } from './devices.ts';
 import { EnrolmentTokens } from './enrolment.ts';
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const audit = new Audit(store, clock);
   const parts = { store, audit, clock };

@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
 import { Audit } from '../store/audit.ts';
-import { openStore } from '../store/store.ts';
 import { Accounts } from './accounts.ts';
 import {
   type Argon2Parameters,
@@ -39,7 +39,7 @@ class CountingHasher implements PasswordHasher {
 }
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const audit = new Audit(store, clock);
   const hasher = new CountingHasher();

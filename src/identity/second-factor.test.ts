@@ -4,9 +4,9 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
 import { TOTP, URI } from 'otpauth';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from '../store/audit.ts';
-import { openStore } from '../store/store.ts';
 import { Vault } from '../store/vault.ts';
 import { Accounts } from './accounts.ts';
 import { SecondFactors } from './second-factor.ts';
@@ -14,7 +14,7 @@ import { SecondFactors } from './second-factor.ts';
 const START = Date.UTC(2030, 0, 1);
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const audit = new Audit(store, clock);
   const accounts = new Accounts({ store, audit, clock });

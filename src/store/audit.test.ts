@@ -2,12 +2,12 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from './audit.ts';
-import { openStore } from './store.ts';
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   return { store, clock, audit: new Audit(store, clock) };
 }

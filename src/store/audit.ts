@@ -6,6 +6,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
+import { sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import type { Queries, Store } from './store.ts';
 
@@ -115,13 +116,9 @@ export class Audit {
     if (query.after !== undefined) select = select.where('id', '>', query.after);
     if (query.event !== undefined) {
       const { event } = query;
-      // What begins with `event.` sorts between it and `event/`.
-      select = select.where((build) =>
-        build.or([
-          build('event', '=', event),
-          build.and([build('event', '>', `${event}.`), build('event', '<', `${event}/`)]),
-        ]),
-      );
+      // How texts sort, and what `like` makes of their case, is different in each database.
+      const start = sql<string>`substr(event, 1, ${sql.lit(event.length + 1)})`;
+      select = select.where((build) => build.or([build('event', '=', event), build(start, '=', `${event}.`)]));
     }
     const rows = await select.execute();
     return rows.reverse().map((row) => ({
@@ -148,5 +145,6 @@ function hex(value: number, digits: number): string {
 }
 
 function cut(text: string | undefined): string | null {
-  return text === undefined ? null : text.slice(0, MAX_TEXT);
+  // PostgreSQL stores no NUL.
+  return text === undefined ? null : text.slice(0, MAX_TEXT).replaceAll('\0', '\uFFFD');
 }

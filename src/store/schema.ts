@@ -3,11 +3,11 @@
  *
  * Hides nothing: this is the one description of what is stored. Times are milliseconds since the Unix epoch; a nullable
  * time says at once whether and when. Identifiers made from bytes are lower-case hexadecimal. A migration that has been
- * released is never changed; a new one is appended. They are portable: no SQL of one database (`bytea` is a type in
- * PostgreSQL and a name that SQLite ignores).
+ * released is never changed; a new one is appended. They are portable: `bytea` is a type in PostgreSQL and a name that
+ * SQLite ignores; only triggers and the order of names are written for each.
  */
 
-import { type ColumnType, type Kysely, sql } from 'kysely';
+import { type ColumnType, type Kysely, PostgresAdapter, sql } from 'kysely';
 import type { Migration } from 'kysely/migration';
 
 export type DeviceAlgorithm = 'p256' | 'ed25519';
@@ -253,6 +253,13 @@ async function first(db: Kysely<unknown>): Promise<void> {
     .addColumn('detail', 'text', (column) => column.notNull())
     .execute();
   await db.schema.createIndex('audit_at').on('audit').column('at').execute();
+
+  // By their bytes, as SQLite does, whatever the language of the server.
+  if (isPostgres(db)) {
+    for (const table of ['users', 'user_groups']) {
+      await sql`alter table ${sql.table(table)} alter column name type text collate "C"`.execute(db);
+    }
+  }
 }
 
 async function leases(db: Kysely<unknown>): Promise<void> {
@@ -342,6 +349,17 @@ async function resume(db: Kysely<unknown>): Promise<void> {
 
 /** Rows of the audit record are appended and read, by whomever, with whatever program. */
 async function appendOnly(db: Kysely<unknown>): Promise<void> {
+  if (isPostgres(db)) {
+    await sql`
+      create function audit_refuse() returns trigger language plpgsql as
+      $$ begin raise exception 'the audit record is append-only'; end $$
+    `.execute(db);
+    await sql`
+      create trigger audit_append_only before update or delete or truncate on audit
+      for each statement execute function audit_refuse()
+    `.execute(db);
+    return;
+  }
   for (const change of ['update', 'delete']) {
     await sql
       .raw(
@@ -349,4 +367,8 @@ async function appendOnly(db: Kysely<unknown>): Promise<void> {
       )
       .execute(db);
   }
+}
+
+function isPostgres(db: Kysely<unknown>): boolean {
+  return db.getExecutor().adapter instanceof PostgresAdapter;
 }

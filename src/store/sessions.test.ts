@@ -3,10 +3,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import { isServer, openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from './audit.ts';
 import { type NewSession, Sessions } from './sessions.ts';
-import { openStore } from './store.ts';
 import { Vault } from './vault.ts';
 
 const ID = 'ab'.repeat(16);
@@ -15,7 +15,7 @@ const EMPTY: Uint8Array = new Uint8Array(0);
 const KEY = new Uint8Array(32).fill(0x4b);
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const audit = new Audit(store, clock);
   const sessions = new Sessions({ store, vault: new Vault(new Uint8Array(32)), audit, clock });
@@ -183,7 +183,7 @@ test('REQ-RESUME-010: whatever races with what, one resume of an epoch is confir
       assert.ok(confirmed.size <= record.epoch);
       await store.close();
     }),
-    { numRuns: 60 },
+    { numRuns: isServer ? 8 : 60 },
   );
 });
 

@@ -3,15 +3,16 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Sources } from './sources.ts';
-import { openStore, type Store } from './store.ts';
+import type { Store } from './store.ts';
 import { Vault } from './vault.ts';
 
 const HOUR_MS = 3_600_000;
 
 async function open(): Promise<AsyncDisposable & { store: Store; sources: Sources; clock: ManualClock }> {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const sources = new Sources({ store, vault: new Vault(randomBytes(32)), clock });
   return { store, sources, clock, [Symbol.asyncDispose]: () => store.close() };

@@ -9,9 +9,10 @@ import { chmodSync, closeSync, existsSync, fsyncSync, openSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
 import { setTimeout } from 'node:timers/promises';
-import { type DatabaseConnection, type Dialect, type Driver, SqliteAdapter, SqliteDialect, SqliteDriver } from 'kysely';
+import { type DatabaseConnection, type Driver, SqliteAdapter, SqliteDialect, SqliteDriver } from 'kysely';
 import { isVpnError, VpnError } from '../base/errors.ts';
 import { makePrivateFolder } from '../base/private-file.ts';
+import type { OpenedDatabase } from './store.ts';
 
 /** Marks the file as ours ("CVPN"), so that another program's database is never migrated. */
 const APPLICATION_ID = 0x4356504e;
@@ -31,13 +32,6 @@ const SQLITE_CONSTRAINT_UNIQUE = 2067;
 export interface StoreOptions {
   /** How long a statement waits for another process's write; default 2 s. */
   readonly busyTimeoutMs?: number;
-}
-
-/** The dialect and what kysely has no word for. */
-export interface OpenedDatabase {
-  readonly dialect: Dialect;
-  /** Makes everything committed so far survive a loss of power. */
-  sync(): void;
 }
 
 /**
@@ -70,6 +64,7 @@ export async function openSqlite(
       throw cause;
     }
     return {
+      name: path,
       dialect: new Sqlite(new Adapter(database, path), busyTimeoutMs),
       sync: () => {
         if (!inMemory) syncJournal(path);

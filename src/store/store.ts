@@ -6,22 +6,39 @@
  * of a query. It must not know what the rows mean.
  */
 
-import { Kysely, type Transaction } from 'kysely';
+import { setTimeout } from 'node:timers/promises';
+import { type Dialect, Kysely, type Transaction } from 'kysely';
 import { Migrator } from 'kysely/migration';
 import { toVpnError, VpnError } from '../base/errors.ts';
+import { openPostgres, type PostgresOptions } from './postgres.ts';
 import { MIGRATIONS, type Schema } from './schema.ts';
 import { openSqlite, type StoreOptions } from './sqlite.ts';
 
 /** What a query runs on: the store itself, or a transaction of it. */
 export type Queries = Kysely<Schema>;
 
+/** A database, as its own file makes it: what the store needs and kysely has no word for. */
+export interface OpenedDatabase {
+  /** What messages call it. */
+  readonly name: string;
+  readonly dialect: Dialect;
+  /** Where migrations need another one. */
+  readonly migrationDialect?: Dialect;
+  /** The first statement of every transaction. */
+  begin?(db: Queries): Promise<void>;
+  /** How long to wait before a failed transaction is run again after so many tries; undefined: not at all. */
+  retryMs?(error: unknown, tries: number): number | undefined;
+  /** Makes everything committed so far survive a loss of power. */
+  sync(): void;
+}
+
 export class Store {
   readonly #db: Queries;
-  readonly #sync: () => void;
+  readonly #database: OpenedDatabase;
 
-  constructor(db: Queries, sync: () => void) {
+  constructor(db: Queries, database: OpenedDatabase) {
     this.#db = db;
-    this.#sync = sync;
+    this.#database = database;
   }
 
   /** Runs single statements, each of which is a transaction. */
@@ -31,15 +48,27 @@ export class Store {
 
   /**
    * Runs `work` in one transaction that holds the write lock from its start; an error undoes all of it. Nothing but
-   * queries on the transaction may be awaited inside: other queries wait for its end.
+   * queries on the transaction may be awaited inside: other queries wait for its end. With a database of several gateways
+   * it is run again when another gateway's change got in between, so it must change nothing but the store.
    */
-  transaction<T>(work: (db: Transaction<Schema>) => Promise<T>): Promise<T> {
-    return this.#db.transaction().execute(work);
+  async transaction<T>(work: (db: Transaction<Schema>) => Promise<T>): Promise<T> {
+    for (let tries = 0; ; tries++) {
+      try {
+        return await this.#db.transaction().execute(async (db) => {
+          await this.#database.begin?.(db);
+          return await work(db);
+        });
+      } catch (error) {
+        const waitMs = this.#database.retryMs?.(error, tries);
+        if (waitMs === undefined) throw error;
+        await setTimeout(waitMs);
+      }
+    }
   }
 
   /** Makes what is committed survive a loss of power: for what must not come undone, such as a revocation. */
   sync(): void {
-    this.#sync();
+    this.#database.sync();
   }
 
   /** Ends after running transactions. */
@@ -53,28 +82,37 @@ export class Store {
 }
 
 /**
- * Opens the store in a file, or in memory for `:memory:`, and brings it to the present schema: all of it or nothing.
+ * Opens the store in a file, in memory for `:memory:`, or at a PostgreSQL server, and brings it to the present schema: all
+ * of it or nothing.
  *
- * @throws {VpnError} ERR_STORE when the file is locked, damaged, another program's, or of a newer version
+ * @throws {VpnError} ERR_STORE when it is locked, damaged, another program's, of a newer version, or cannot be reached;
+ *   ERR_CONFIG_VALUE for the address of a server
  */
-export async function openStore(path: string, options: StoreOptions = {}): Promise<Store> {
-  const { dialect, sync } = await openSqlite(path, options);
-  const db = new Kysely<Schema>({ dialect });
-  const migrator = new Migrator({ db, provider: { getMigrations: async () => ({ ...MIGRATIONS }) } });
-  const { error } = await migrator.migrateToLatest();
-  if (error !== undefined) {
+export async function openStore(where: string | PostgresOptions, options: StoreOptions = {}): Promise<Store> {
+  const database = typeof where === 'string' ? await openSqlite(where, options) : await openPostgres(where);
+  const db = new Kysely<Schema>({ dialect: database.dialect });
+  try {
+    if (database.migrationDialect === undefined) await migrate(db, database.name);
+    else {
+      await using migrated = new Kysely<Schema>({ dialect: database.migrationDialect });
+      await migrate(migrated, database.name);
+    }
+  } catch (error) {
     await db.destroy();
-    throw migrationError(error, path);
+    throw error;
   }
-  return new Store(db, sync);
+  return new Store(db, database);
 }
 
-function migrationError(error: unknown, path: string): VpnError {
+async function migrate(db: Queries, name: string): Promise<void> {
+  const migrator = new Migrator({ db, provider: { getMigrations: async () => ({ ...MIGRATIONS }) } });
+  const { error } = await migrator.migrateToLatest();
+  if (error === undefined) return;
   if (error instanceof Error && error.message.startsWith('corrupted migrations')) {
-    return new VpnError('ERR_STORE', `the store ${path} was written by a newer version; run that version`, {
+    throw new VpnError('ERR_STORE', `the store ${name} was written by a newer version; run that version`, {
       cause: error,
-      details: { path },
+      details: { path: name },
     });
   }
-  return toVpnError(error, 'ERR_STORE');
+  throw toVpnError(error, 'ERR_STORE');
 }

@@ -6,9 +6,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { collectLog } from '../../../test/support/log-lines.ts';
+import { openTestStore } from '../../../test/support/store.ts';
 import { ManualClock } from '../../base/clock.ts';
 import { Audit } from '../../store/audit.ts';
-import { openStore } from '../../store/store.ts';
 import { AuditFile } from './audit-file.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'customvpn-audit-'));
@@ -16,7 +16,7 @@ after(() => rm(folder, { recursive: true, force: true }));
 let worlds = 0;
 
 async function setUp() {
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const clock = new ManualClock();
   const audit = new Audit(store, clock);
   worlds += 1;

@@ -2,19 +2,19 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { openTestStore } from '../../../test/support/store.ts';
 import { ManualClock } from '../../base/clock.ts';
 import { silentLogger } from '../../base/log.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import { Audit } from '../../store/audit.ts';
 import type { SourcedAccount } from '../../store/sources.ts';
-import { openStore } from '../../store/store.ts';
 import { Recheck } from './recheck.ts';
 
 const INTERVAL_MS = 900_000;
 
 async function open(accounts: SourcedAccount[], random?: () => number) {
   const clock = new ManualClock();
-  const store = await openStore(':memory:');
+  const store = await openTestStore();
   const audit = new Audit(store, clock);
   const standings = new Map<string, Standing | Error>();
   const asked: string[] = [];
