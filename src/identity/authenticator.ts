@@ -163,9 +163,9 @@ export class Authenticator {
     return wanted.every((step) => proven.includes(step));
   }
 
-  /** A nonce for this connection: 32 bytes, single use, 60 s; one it had before is void. */
-  issueNonce(binding: string): Uint8Array {
-    return this.#nonces.issue(binding);
+  /** A nonce for this connection: 32 bytes, single use, 60 s or `lifeMs`; one it had before is void. */
+  issueNonce(binding: string, lifeMs?: number): Uint8Array {
+    return this.#nonces.issue(binding, lifeMs);
   }
 
   /** What to ask first. It depends on the purpose, never on the name or device that somebody claims. */

@@ -43,6 +43,19 @@ test('ends after 60 seconds', () => {
   assert.equal(nonces.consume('b', second), false);
 });
 
+test('one that a person has to answer may live longer, and does not keep the others', () => {
+  const clock = new ManualClock();
+  const nonces = new Nonces(clock);
+  const [person, machine] = [nonces.issue('a', 120_000), nonces.issue('b')];
+  clock.advance(60_000);
+  assert.equal(nonces.consume('b', machine), false);
+  clock.advance(59_999);
+  assert.equal(nonces.consume('a', person), true);
+  const late = nonces.issue('a', 120_000);
+  clock.advance(120_000);
+  assert.equal(nonces.consume('a', late), false);
+});
+
 test('a changed copy does not change the nonce, and other lengths are refused', () => {
   const nonces = new Nonces(new ManualClock());
   const nonce = nonces.issue('a');

@@ -21,7 +21,7 @@ interface Outstanding {
 export class Nonces {
   readonly #clock: Clock;
   readonly #limit: number;
-  /** By binding. Entries are put at the end with equal lives, so the first is always the next to expire. */
+  /** By binding, in the order in which they were made: of equal lives, the first is the next to expire. */
   readonly #outstanding = new Map<string, Outstanding>();
 
   constructor(clock: Clock, limit: number = MAX_NONCES) {
@@ -34,7 +34,7 @@ export class Nonces {
   }
 
   /** A fresh nonce for a connection; one it had before is void. */
-  issue(binding: string): Uint8Array {
+  issue(binding: string, lifeMs: number = NONCE_LIFE_MS): Uint8Array {
     const now = this.#clock.now();
     this.#outstanding.delete(binding);
     for (const [oldest, { expiresAt }] of this.#outstanding) {
@@ -42,7 +42,7 @@ export class Nonces {
       this.#outstanding.delete(oldest);
     }
     const nonce = randomBytes(NONCE_BYTES);
-    this.#outstanding.set(binding, { nonce, expiresAt: now + NONCE_LIFE_MS });
+    this.#outstanding.set(binding, { nonce, expiresAt: now + lifeMs });
     return Uint8Array.from(nonce);
   }
 

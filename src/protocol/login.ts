@@ -170,6 +170,13 @@ type ServerState = 'opening' | 'challenging' | 'answering' | 'verifying' | 'hand
 
 const NOTHING = { kind: 'nothing' } as const;
 
+const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp', 'oidc', 'ask']);
+
+/** Whether somebody may have to type for these: that takes longer than what machines answer. */
+export function asksPeople(steps: Challenge['steps']): boolean {
+  return steps.some(({ kind }) => ANSWERED_BY_PEOPLE.has(kind));
+}
+
 /** The server's side of a new connection, from the greeting to ACCEPT. */
 export class LoginServer {
   readonly #foundation: LoginFoundation;

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { URI } from 'otpauth';
+import { ManualClock } from '../../src/base/clock.ts';
 import type { AnswerSteps, AskedStep, StepAnswers } from '../../src/client/session.ts';
 import { withoutToken } from '../../src/control/profile.ts';
 import { exchange, stopsFinally, World } from '../support/world.ts';
@@ -54,6 +55,18 @@ test('a login with password and one-time code: enrolment asks for both, packets 
   }
   assert.equal(world.rows('select id from devices').length, 1, 'a refused enrolment leaves no device');
   await exchange(world, sim, 4);
+});
+
+test('a person may take as long to type as the configuration says', async () => {
+  const clock = new ManualClock();
+  await using world = await World.open({ clock, config: { accounts: CHEAP, login: { steps: ['password'] } } });
+  await world.server.administration['user.add']({ name: 'ada', password: PASSWORD });
+  world.secrets.add(PASSWORD);
+  const slow = answering(() => {
+    clock.advance(110_000);
+    return { password: PASSWORD };
+  });
+  await exchange(world, await world.connected('ada', { answer: slow.answer }), 4);
 });
 
 test('a code is used up by the login that it opened, not by one that failed', async () => {

@@ -11,12 +11,13 @@ import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { Authenticator, ResumeIdentity } from '../../identity/authenticator.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
+import { NONCE_LIFE_MS } from '../../identity/nonces.ts';
 import { formatIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { AttachServer } from '../../protocol/attach.ts';
 import { Feature } from '../../protocol/features.ts';
 import { attachKey, hkdfExtract, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
-import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
+import { asksPeople, type Challenge, type ChallengeRequest, type LoginEvidence } from '../../protocol/login.ts';
 import {
   type CloseReason,
   type ConfigMessage,
@@ -149,7 +150,7 @@ export class Auth implements AuthPort {
 
   async challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
     const { authenticator } = this.#options;
-    return { nonce: authenticator.issueNonce(peer.binding), steps: authenticator.firstSteps(request) };
+    return this.#challengeOf(authenticator.firstSteps(request), peer);
   }
 
   async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
@@ -172,6 +173,12 @@ export class Auth implements AuthPort {
     }
   }
 
+  #challengeOf(steps: Challenge['steps'], { binding }: LoginPeer): Challenge {
+    const personMs = Math.max(NONCE_LIFE_MS, this.#config.limits.answerSeconds * 1000);
+    const nonce = this.#options.authenticator.issueNonce(binding, asksPeople(steps) ? personMs : NONCE_LIFE_MS);
+    return { nonce, steps };
+  }
+
   forget(binding: string): void {
     this.#options.authenticator.forget(binding);
   }
@@ -185,8 +192,7 @@ export class Auth implements AuthPort {
     const verdict = await this.#options.authenticator.verify(evidence, peer);
     if (!verdict.accepted) {
       if ('code' in verdict) return { accepted: false, code: verdict.code, message: '' };
-      const nonce = this.#options.authenticator.issueNonce(peer.binding);
-      return { accepted: false, challenge: { nonce, steps: verdict.ask } };
+      return { accepted: false, challenge: this.#challengeOf(verdict.ask, peer) };
     }
     const { user, groups, steps } = verdict;
     const { device } = judged;

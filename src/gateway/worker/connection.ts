@@ -11,8 +11,14 @@ import type { LogFields, Logger } from '../../base/log.ts';
 import { Feature } from '../../protocol/features.ts';
 import { encodeGreeting, FrameDecoder, type FrameSink, FrameType } from '../../protocol/frame.ts';
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
-import { type Challenge, type LoginFoundation, LoginServer, type LoginServerOutput } from '../../protocol/login.ts';
-import { type AttachMessage, type CloseReason, encodeMessage, type StepKind } from '../../protocol/messages.ts';
+import {
+  asksPeople,
+  type Challenge,
+  type LoginFoundation,
+  LoginServer,
+  type LoginServerOutput,
+} from '../../protocol/login.ts';
+import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import { ResumeServer, type ResumeServerOutput } from '../../protocol/resume.ts';
 import type { HolderFacts } from '../../transport/certificate-facts.ts';
@@ -24,7 +30,6 @@ import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
 const UNREADABLE: HolderFacts = { names: { commonNames: [], emails: [], uris: [], upns: [] }, authority: '' };
-const ANSWERED_BY_PEOPLE: ReadonlySet<StepKind> = new Set<StepKind>(['password', 'totp', 'oidc', 'ask']);
 
 /** What a connection needs of its worker. */
 export interface ConnectionHost {
@@ -308,7 +313,7 @@ export class Connection implements FrameSink, ChannelHandler {
   }
 
   #ask(challenge: Challenge): LoginServerOutput {
-    this.isWaitingForPerson = challenge.steps.some(({ kind }) => ANSWERED_BY_PEOPLE.has(kind));
+    this.isWaitingForPerson = asksPeople(challenge.steps);
     this.providerSeconds = Math.max(0, ...challenge.steps.map(({ seconds = 0 }) => seconds));
     return this.#login.challenge(challenge);
   }
