@@ -2,7 +2,7 @@
  * `customvpn pki …`: the built-in certificate authority.
  */
 
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import type { CliHost } from './host.ts';
 import { gatewayState, jsonOutput } from './options.ts';
 import { bad, good, type OutputOptions, print, table, warning } from './output.ts';
@@ -63,16 +63,33 @@ export function pkiCommand(host: CliHost): Command {
       );
     });
 
-  verb('renew', 'make a new server certificate and key from the same CA, and use it at once').action(
-    async (options: StateOptions) => {
+  verb('renew', 'make a new certificate in place of one: of the server, which uses it at once, or of a client')
+    .argument('[name]', "the client's name, as `pki show` prints it; without one: the server's certificate")
+    .addOption(new Option('--new-key', 'for a new key (default for the server, whose next key profiles know)'))
+    .addOption(new Option('--same-key', 'for the key there is (default for a client)').conflicts('newKey'))
+    .addHelpText(
+      'after',
+      `
+The old certificate stays valid until it ends or is revoked with \`pki revoke\`.
+
+Examples:
+  customvpn pki renew                 the server's, for its next key
+  customvpn pki renew alice           alice's, for the key she has
+  customvpn pki renew alice --new-key`,
+    )
+    .action(async (name: string | undefined, options: StateOptions & { newKey?: boolean; sameKey?: boolean }) => {
       await using gateway = await host.openGateway(options.state);
+      const input = {
+        ...(name === undefined ? {} : { name }),
+        ...(options.newKey === true ? { key: 'new' as const } : {}),
+        ...(options.sameKey === true ? { key: 'same' as const } : {}),
+      };
       print(
-        await gateway['pki.renew']({}),
+        await gateway['pki.renew'](input),
         options,
-        (made) => `server certificate for ${made.name} until ${made.notAfter.slice(0, 10)}`,
+        (made) => `${made.role} certificate for ${made.name} until ${made.notAfter.slice(0, 10)}: ${made.file}`,
       );
-    },
-  );
+    });
 
   return command;
 }

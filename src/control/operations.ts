@@ -220,7 +220,13 @@ export const gatewayOperations = {
   'pki.show': { input: none, output: z.array(certificate) },
   'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },
   'pki.revoke': { input: z.strictObject({ serial: z.string() }), output: z.object({ certificate, kicked: counter }) },
-  'pki.renew': { input: none, output: certificate },
+  'pki.renew': {
+    input: z.strictObject({
+      name: name.optional().describe("a client's; without one the server's"),
+      key: z.enum(['same', 'new']).optional().describe('default: new for the server, the same for a client'),
+    }),
+    output: certificate,
+  },
 } as const satisfies Operations;
 
 /** What a running client offers. */

@@ -67,7 +67,7 @@ export function createAdministration(
   wallNow: () => number,
 ): Administration {
   const { accounts, devices, tokens, passwords, secondFactors, accessTokens, bans } = state;
-  const certificate = (facts: CertificateFacts): CertificateInfo => ({
+  const certificate = ({ isNewest: _, ...facts }: CertificateFacts): CertificateInfo => ({
     ...facts,
     notBefore: facts.notBefore.toISOString(),
     notAfter: facts.notAfter.toISOString(),
@@ -214,8 +214,10 @@ export function createAdministration(
       await live.reloadCertificates();
       return { certificate: certificate(facts), kicked };
     },
-    'pki.renew': async () => {
-      const { certificate: facts } = await state.pki.renew();
+    'pki.renew': async ({ name, key }) => {
+      if (name !== undefined)
+        return certificate((await state.pki.renewClient(name, { key: key ?? 'same' })).certificate);
+      const { certificate: facts } = await state.pki.renew({ key: key ?? 'new' });
       await live.reloadCertificates();
       return certificate(facts);
     },

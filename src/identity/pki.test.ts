@@ -377,6 +377,73 @@ test('renew takes the key that was pinned beforehand and makes the next', async 
   assert.equal((await pki.renew({ names: ['new.example.org'] })).certificate.name, 'new.example.org');
 });
 
+test("the server's certificate is renewed for the key it has when that is asked for, and the next key stays pinned", async () => {
+  const pki = await create();
+  const before = await pki.pins();
+  const old = await text(pki.paths.server);
+  await pki.renew({ key: 'same' });
+  assert.deepEqual(await pki.pins(), before);
+  assert.notEqual(await text(pki.paths.server), old);
+});
+
+test("a client's certificate is renewed for the same key or a new one; the old one stays valid until it is revoked", async () => {
+  const pki = await create();
+  const first = await pki.issue('ada');
+  const key = await text(first.keyFile);
+  const same = await pki.renewClient('ada');
+  assert.equal(await text(same.keyFile), key);
+  assert.equal(same.certificate.pin, first.certificate.pin);
+  assert.notEqual(same.certificate.serial, first.certificate.serial);
+  const other = await pki.renewClient('ada', { key: 'new' });
+  assert.notEqual(other.certificate.pin, first.certificate.pin);
+  const { cert, key: newKey } = await pair(other.certFile, other.keyFile);
+  assert.equal(new X509Certificate(cert).checkPrivateKey(createPrivateKey(newKey)), true);
+  assert.equal(await modeOf(other.keyFile), 0o600);
+  const shown = (await pki.show()).filter(({ role }) => role === 'client');
+  assert.deepEqual(
+    shown.map(({ revoked }) => revoked),
+    [false, false, false],
+  );
+  assert.deepEqual(
+    shown.filter(({ isNewest }) => isNewest).map(({ serial }) => serial),
+    [other.certificate.serial],
+  );
+});
+
+test('nothing is renewed for a client without a certificate, or one whose certificate was revoked', async () => {
+  const pki = await create();
+  await assert.rejects(pki.renewClient('ada'), { code: 'ERR_NOT_FOUND' });
+  await assert.rejects(pki.renewClient('../ca'), { code: 'ERR_BAD_REQUEST' });
+  const { certificate } = await pki.issue('ada');
+  await pki.revoke(certificate.serial);
+  for (const key of ['same', 'new'] as const) {
+    await assert.rejects(pki.renewClient('ada', { key }), { code: 'ERR_CONFLICT' });
+  }
+});
+
+test("a client's renewal that a crash cut is finished by open, or has changed nothing", async () => {
+  const pki = await create();
+  const dir = join(pki.paths.folder, '..');
+  const { certFile, keyFile } = await pki.issue('ada');
+  const next = join(pki.paths.clients, '.ada.next.key');
+  const [oldCert, oldKey] = [await text(certFile), await text(keyFile)];
+  await pki.renewClient('ada', { key: 'new' });
+  const [newCert, newKey] = [await text(certFile), await text(keyFile)];
+  // After the next key, before the certificate.
+  for (const [file, content] of [
+    [certFile, oldCert],
+    [keyFile, oldKey],
+    [next, newKey],
+  ] as const)
+    await writeFile(file, content);
+  await Pki.open(dir);
+  assert.equal(await text(keyFile), oldKey);
+  // After the certificate, before its key is in place.
+  await writeFile(certFile, newCert);
+  await Pki.open(dir);
+  assert.equal(await text(keyFile), newKey);
+});
+
 test('a renewal that a crash cut after any of its steps is finished by open', async () => {
   const pki = await create();
   const dir = join(pki.paths.folder, '..');

@@ -8,6 +8,7 @@
  *               server.pem server.key  the gateway's leaf and key
  *               server.next.key        the key of the next leaf, made beforehand so that profiles can pin it
  *               clients/NAME.pem .key  the newest client certificate of a name
+ *               clients/.NAME.next.key the key of the next one while it is being renewed
  *               crl.pem                what TLS reads; made from `revoked/`
  *               issued/SERIAL.pem      every leaf ever made
  *               revoked/SERIAL         one file per revocation, so that two at once cannot lose one
@@ -23,12 +24,13 @@ import {
   createPrivateKey,
   createPublicKey,
   generateKeyPairSync,
+  type KeyObject,
   randomBytes,
   X509Certificate,
 } from 'node:crypto';
 import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { isIP } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { domainToASCII } from 'node:url';
 import * as x509 from '@peculiar/x509';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -68,6 +70,8 @@ export interface CertificateFacts {
   /** See `spkiPin`. */
   readonly pin: string;
   readonly file: string;
+  /** The authority itself, or the leaf that is in use under its name. */
+  readonly isNewest: boolean;
 }
 
 export interface IssuedCertificate {
@@ -186,6 +190,10 @@ export class Pki {
     }
     const pki = new Pki(paths, ca, await toCryptoKey(keyPem), options.clock ?? systemClock);
     await pki.#finishRenewal();
+    for (const file of await readdir(paths.clients)) {
+      const [, name] = /^\.(.+)\.next\.key$/.exec(file) ?? [];
+      if (name !== undefined) await pki.#finishClient(name);
+    }
     if (!(await pki.#crlIsCurrent())) await pki.#writeCrl();
     return pki;
   }
@@ -216,8 +224,7 @@ export class Pki {
     options: { readonly validity?: Validity; readonly replace?: boolean } = {},
   ): Promise<IssuedCertificate> {
     const common = parseName('certificate', name);
-    const certFile = join(this.paths.clients, `${common}.pem`);
-    const keyFile = join(this.paths.clients, `${common}.key`);
+    const { certFile, keyFile } = clientPaths(this.paths, common);
     if (options.replace !== true) await this.#refuseLive(certFile, common);
     const key = newKey();
     const certificate = await this.#sign(key.spki, {
@@ -233,24 +240,63 @@ export class Pki {
   }
 
   /**
-   * Gives the server a new certificate for its next key, with the same names unless others are given. The old one stays
-   * valid until it ends or is revoked.
+   * Gives the server a new certificate, with the same names unless others are given: for its next key or, with `key:
+   * 'same'`, for the one it has. The old one stays valid until it ends or is revoked.
    *
    * @throws {VpnError} ERR_BAD_REQUEST for a name
    */
   async renew(
-    options: { readonly names?: readonly string[]; readonly validity?: Validity } = {},
+    options: { readonly names?: readonly string[]; readonly validity?: Validity; readonly key?: 'same' | 'new' } = {},
   ): Promise<IssuedCertificate> {
     const names =
       options.names === undefined
         ? sansOf(parseCertificate(await readPem(this.paths.server), this.paths.server))
         : serverNames(options.names);
-    const certificate = await this.#renewServer(names, options.validity);
+    const certificate = await this.#renewServer(names, options.validity, options.key);
     return {
       certificate: await this.#facts(certificate, this.paths.server),
       certFile: this.paths.server,
       keyFile: this.paths.serverKey,
     };
+  }
+
+  /**
+   * Gives a client a new certificate under its name, for the key it has or, with `key: 'new'`, for another. The old one
+   * stays in its place until the new one is made, and valid until it ends or is revoked.
+   *
+   * @throws {VpnError} ERR_NOT_FOUND for a name without a certificate; ERR_CONFLICT where it was revoked
+   */
+  async renewClient(
+    name: string,
+    options: { readonly validity?: Validity; readonly key?: 'same' | 'new' } = {},
+  ): Promise<IssuedCertificate> {
+    const common = parseName('certificate', name);
+    const { certFile, keyFile, nextKeyFile } = clientPaths(this.paths, common);
+    const pem = await readFile(certFile, 'utf8').catch(() => undefined);
+    if (pem === undefined) {
+      throw new VpnError('ERR_NOT_FOUND', `${common} has no certificate; make one with: customvpn pki issue ${common}`);
+    }
+    const old = await this.#facts(parseCertificate(pem, certFile), certFile);
+    // Whoever has the key that was revoked must not be let in again.
+    if (old.revoked) {
+      throw new VpnError(
+        'ERR_CONFLICT',
+        `the certificate ${old.serial} of ${common} was revoked; make another with: customvpn pki issue ${common}`,
+        { details: { name: common, serial: old.serial } },
+      );
+    }
+    const key = options.key === 'new' ? newKey() : undefined;
+    const spki = key?.spki ?? spkiOf(parseX509(pem, certFile).publicKey);
+    const certificate = await this.#sign(spki, {
+      subject: [{ CN: [common] }],
+      usage: CLIENT_AUTH,
+      validity: options.validity,
+      names: [],
+    });
+    if (key !== undefined) await writePrivateFile(nextKeyFile, key.privatePem);
+    await writePrivateFile(certFile, pemOf(certificate), { mode: 0o644 });
+    await this.#finishClient(common);
+    return { certificate: await this.#facts(certificate, certFile), certFile, keyFile };
   }
 
   /**
@@ -288,10 +334,10 @@ export class Pki {
       if (!/^[0-9a-f]+\.pem$/.test(name)) continue;
       const file = join(folder, name);
       const certificate = parseCertificate(await readPem(file), file);
-      leaves.push(factsOf(certificate, await this.#presentFile(certificate, file), revoked));
+      leaves.push(factsOf(certificate, await this.#presentFile(certificate, file), revoked, folder));
     }
     leaves.sort((a, b) => a.notBefore.getTime() - b.notBefore.getTime() || (a.serial < b.serial ? -1 : 1));
-    return [factsOf(this.#ca, this.paths.ca, revoked), ...leaves];
+    return [factsOf(this.#ca, this.paths.ca, revoked, folder), ...leaves];
   }
 
   async #sign(
@@ -331,9 +377,13 @@ export class Pki {
   }
 
   /** Three steps in an order that `#finishRenewal` can take up after any of them. */
-  async #renewServer(names: readonly string[], validity: Validity | undefined): Promise<x509.X509Certificate> {
-    const next = createPublicKey(createPrivateKey(await readPem(this.paths.nextServerKey)));
-    const spki = Uint8Array.from(next.export({ type: 'spki', format: 'der' }));
+  async #renewServer(
+    names: readonly string[],
+    validity: Validity | undefined,
+    which: 'same' | 'new' = 'new',
+  ): Promise<x509.X509Certificate> {
+    const { serverKey, nextServerKey } = this.paths;
+    const spki = spkiOf(createPublicKey(createPrivateKey(await readPem(which === 'new' ? nextServerKey : serverKey))));
     const subject = [{ CN: ['CustomVPN gateway'] }];
     const certificate = await this.#sign(spki, { subject, usage: SERVER_AUTH, validity, names });
     await writePrivateFile(this.paths.server, pemOf(certificate), { mode: 0o644 });
@@ -351,6 +401,15 @@ export class Pki {
       await rename(nextServerKey, serverKey);
       await writePrivateFile(nextServerKey, newKey().privatePem);
     }
+  }
+
+  /** A key whose certificate is in place belongs beside it; any other is of a renewal that did not get so far. */
+  async #finishClient(name: string): Promise<void> {
+    const { certFile, keyFile, nextKeyFile } = clientPaths(this.paths, name);
+    const certificate = await readFile(certFile, 'utf8').catch(() => undefined);
+    const next = await readFile(nextKeyFile, 'utf8').catch(() => undefined);
+    if (certificate === undefined || next === undefined) return;
+    if (keyMatches(parseX509(certificate, certFile), next, nextKeyFile)) await rename(nextKeyFile, keyFile);
   }
 
   async #refuseLive(file: string, name: string): Promise<void> {
@@ -433,11 +492,16 @@ export class Pki {
   }
 
   async #facts(certificate: x509.X509Certificate, file: string): Promise<CertificateFacts> {
-    return factsOf(certificate, file, await this.#revocations());
+    return factsOf(certificate, file, await this.#revocations(), issuedFolder(this.paths));
   }
 }
 
-function factsOf(certificate: x509.X509Certificate, file: string, revoked: Map<string, Date>): CertificateFacts {
+function factsOf(
+  certificate: x509.X509Certificate,
+  file: string,
+  revoked: Map<string, Date>,
+  issued: string,
+): CertificateFacts {
   const role = roleOf(certificate);
   const serial = normaliseSerial(certificate.serialNumber);
   return {
@@ -449,6 +513,7 @@ function factsOf(certificate: x509.X509Certificate, file: string, revoked: Map<s
     revoked: revoked.has(serial),
     pin: spkiPin(pemOf(certificate)),
     file,
+    isNewest: dirname(file) !== issued,
   };
 }
 
@@ -463,6 +528,16 @@ function pathsIn(folder: string): PkiPaths {
     crl: join(folder, 'crl.pem'),
     clients: join(folder, 'clients'),
   };
+}
+
+function clientPaths({ clients }: PkiPaths, name: string): { certFile: string; keyFile: string; nextKeyFile: string } {
+  // No name begins with a full stop.
+  const at = (file: string) => join(clients, file);
+  return { certFile: at(`${name}.pem`), keyFile: at(`${name}.key`), nextKeyFile: at(`.${name}.next.key`) };
+}
+
+function spkiOf(key: KeyObject): Uint8Array<ArrayBuffer> {
+  return Uint8Array.from(key.export({ type: 'spki', format: 'der' }));
 }
 
 function issuedFolder(paths: PkiPaths): string {
