@@ -6,6 +6,7 @@
  * clients come from the built-in authority and no list is configured, that authority's is used.
  */
 
+import { X509Certificate } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
@@ -13,6 +14,7 @@ import type { Logger } from '../base/log.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import { isOnList, type RevocationList, readRevocationLists } from '../transport/revocation.ts';
 import { type ServerCredentials, serverTlsOptions } from '../transport/tls.ts';
+import type { End } from './certificate-ends.ts';
 import type { GatewayConfig } from './config.ts';
 
 /** A revocation has a second to bite. */
@@ -113,6 +115,23 @@ export class Credentials {
     return isOnList(this.#loaded.lists, certificate);
   }
 
+  /** When what is in force ends. */
+  ends(): End[] {
+    const { config, pem, lists, crlFile } = this.#loaded;
+    const [leaf, ...others] = certificatesIn(pem.cert);
+    const authorities = config.requireClientAuth === false ? [] : certificatesIn(pem.ca ?? '');
+    return [
+      ...(leaf === undefined ? [] : [endOf('server certificate', leaf, config.certFile)]),
+      ...others.map((certificate) => endOf('intermediate certificate', certificate, config.certFile)),
+      ...authorities.map((certificate) => endOf('CA certificate', certificate, config.caFile)),
+      ...lists.flatMap(({ authority, issuer, nextUpdate }) => {
+        if (nextUpdate === undefined) return [];
+        const remedy = `put a newer one in its place: ${crlFile}`;
+        return [{ key: `list ${authority}`, what: `the revocation list of ${issuer}`, at: nextUpdate, remedy }];
+      }),
+    ];
+  }
+
   /** Puts in force what `readCredentials` has read. */
   take(loaded: Loaded): void {
     this.#options.use(loaded.pem);
@@ -165,6 +184,21 @@ export class Credentials {
       this.#log.error(this.#problem, { code: toVpnError(error).code });
     }
   }
+}
+
+function certificatesIn(pem: string): X509Certificate[] {
+  const blocks = pem.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? [];
+  return blocks.map((block) => new X509Certificate(block));
+}
+
+function endOf(kind: string, certificate: X509Certificate, file = ''): End {
+  const name = certificate.subject.replaceAll('\n', ', ');
+  return {
+    key: certificate.serialNumber.toLowerCase().replace(/^0+/, ''),
+    what: `the ${kind} of ${name}`,
+    at: certificate.validToDate.getTime(),
+    remedy: `put a newer one in its place: ${file}`,
+  };
 }
 
 /** Changes with the file; the same as long as there is none. */

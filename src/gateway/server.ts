@@ -15,12 +15,14 @@ import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operatio
 import type { AccountSource } from '../identity/backends/open.ts';
 import type { BanPolicy } from '../identity/bans.ts';
 import type { Argon2Parameters } from '../identity/passwords.ts';
+import type { CertificateFacts } from '../identity/pki.ts';
 import { usersNamed } from '../identity/steps/certificate.ts';
 import type { LoginProvider } from '../identity/steps/oidc.ts';
 import { formatIp, formatPrefix, type Prefix, parseIp, parsePrefix, prefixContains } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { Lease, LeasePool } from '../ip/lease-pool.ts';
 import type { CloseReason } from '../protocol/messages.ts';
+import type { SessionCertificate } from '../store/sessions.ts';
 import { Listener } from '../transport/listener.ts';
 import type { QueueBudget } from '../transport/queue-budget.ts';
 import { isSameCertificate } from '../transport/revocation.ts';
@@ -30,6 +32,7 @@ import { AuditFile } from './auth/audit-file.ts';
 import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
 import { HasherProcess } from './auth/hasher.ts';
 import { Recheck } from './auth/recheck.ts';
+import { CertificateEnds, type End } from './certificate-ends.ts';
 import {
   checkCertificateStep,
   type GatewayConfig,
@@ -50,7 +53,6 @@ import { Worker, type WorkerDevices } from './worker/worker.ts';
 export type { PacketBuffer, TunDevice, TunReader } from '../os/tun.ts';
 
 const WORKER_ID = 0;
-const CERTIFICATE_WARNING_DAYS = 30;
 
 /** What a hook learns of a session. */
 export interface SessionFacts {
@@ -97,6 +99,7 @@ interface Running {
   worker: Worker;
   listener: Listener;
   credentials: Credentials;
+  ends: CertificateEnds;
   pool: LeasePool;
   administration: Administration;
   /** What has to do with outside sources of accounts. */
@@ -262,6 +265,16 @@ export class VpnServer {
       );
     // Of the sessions from before a restart.
     endRevoked();
+    const ends = new CertificateEnds({
+      find: async () => [
+        // The first that names a certificate knows best what to do.
+        ...(state.hasPki ? endsOf(await state.pki.show()) : []),
+        ...credentials.ends(),
+        ...auth.certificates.map(endOfSession),
+      ],
+      clock,
+      log: this.#log,
+    });
     const recheck = new Recheck({
       sources: state.sources,
       backends,
@@ -278,6 +291,7 @@ export class VpnServer {
     worker.start();
     recheck.start();
     credentials.start();
+    ends.start();
     accounting.start();
     const administration = createAdministration(
       state,
@@ -300,6 +314,7 @@ export class VpnServer {
       worker,
       listener,
       credentials,
+      ends,
       pool,
       administration,
       outside,
@@ -313,7 +328,8 @@ export class VpnServer {
       devices: [supervisor.devices.primary, supervisor.devices.plain].flatMap((device) => device?.name ?? []).join(' '),
     });
     // The gateway runs: what cannot be looked at is no reason to stop it.
-    const warnings = await this.#warnings().catch((error: unknown) => [
+    await ends.look();
+    const warnings = await this.#hostWarnings().catch((error: unknown) => [
       `the host could not be looked at: ${String(error)}`,
     ]);
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
@@ -350,6 +366,7 @@ export class VpnServer {
     undo.defer(() => running.outside.recheck.stop());
     undo.defer(() => running.listener.close());
     undo.defer(() => running.credentials.stop());
+    undo.defer(() => running.ends.stop());
   }
 
   /**
@@ -386,6 +403,7 @@ export class VpnServer {
     running.hasher.parameters = argon2Of(merged);
     running.outside.recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await running.auth.reconfigure(merged);
+    await running.ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
   }
@@ -488,20 +506,16 @@ export class VpnServer {
 
   /** What an operator should know before it breaks. */
   async #warnings(): Promise<string[]> {
-    const { supervisor, state, administration } = this.#live();
-    const ending = state.hasPki
-      ? (await administration['pki.show']({})).filter(
-          ({ revoked, daysLeft }) => !revoked && daysLeft < CERTIFICATE_WARNING_DAYS,
-        )
-      : [];
+    const { ends } = this.#live();
+    return [...(await this.#hostWarnings()), ...(await ends.soon()).map(({ text }) => text)];
+  }
+
+  async #hostWarnings(): Promise<string[]> {
+    const { supervisor, credentials } = this.#live();
     return [
       ...(await supervisor.warnings()),
       ...insecureSources(this.#config),
-      ...[this.#live().credentials.problem].flatMap((problem) => problem ?? []),
-      ...ending.map(
-        ({ role, name, daysLeft }) =>
-          `the ${role} certificate of ${name} ends in ${daysLeft} days${role === 'server' ? '; renew it with: customvpn pki renew' : ''}`,
-      ),
+      ...[credentials.problem].flatMap((problem) => problem ?? []),
     ];
   }
 
@@ -602,6 +616,22 @@ function insecureSources(config: GatewayConfig): string[] {
       `the source of accounts ${name} is asked without TLS: everybody on the way can read the passwords and forge the answers`,
     ];
   });
+}
+
+/** What the built-in authority has made and is of use: not what was revoked, superseded or has ended unused. */
+function endsOf(certificates: readonly CertificateFacts[]): End[] {
+  return certificates.flatMap(({ role, name, serial, notAfter, revoked, isNewest }) => {
+    if (revoked || !isNewest) return [];
+    const remedy =
+      role === 'ca'
+        ? 'make another gateway and new profiles'
+        : `renew it with: customvpn pki renew${role === 'client' ? ` ${name}` : ''}`;
+    return [{ key: serial, what: `the ${role} certificate of ${name}`, at: notAfter.getTime(), remedy }];
+  });
+}
+
+function endOfSession({ name, serial, notAfter }: SessionCertificate): End {
+  return { key: serial, what: `the client certificate ${serial} of ${name}, in use by a session,`, at: notAfter };
 }
 
 function accounted(session: Session): AccountedSession {

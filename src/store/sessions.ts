@@ -295,7 +295,13 @@ function parseCertificate(text: string | null): SessionCertificate | undefined {
   const [name = '', serial = '', issuer = '', authority = ''] = ['name', 'serial', 'issuer', 'authority'].map((key) =>
     String(Reflect.get(parsed, key) ?? ''),
   );
-  return { name, serial, issuer, authority, notAfter: Number(Reflect.get(parsed, 'notAfter') ?? 0) };
+  return {
+    name,
+    serial,
+    issuer,
+    authority,
+    notAfter: Number(Reflect.get(parsed, 'notAfter') ?? Number.POSITIVE_INFINITY),
+  };
 }
 
 /** Without what else a verdict may have rested on. */

@@ -430,7 +430,7 @@ const MEANINGS: ReadonlyMap<string | undefined, Meaning> = new Map(
     INVALID_PURPOSE: { code: 'ERR_CERT_UNTRUSTED', text: 'the certificate is not for this use (extended key usage)' },
     CRL_HAS_EXPIRED: {
       code: 'ERR_CERT_UNTRUSTED',
-      text: 'the revocation list has expired; renew it: customvpn pki renew',
+      text: 'the revocation list has expired; its authority has to make another',
     },
     UNABLE_TO_GET_CRL: {
       code: 'ERR_CERT_UNTRUSTED',

@@ -220,3 +220,49 @@ test('a certificate that is revoked between handshake and login opens no session
   const late = await world.client('ada', files);
   await assert.rejects(late.client.connect(), { code: 'ERR_CERT_REVOKED' });
 });
+
+test('whatever ends within 30 days is in the log and the status: server, authorities, list, and certificates of sessions', async () => {
+  using folder = new Folder();
+  const { one, config } = await twoAuthorities(folder);
+  const leaf = await one.server();
+  await using world = await World.open({
+    config: {
+      ...config,
+      certFile: folder.write('server.pem', leaf.cert),
+      keyFile: folder.write('server.key', leaf.key),
+    },
+  });
+  const holder = await one.client('ada', { serial: '4abc' });
+  const files = folder.leaf('ada', holder);
+  const profile = await world.profile('ada');
+  await world.connected('ada', { profile: { ...profile, ca: one.cert, pins: [leaf.pin] }, ...files });
+  await world.server.reload();
+  for (const text of [
+    /the server certificate of CN=localhost ends in 0 days/,
+    /the CA certificate of CN=One ends in 1 days/,
+    /the CA certificate of CN=Other ends in 1 days/,
+    /the revocation list of CN=One ends in 0 days/,
+    /the client certificate 4abc of ada, in use by a session, ends in 0 days/,
+  ]) {
+    assert.match((await world.status()).warnings.join('\n'), text);
+    assert.equal(world.lines.filter(({ msg }) => text.test(String(msg))).length, 1, String(text));
+  }
+  await using far = await World.open();
+  assert.deepEqual((await far.status()).warnings, []);
+});
+
+test('the renewed certificate of a client is good for a login, until it is revoked', async () => {
+  await using world = await World.open({ config: { ...OWN, login: { steps: ['device', 'certificate'] } } });
+  const { administration } = world.server;
+  const files = await issue(world, 'ada');
+  const ada = await world.connected('ada', files);
+  const renewed = await administration['pki.renew']({ name: 'ada', key: 'new' });
+  assert.notEqual(renewed.serial, files.serial);
+  await exchange(world, ada, 4);
+  const options = { ...files, deviceKey: ada.key, profile: withoutToken(await world.profile('ada')) };
+  const again = await world.connected('ada', options);
+  assert.equal((await administration['pki.revoke']({ serial: files.serial })).kicked, 0, 'nobody uses the old one');
+  await exchange(world, again, 4);
+  assert.equal((await administration['pki.revoke']({ serial: renewed.serial })).kicked, 1);
+  await stopsFinally(again, 'revoked');
+});

@@ -476,6 +476,11 @@ export class Auth implements AuthPort {
     if (session.isRecorded) await this.#options.sessions.end(key, reason);
   }
 
+  /** The client certificates that live sessions rest on. */
+  get certificates(): SessionCertificate[] {
+    return [...this.#live.values()].flatMap(({ certificate }) => certificate ?? []);
+  }
+
   /** Ends the sessions that a change concerns, at once; returns how many there were. */
   closeSessions(concerned: (holder: RightsHolder) => boolean, reason: CloseReason): number {
     for (const login of this.#judged) if (concerned(login)) login.hasLostItsRight = true;

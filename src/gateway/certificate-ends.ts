@@ -1,0 +1,95 @@
+/**
+ * Says, a month ahead and every day, which certificates and revocation lists are about to end.
+ *
+ * Hides what counts as soon and when it was said last. It must not know where certificates come from.
+ */
+
+import type { Clock } from '../base/clock.ts';
+import type { Logger } from '../base/log.ts';
+
+const DAY_MS = 86_400_000;
+const WARNING_DAYS = 30;
+const LOOK_MS = 600_000;
+
+/** Something that ends. */
+export interface End {
+  /** The same for the same thing, wherever it was found. */
+  readonly key: string;
+  /** As in "the server certificate of vpn.example.org". */
+  readonly what: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly at: number;
+  /** What to do about it. */
+  readonly remedy?: string;
+}
+
+export interface CertificateEndsOptions {
+  find(): Promise<readonly End[]>;
+  clock: Clock;
+  log: Logger;
+}
+
+export class CertificateEnds {
+  readonly #options: CertificateEndsOptions;
+  readonly #log: Logger;
+  /** When each was said, milliseconds since the Unix epoch. */
+  #said = new Map<string, number>();
+  #timer: NodeJS.Timeout | undefined;
+  #look: Promise<void> | undefined;
+
+  constructor(options: CertificateEndsOptions) {
+    this.#options = options;
+    this.#log = options.log.child({ component: 'certificates' });
+  }
+
+  start(): void {
+    this.#timer = setInterval(() => void this.look(), LOOK_MS);
+    this.#timer.unref();
+  }
+
+  /** Resolves when nothing is looked at any more. */
+  async stop(): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#look;
+  }
+
+  /** Logs what ends soon and has not been logged for a day. Never rejects; while one look runs, another is the same one. */
+  look(): Promise<void> {
+    this.#look ??= this.#say()
+      .catch((error: unknown) => this.#log.error('the ends of certificates could not be looked at', { error }))
+      .finally(() => {
+        this.#look = undefined;
+      });
+    return this.#look;
+  }
+
+  /** What ends soon or has ended, each once, the soonest first. */
+  async soon(): Promise<{ key: string; text: string }[]> {
+    const now = this.#options.clock.wallNow();
+    const found = new Map<string, End>();
+    for (const end of await this.#options.find()) {
+      if (end.at - now < WARNING_DAYS * DAY_MS && !found.has(end.key)) found.set(end.key, end);
+    }
+    return [...found.values()].sort((a, b) => a.at - b.at).map((end) => ({ key: end.key, text: textOf(end, now) }));
+  }
+
+  async #say(): Promise<void> {
+    const now = this.#options.clock.wallNow();
+    const said = new Map<string, number>();
+    for (const { key, text } of await this.soon()) {
+      const last = this.#said.get(key);
+      // A clock that was set back must not silence it.
+      const isDue = last === undefined || now - last >= DAY_MS || now < last;
+      if (isDue) this.#log.warn(text);
+      said.set(key, isDue ? now : last);
+    }
+    this.#said = said;
+  }
+}
+
+function textOf({ what, at, remedy }: End, now: number): string {
+  const day = new Date(at).toISOString().slice(0, 10);
+  const days = Math.floor((at - now) / DAY_MS);
+  const when = at <= now ? `has ended on ${day}` : `ends in ${days} days, on ${day}`;
+  return `${what} ${when}${remedy === undefined ? '' : `; ${remedy}`}`;
+}
