@@ -5,7 +5,7 @@
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
 import { createLogger, type Logger } from '../src/base/log.ts';
-import type { GatewayInit, GatewayInitResult } from '../src/cli/host.ts';
+import type { GatewayInit, GatewayInitResult, StoreCopyResult } from '../src/cli/host.ts';
 import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
 import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
@@ -13,8 +13,9 @@ import { checkCertificateStep, type GatewayConfig } from '../src/gateway/config.
 import { readCredentials } from '../src/gateway/credentials.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
-import { GatewayState, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
+import { GatewayState, placeOfStore, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
+import { backUp, restore } from '../src/store/backup.ts';
 import { warmPath, withSignals } from './run.ts';
 
 interface GatewaySource {
@@ -41,12 +42,37 @@ export async function checkGateway(source: GatewaySource): Promise<string> {
   openPool(config);
   checkCertificateStep(config);
   await readCredentials(config, undefined, systemClock.wallNow());
+  const place = await placeOfStore(source.state, config);
+  if (typeof place !== 'string') (await import('../src/store/postgres.ts')).parsePostgresUrl(place.url);
   const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: systemClock };
   for (const [name, settings] of Object.entries(config.backends)) {
     const backend = await openBackend(name, settings, parts);
     await backend.close();
   }
   return `${configFileOf(source)} is good`;
+}
+
+/** `server backup`. */
+export async function backupStore(state: string, file: string, force: boolean): Promise<StoreCopyResult> {
+  return await backUp(await embeddedStore(state, 'pg_dump'), file, { force });
+}
+
+/** `server restore`. */
+export async function restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult> {
+  const store = await embeddedStore(state, 'pg_restore');
+  if (await answers(statePaths(state).control)) {
+    throw new VpnError(
+      'ERR_ALREADY_RUNNING',
+      `the gateway of ${state} runs; stop it first: customvpn server stop --state ${state}`,
+    );
+  }
+  return await restore(file, store, { force, clock: systemClock });
+}
+
+async function embeddedStore(state: string, instead: string): Promise<string> {
+  const place = await placeOfStore(state, await readGatewayConfig(statePaths(state).config));
+  if (typeof place === 'string') return place;
+  throw new VpnError('ERR_UNSUPPORTED', `the store of ${state} is at a PostgreSQL server; use its ${instead}`);
 }
 
 /** `server run`. */

@@ -16,6 +16,8 @@ export async function main(): Promise<void> {
     openGateway: async (state) => (await gateway()).openGateway(state),
     initGateway: async (init) => (await gateway()).makeGateway(init),
     checkGateway: async (source) => (await gateway()).checkGateway(source),
+    backupStore: async (state, file, force) => (await gateway()).backupStore(state, file, force),
+    restoreStore: async (state, file, force) => (await gateway()).restoreStore(state, file, force),
     runGateway: async (source) => (await gateway()).runGateway(source, version),
     openClients: async (state) => (await client()).findClients(state),
     runClient: async (run) => (await client()).runClientHere(run, version),

@@ -79,12 +79,25 @@ export interface Requirement {
   mend?: string;
 }
 
+/** A copy of the store that was made, or put in place. */
+export interface StoreCopyResult {
+  readonly file: string;
+  readonly bytes: number;
+  readonly users: number;
+  /** Where the store that was there before is. */
+  readonly replaced?: string;
+}
+
 export interface CliHost {
   /** The gateway's operations: of the running daemon, else of its state directory. Dispose of it after use. */
   openGateway(state: string): Promise<GatewayApi & AsyncDisposable>;
   initGateway(init: GatewayInit): Promise<GatewayInitResult>;
   /** Checks the configuration and returns it as text, opening nothing. */
   checkGateway(source: { state: string; config?: string }): Promise<string>;
+  /** Copies the store of a gateway, running or not, to a file. */
+  backupStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
+  /** Puts such a copy in the place of the store of a gateway that does not run. */
+  restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
   /** Runs until stopped; resolves when everything has been put back. */
   runGateway(source: { state: string; config?: string }): Promise<void>;
   /** Operations of the running clients under a state directory, by profile id. */

@@ -4,7 +4,7 @@
 
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
-import type { CliHost } from './host.ts';
+import type { CliHost, StoreCopyResult } from './host.ts';
 import { gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
 
@@ -183,6 +183,48 @@ Examples:
     });
 
   command
+    .command('backup')
+    .description('copy accounts, devices and the audit record to a file, also while the gateway runs')
+    .argument('<file>', 'the copy; mode 0600')
+    .addOption(gatewayState())
+    .option('--force', 'replace the file if there is one')
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+The copy has no certificates, configuration and master.key: keep those, and apart from it.
+
+Examples:
+  customvpn server backup /var/backups/customvpn.sqlite
+  customvpn server backup --force /var/backups/customvpn-monday.sqlite`,
+    )
+    .action(async (file: string, options: StateOptions & { force?: boolean }) => {
+      const made = await host.backupStore(options.state, file, options.force === true);
+      print(made, options, (copy) => formatCopy('backed up to', copy));
+    });
+
+  command
+    .command('restore')
+    .description('put a backup in the place of the store; the gateway must not run')
+    .argument('<file>', 'what `server backup` made')
+    .addOption(gatewayState())
+    .option('--force', 'replace the store that is there; it is kept beside the restored one')
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+The backup is checked as a whole first. What was revoked or disabled after it was made is good again: do that anew.
+
+Example:
+  customvpn server stop
+  customvpn server restore --force /var/backups/customvpn.sqlite`,
+    )
+    .action(async (file: string, options: StateOptions & { force?: boolean }) => {
+      const made = await host.restoreStore(options.state, file, options.force === true);
+      print(made, options, (copy) => formatCopy('restored from', copy));
+    });
+
+  command
     .command('stop')
     .description('end the gateway and put the machine back as it was')
     .addOption(gatewayState())
@@ -193,6 +235,15 @@ Examples:
     });
 
   return command;
+}
+
+function formatCopy(what: string, { file, bytes, users, replaced }: StoreCopyResult): string {
+  return facts([
+    [what, file],
+    ['users', String(users)],
+    ['size', formatBytes(bytes)],
+    ['the store before', replaced],
+  ]);
 }
 
 function formatStatus(status: GatewayStatus): string {

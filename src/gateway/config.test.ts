@@ -5,6 +5,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { parseConfig } from '../base/config.ts';
+import { isVpnError } from '../base/errors.ts';
 import { gatewayConfigSchema, RELOADABLE_KEYS, resolveFiles } from './config.ts';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -151,4 +152,18 @@ test('file names are resolved against the folder of the configuration', () => {
   assert.partialDeepStrictEqual(resolveFiles({ ...defaults, backends }, '/srv/vpn').backends, {
     x: { secretFile: '/srv/vpn/secret', servers: ['192.0.2.1'] },
   });
+});
+
+test('the address of a store carries no password, and no message repeats one', () => {
+  for (const text of ['url = "postgres://vpn:secret-word@db/x"', 'url = "mysql://db/x"', 'passwordFile = "only"']) {
+    assert.throws(
+      () => parseConfig(`[store]\n${text}\n`, gatewayConfigSchema, 'x'),
+      (error) => isVpnError(error, 'ERR_CONFIG_VALUE') && !error.message.includes('secret-word'),
+      text,
+    );
+  }
+  const url = 'postgres://vpn@db.example/x';
+  const text = `[store]\nurl = "${url}"\npasswordFile = "secrets/store"\ncaFile = "ca.pem"\n`;
+  const { store } = resolveFiles(parseConfig(text, gatewayConfigSchema, 'x'), '/state');
+  assert.deepEqual(store, { url, passwordFile: '/state/secrets/store', caFile: '/state/ca.pem' });
 });

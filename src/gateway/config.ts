@@ -323,6 +323,22 @@ export const gatewayConfigSchema = z.strictObject({
     .default({})
     .describe('outside sources of accounts'),
 
+  store: z
+    .strictObject({
+      url: text
+        .regex(/^postgres(?:ql)?:\/\/[^/]/, 'expected postgres://USER@HOST[:PORT]/DATABASE')
+        .refine((url) => !URL.parse(url)?.password, 'expected no password in it; name a file as store.passwordFile')
+        .optional()
+        .describe('a PostgreSQL server, in place of the file in the state directory'),
+      passwordFile: text.optional().describe('password for that server'),
+      caFile: text.optional().describe("CAs that the server's certificate must come from"),
+    })
+    .refine(({ url, passwordFile, caFile }) => url !== undefined || (passwordFile ?? caFile) === undefined, {
+      path: ['url'],
+      message: 'expected together with passwordFile or caFile',
+    })
+    .prefault({}),
+
   audit: z
     .strictObject({
       file: text.optional().describe('the audit record as JSON lines, beside the table'),
@@ -380,6 +396,11 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
   return {
     ...config,
     audit: config.audit.file === undefined ? config.audit : { ...config.audit, file: absolute(config.audit.file) },
+    store: {
+      ...config.store,
+      ...(config.store.passwordFile === undefined ? {} : { passwordFile: absolute(config.store.passwordFile) }),
+      ...(config.store.caFile === undefined ? {} : { caFile: absolute(config.store.caFile) }),
+    },
     certFile: absolute(config.certFile),
     keyFile: absolute(config.keyFile),
     ...(config.caFile === undefined ? {} : { caFile: absolute(config.caFile) }),

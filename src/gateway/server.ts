@@ -153,7 +153,7 @@ export class VpnServer {
     const state = undo.use(
       this.#stateDir === undefined
         ? await GatewayState.inMemory(clock, hasher)
-        : await GatewayState.open(this.#stateDir, clock, hasher),
+        : await GatewayState.open(this.#stateDir, clock, { hasher, config }),
     );
     checkLoginSources(config);
     checkCertificateStep(config);

@@ -16,10 +16,12 @@
 
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { readConfig } from '../base/config.ts';
 import { VpnError } from '../base/errors.ts';
+import { readSecretFile } from '../base/private-file.ts';
 import { AccessTokens } from '../identity/access-tokens.ts';
 import { Accounts } from '../identity/accounts.ts';
 import { Authenticator } from '../identity/authenticator.ts';
@@ -48,6 +50,7 @@ import { type PasswordSources, PasswordStep } from '../identity/steps/password.t
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
+import type { PostgresOptions } from '../store/postgres.ts';
 import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
@@ -90,6 +93,27 @@ export function statePaths(dir: string): {
  */
 export async function readGatewayConfig(file: string): Promise<GatewayConfig> {
   return resolveFiles(await readConfig(file, gatewayConfigSchema), dirname(resolve(file)));
+}
+
+/**
+ * Where a gateway's store is: the file in its state directory, or a server with what it takes to log in there.
+ *
+ * @throws {VpnError} ERR_CONFIG_FILE when the password cannot be read or others may read it; ERR_CERT_FILE
+ */
+export async function placeOfStore(dir: string, { store }: GatewayConfig): Promise<string | PostgresOptions> {
+  const { url, passwordFile, caFile } = store;
+  if (url === undefined) return statePaths(dir).store;
+  const password = passwordFile === undefined ? undefined : await readSecretFile(passwordFile);
+  if (caFile === undefined) return { url, password };
+  try {
+    return { url, password, ca: await readFile(caFile, 'utf8') };
+  } catch (cause) {
+    const errno = (cause as NodeJS.ErrnoException).code;
+    throw new VpnError('ERR_CERT_FILE', `cannot read ${caFile}, named as store.caFile: ${errno}`, {
+      cause,
+      details: { path: caFile, errno },
+    });
+  }
 }
 
 /** The parts of a gateway that outlive a run. */
@@ -165,10 +189,15 @@ export class GatewayState implements AsyncDisposable {
   /**
    * Opens a state directory that `server init` has made.
    *
-   * @param hasher default: passwords are hashed in this process, which is for short commands only
+   * @param options.hasher default: passwords are hashed in this process, which is for short commands only
+   * @param options.config default: what the directory's own file says
    * @throws {VpnError} ERR_CONFIG_FILE when it is none; ERR_STORE, ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH
    */
-  static async open(dir: string, clock: Clock, hasher: PasswordHasher = LOCAL_HASHER): Promise<GatewayState> {
+  static async open(
+    dir: string,
+    clock: Clock,
+    { hasher = LOCAL_HASHER, config }: { hasher?: PasswordHasher; config?: GatewayConfig } = {},
+  ): Promise<GatewayState> {
     const paths = statePaths(dir);
     if (!existsSync(paths.config)) {
       throw new VpnError(
@@ -182,7 +211,7 @@ export class GatewayState implements AsyncDisposable {
     const vault = await Vault.open(paths.masterKey);
     // Certificates of another authority need no PKI of ours.
     const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
-    const store = await openStore(paths.store);
+    const store = await openStore(await placeOfStore(dir, config ?? (await readGatewayConfig(paths.config))));
     return new GatewayState({ dir: resolve(dir), vault, pki, hasher, ...(await openShared(store, clock)) });
   }
 

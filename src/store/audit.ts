@@ -40,6 +40,7 @@ export const AuditEvent = {
   sessionResumed: 'session.resumed',
   resumeRefused: 'session.resume_refused',
   sessionEnded: 'session.ended',
+  storeRestored: 'store.restored',
 } as const;
 export type AuditEvent = (typeof AuditEvent)[keyof typeof AuditEvent];
 

@@ -109,6 +109,84 @@ function syncJournal(path: string): void {
   }
 }
 
+/**
+ * Copies a database that others may have open, as it is at one moment, into the empty file `to`.
+ *
+ * @throws {VpnError} ERR_STORE when it is not there, damaged, not ours, or `to` cannot be written
+ */
+export function copySqlite(path: string, to: string): void {
+  if (!existsSync(path)) throw new VpnError('ERR_STORE', `there is no store ${path}`, { details: { path } });
+  withDatabase(path, (database) => {
+    refuseForeign(database, path);
+    database.prepare('vacuum into ?').run(to);
+  });
+}
+
+/**
+ * Checks every page, index and reference of a database that nobody writes.
+ *
+ * @returns the number of its users
+ * @throws {VpnError} ERR_STORE
+ */
+export function checkCopy(path: string): number {
+  return withDatabase(path, (database) => {
+    refuseForeign(database, path);
+    const [result] = Object.values(database.prepare('pragma integrity_check(1)').get() ?? {});
+    if (result !== 'ok' || database.prepare('pragma foreign_key_check').get() !== undefined) {
+      throw new VpnError('ERR_STORE', `${path}: the file is damaged`, { details: { path } });
+    }
+    return numberOf(database, 'select count(*) from users');
+  });
+}
+
+/**
+ * Writes the journal of a database that is to be replaced into its file; does without where the file is damaged.
+ *
+ * @throws {VpnError} ERR_STORE when somebody has it open
+ */
+export function settleSqlite(path: string): void {
+  try {
+    withDatabase(path, (database) => {
+      // Leaving WAL needs the database for itself, and takes the journal away.
+      const [mode] = Object.values(database.prepare('pragma journal_mode = delete').get() ?? {});
+      if (mode === 'wal') throw inUse(path);
+      database.exec('begin exclusive; rollback');
+    });
+  } catch (error) {
+    if (![SQLITE_CORRUPT, SQLITE_NOTADB].includes(baseCode(error))) throw error;
+  }
+}
+
+function inUse(path: string): VpnError {
+  return new VpnError('ERR_STORE', `the store ${path} is in use by another process; end that first`, {
+    details: { path },
+  });
+}
+
+function baseCode(error: unknown): number {
+  const errcode = isVpnError(error, 'ERR_STORE') ? error.details.errcode : undefined;
+  return typeof errcode === 'number' ? errcode & 0xff : 0;
+}
+
+function withDatabase<T>(path: string, work: (database: DatabaseSync) => T): T {
+  try {
+    const database = new DatabaseSync(path, { timeout: BUSY_TIMEOUT_MS, defensive: true, allowExtension: false });
+    try {
+      database.exec('pragma trusted_schema = off');
+      return work(database);
+    } finally {
+      database.close();
+    }
+  } catch (cause) {
+    throw storeError(cause, path);
+  }
+}
+
+function refuseForeign(database: DatabaseSync, path: string): void {
+  if (numberOf(database, 'pragma application_id') === APPLICATION_ID) return;
+  throw new VpnError('ERR_STORE', `${path} is not a store of CustomVPN; name another file`, { details: { path } });
+}
+
 function numberOf(database: DatabaseSync, query: string): number {
   return Number(Object.values(database.prepare(query).get() ?? {})[0]);
 }
@@ -141,11 +219,18 @@ class TransactionalAdapter extends SqliteAdapter {
 
 /** Tries again while another process writes. A statement that found the database busy has done nothing. */
 class PatientDriver extends SqliteDriver {
+  readonly #database: Adapter;
   readonly #busyTimeoutMs: number;
 
   constructor(database: Adapter, busyTimeoutMs: number) {
     super({ database });
+    this.#database = database;
     this.#busyTimeoutMs = busyTimeoutMs;
+  }
+
+  override async rollbackTransaction(connection: DatabaseConnection): Promise<void> {
+    // A full disk or a failing one has made SQLite undo it already; a second time would hide why.
+    if (this.#database.isInTransaction) await super.rollbackTransaction(connection);
   }
 
   override async acquireConnection(): Promise<DatabaseConnection> {
@@ -180,6 +265,10 @@ class Adapter {
   constructor(database: DatabaseSync, path: string) {
     this.#database = database;
     this.#path = path;
+  }
+
+  get isInTransaction(): boolean {
+    return this.#database.isTransaction;
   }
 
   prepare(query: string): Statement {

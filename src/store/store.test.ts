@@ -1,14 +1,17 @@
 // The store: its file, its transactions, and what it says when the file is not what it should be.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, test } from 'node:test';
-import { Kysely } from 'kysely';
+import { Kysely, sql } from 'kysely';
 import { Migrator } from 'kysely/migration';
 import { isVpnError } from '../base/errors.ts';
+import type { Schema } from './schema.ts';
 import { openSqlite } from './sqlite.ts';
 import { openStore, type Store } from './store.ts';
 
@@ -224,4 +227,60 @@ test('two stores opened at once on a new file agree on its schema', async () => 
   assert.equal(await count(a), 2);
   await a.close();
   await b.close();
+});
+
+test('a full disk is an error that undoes the whole transaction; with room again the store goes on', async () => {
+  const path = fresh();
+  await (await openStore(path)).close();
+  const { dialect } = await openSqlite(path);
+  await using db = new Kysely<Schema>({ dialect });
+  const setLimit = (pages: number) => sql.raw(`pragma max_page_count = ${pages}`).execute(db);
+  await setLimit(1);
+  const big = (id: string) =>
+    db.transaction().execute(async (inner) => {
+      await inner
+        .insertInto('users')
+        .values({ id, name: id, created_at: 1, disabled_at: null, expires_at: null })
+        .execute();
+      await inner
+        .insertInto('user_groups')
+        .values({ user_id: id, name: 'x'.repeat(1 << 20) })
+        .execute();
+    });
+  await assert.rejects(big('refused'), { code: 'ERR_STORE', message: /the disk is full/ });
+  assert.deepEqual(await db.selectFrom('users').select('id').execute(), []);
+  await setLimit(100_000);
+  await big('taken');
+  assert.deepEqual(
+    (await db.selectFrom('users').select('id').execute()).map(({ id }) => id),
+    ['taken'],
+  );
+});
+
+test('killed in the middle of its writes, a store is whole and has all that was committed', {
+  timeout: 60_000,
+}, async () => {
+  const path = fresh();
+  const child = join(import.meta.dirname, '..', '..', 'test', 'support', 'store-writer.ts');
+  for (let round = 1; round <= 4; round++) {
+    const writer = spawn(process.execPath, ['--conditions=customvpn-source', child, path]);
+    let said = '';
+    writer.stdout.setEncoding('utf8').on('data', (text: string) => {
+      said += text;
+      if (said.split('\n').length > 5 * round) writer.kill('SIGKILL');
+    });
+    await once(writer, 'close');
+    const committed = said.split('\n').slice(0, -1);
+    assert.ok(committed.length >= 5 * round);
+    await using store = await openStore(path);
+    const users = (await store.db.selectFrom('users').select('id').execute()).map(({ id }) => id);
+    const grouped = (await store.db.selectFrom('user_groups').select('user_id').execute()).map((row) => row.user_id);
+    assert.deepEqual(users.sort(), grouped.sort(), 'no transaction is there in part');
+    assert.deepEqual(
+      committed.filter((id) => !users.includes(id)),
+      [],
+    );
+    const { rows } = await sql.raw('pragma integrity_check').execute(store.db);
+    assert.deepEqual({ ...Object(rows[0]) }, { integrity_check: 'ok' });
+  }
 });

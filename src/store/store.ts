@@ -10,7 +10,7 @@ import { setTimeout } from 'node:timers/promises';
 import { type Dialect, Kysely, type Transaction } from 'kysely';
 import { Migrator } from 'kysely/migration';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import { openPostgres, type PostgresOptions } from './postgres.ts';
+import type { PostgresOptions } from './postgres.ts';
 import { MIGRATIONS, type Schema } from './schema.ts';
 import { openSqlite, type StoreOptions } from './sqlite.ts';
 
@@ -89,7 +89,10 @@ export class Store {
  *   ERR_CONFIG_VALUE for the address of a server
  */
 export async function openStore(where: string | PostgresOptions, options: StoreOptions = {}): Promise<Store> {
-  const database = typeof where === 'string' ? await openSqlite(where, options) : await openPostgres(where);
+  const database =
+    typeof where === 'string'
+      ? await openSqlite(where, options)
+      : await (await import('./postgres.ts')).openPostgres(where);
   const db = new Kysely<Schema>({ dialect: database.dialect });
   try {
     if (database.migrationDialect === undefined) await migrate(db, database.name);

@@ -2,6 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { globSync, readFileSync } from 'node:fs';
+import { appendFile, chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ManualClock } from '../../src/base/clock.ts';
@@ -218,4 +220,37 @@ test('a wrong password, a database that is not there and a newer schema are told
   await assert.rejects(open(url), refused(/newer version/));
   // It speaks no TLS: nothing is sent to it in the clear.
   await assert.rejects(open(`${url}?sslmode=verify-full`), refused(/SSL/));
+});
+
+test('by command line: accounts are at the server that the configuration names, its password in a file', {
+  skip,
+}, async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'cvpn-pg-cli-'));
+  try {
+    const cli = (...words: string[]) =>
+      run([join(ROOT, 'bin', 'customvpn'), ...words, '--state', folder], { anyStatus: true });
+    const url = await server.create();
+    assert.equal((await cli('server', 'init', '--name', '192.0.2.1')).status, 0);
+    const secret = join(folder, 'store-password');
+    await writeFile(secret, `${PASSWORD}\n`, { mode: 0o644 });
+    await appendFile(
+      join(folder, 'server.toml'),
+      `\n[store]\nurl = ${JSON.stringify(url)}\npasswordFile = "store-password"\n`,
+    );
+    const open = await cli('user', 'add', 'ada');
+    assert.deepEqual([open.status, /chmod 600/.test(open.stderr)], [78, true]);
+    await chmod(secret, 0o600);
+    assert.equal((await cli('server', 'run', '--check')).status, 0);
+    const added = await cli('user', 'add', 'ada');
+    assert.equal(added.status, 0, added.stderr);
+    assert.equal(await server.query(new URL(url).pathname.slice(1), 'select name from users'), 'ada');
+    const backup = await cli('server', 'backup', join(folder, 'copy'));
+    assert.match(backup.stderr, /pg_dump.*ERR_UNSUPPORTED/s);
+    await writeFile(secret, 'a wrong word');
+    const refused = await cli('user', 'list');
+    assert.deepEqual([refused.status, /passwordFile.*ERR_STORE/s.test(refused.stderr)], [71, true]);
+    assert.ok(!`${refused.stderr}${added.stdout}${added.stderr}`.includes('wrong word'));
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });

@@ -2,7 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { chown, mkdir, readFile, writeFile } from 'node:fs/promises';
+import { chown, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BEHIND, type Client, COMMAND, Deployment, INNER, labOptions, OUTER, PORT, startPeer } from './deployment.ts';
@@ -37,6 +38,35 @@ describe('without a gateway', () => {
       assert.ok(stdout.startsWith(`Usage: customvpn ${name}`), stdout);
       // The description is the paragraph after the usage.
       assert.match(stdout, /^Usage: .*\n\n[A-Za-z'].{8,}/, name);
+    }
+  });
+
+  test('a backup is made and restored by one command each, and nothing is replaced by mistake', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'cvpn-backup-'));
+    try {
+      const at = ['--state', join(folder, 'gateway')];
+      const copy = join(folder, 'copy.sqlite');
+      assert.equal((await cli('server', 'init', '--name', '192.0.2.1', ...at)).status, 0);
+      assert.equal((await cli('user', 'add', 'ada', ...at)).status, 0);
+      const made = await cli('server', 'backup', copy, '--json', ...at);
+      assert.equal(made.status, 0, made.stderr);
+      assert.equal(JSON.parse(made.stdout).users, 1);
+      assert.equal((await cli('user', 'add', 'bob', ...at)).status, 0);
+      for (const verb of ['backup', 'restore']) {
+        const refused = await cli('server', verb, copy, ...at);
+        assert.equal(refused.status, 69);
+        assert.match(refused.stderr, /add --force.*ERR_CONFLICT/s);
+      }
+      const restored = await cli('server', 'restore', copy, '--force', ...at);
+      assert.equal(restored.status, 0, restored.stderr);
+      assert.match(restored.stdout, /restored from .*\n.*users +1\n/);
+      assert.equal((await cli('user', 'show', 'ada', ...at)).status, 0);
+      assert.equal((await cli('user', 'show', 'bob', ...at)).status, 69);
+      await writeFile(copy, 'no database');
+      assert.equal((await cli('server', 'restore', copy, '--force', ...at)).status, 71);
+      assert.equal((await cli('user', 'show', 'ada', ...at)).status, 0);
+    } finally {
+      await rm(folder, { recursive: true });
     }
   });
 
