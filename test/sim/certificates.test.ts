@@ -266,3 +266,29 @@ test('the renewed certificate of a client is good for a login, until it is revok
   assert.equal((await administration['pki.revoke']({ serial: renewed.serial })).kicked, 1);
   await stopsFinally(again, 'revoked');
 });
+
+test("a session that a certificate has opened is resumed with the user's certificate, and not with another's of the same name", async () => {
+  using folder = new Folder();
+  const { one, config } = await twoAuthorities(folder);
+  await using world = await World.open({
+    config: {
+      ...config,
+      login: { steps: ['device', 'certificate'], certificate: { user: 'email', pattern: '{user}@example.org' } },
+    },
+  });
+  const holder = (user: string) =>
+    one.client('Employee', { alternatives: [{ type: 'email', value: `${user}@example.org` }] });
+  const [adas, bobs] = [await holder('ada'), await holder('bob')];
+  const token = (await world.profile('ada')).token?.reveal();
+  await world.profile('bob');
+  const raw = await world.raw(adas);
+  const session = await raw.login({ token, features: ['attach', 'resume'] });
+  world.keepSessions();
+  raw.socket.destroy();
+  const wrong = await world.raw(bobs);
+  await assert.rejects(wrong.resume(session), { code: 'ERR_AUTH_REJECTED' });
+  assert.match(reasons(world), /the client certificate is not the user's/);
+  const right = await world.raw(await holder('ada'));
+  const { done } = await right.resume(session);
+  await done();
+});
