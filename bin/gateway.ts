@@ -2,6 +2,7 @@
  * The verbs of a gateway: on its state directory, on the running one, and running it.
  */
 
+import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
 import { createLogger, type Logger } from '../src/base/log.ts';
@@ -15,6 +16,8 @@ import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, placeOfStore, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
+import { ServiceManager } from '../src/os/service-manager.ts';
+import { gatewayUnit } from '../src/os/systemd-unit.ts';
 import { backUp, restore } from '../src/store/backup.ts';
 import { warmPath, withSignals } from './run.ts';
 
@@ -75,6 +78,11 @@ async function embeddedStore(state: string, instead: string): Promise<string> {
   throw new VpnError('ERR_UNSUPPORTED', `the store of ${state} is at a PostgreSQL server; use its ${instead}`);
 }
 
+/** `server unit`. */
+export async function unitOf({ state, config }: GatewaySource, program: string): Promise<string> {
+  return gatewayUnit({ program, state: resolve(state), ...(config === undefined ? {} : { config: resolve(config) }) });
+}
+
 /** `server run`. */
 export async function runGateway(source: GatewaySource, version: string): Promise<void> {
   const readConfig = () => readGatewayConfig(configFileOf(source));
@@ -87,23 +95,36 @@ export async function runGateway(source: GatewaySource, version: string): Promis
       `a gateway runs already with the state directory ${source.state}; stop it with: customvpn server stop --state ${source.state}`,
     );
   }
+  using manager = ServiceManager.fromEnvironment();
   const server = new VpnServer({ ...config, stateDir: source.state, log, version });
   reloadOnHangUp(server, readConfig, log);
   await withSignals(async (signal) => {
     try {
       await Promise.all([server.start(), warmPath(log)]);
-      await using _control = await serveControl(paths.control, gatewayOperations, server.api(readConfig), log);
+      const api = server.api(readConfig);
+      const stopped: GatewayApi['server.stop'] = async (input) => {
+        manager.stopping();
+        return await api['server.stop'](input);
+      };
+      const operations = { ...api, 'server.stop': stopped };
+      await using _control = await serveControl(paths.control, gatewayOperations, operations, log);
       const stop = (): void => {
+        manager.stopping();
         server.stop().catch((error: unknown) => log.error('the gateway did not stop cleanly', { error }));
       };
       signal.addEventListener('abort', stop, { once: true });
       if (signal.aborted) return;
       process.stdout.write('ready\n');
+      manager.ready(`listening on ${formatEndpoint(server.address)}`);
       await server.stopped;
     } finally {
       await server.stop();
     }
   });
+}
+
+function formatEndpoint({ address, port }: { address: string; port: number }): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 /** SIGHUP reads the configuration again. */

@@ -9,7 +9,8 @@ import { runProgram } from '../src/cli/program.ts';
 
 /** Runs the command line; the exit status is the process's. */
 export async function main(): Promise<void> {
-  const version = readVersion();
+  const root = packageFolder();
+  const version = readVersion(root);
   const gateway = () => import('./gateway.ts');
   const client = () => import('./client.ts');
   const host: CliHost = {
@@ -18,6 +19,7 @@ export async function main(): Promise<void> {
     checkGateway: async (source) => (await gateway()).checkGateway(source),
     backupStore: async (state, file, force) => (await gateway()).backupStore(state, file, force),
     restoreStore: async (state, file, force) => (await gateway()).restoreStore(state, file, force),
+    gatewayUnit: async (source) => (await gateway()).unitOf(source, join(root, 'bin', 'customvpn')),
     runGateway: async (source) => (await gateway()).runGateway(source, version),
     openClients: async (state) => (await client()).findClients(state),
     runClient: async (run) => (await client()).runClientHere(run, version),
@@ -29,12 +31,14 @@ export async function main(): Promise<void> {
   process.exitCode = await runProgram(host, version, process.argv.slice(2));
 }
 
-/** Of the package this file belongs to: one folder up in a checkout, two in a built package. */
-function readVersion(): string {
+/** That of the package this file belongs to: one up in a checkout, two in a built package. */
+function packageFolder(): string {
   for (let folder = dirname(import.meta.dirname); ; folder = dirname(folder)) {
-    const file = join(folder, 'package.json');
-    if (!existsSync(file)) continue;
-    const { version } = JSON.parse(readFileSync(file, 'utf8')) as { version: string };
-    return version;
+    if (existsSync(join(folder, 'package.json'))) return folder;
   }
+}
+
+function readVersion(root: string): string {
+  const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string };
+  return version;
 }

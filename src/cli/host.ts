@@ -98,6 +98,8 @@ export interface CliHost {
   backupStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
   /** Puts such a copy in the place of the store of a gateway that does not run. */
   restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
+  /** The text of a systemd unit that runs this gateway. */
+  gatewayUnit(source: { state: string; config?: string }): Promise<string>;
   /** Runs until stopped; resolves when everything has been put back. */
   runGateway(source: { state: string; config?: string }): Promise<void>;
   /** Operations of the running clients under a state directory, by profile id. */

@@ -65,6 +65,8 @@ Examples:
             `  customvpn user add NAME${state}`,
             `  customvpn profile NAME${state} --out NAME.toml`,
             `  customvpn server run${state}`,
+            '',
+            'From boot: customvpn server unit --help',
           ].join('\n'),
         );
       },
@@ -80,6 +82,23 @@ Examples:
       const source = { state: options.state, ...(options.config === undefined ? {} : { config: options.config }) };
       if (options.check === true) process.stdout.write(`${await host.checkGateway(source)}\n`);
       else await host.runGateway(source);
+    });
+
+  command
+    .command('unit')
+    .description('print a systemd unit that runs the gateway from boot, with no right that it does not need')
+    .addOption(gatewayState())
+    .option('--config <file>', 'configuration file (default: server.toml in the state directory)')
+    .addHelpText(
+      'after',
+      `
+Example:
+  customvpn server unit > /etc/systemd/system/customvpn.service
+  systemctl daemon-reload && systemctl enable --now customvpn`,
+    )
+    .action(async (options: StateOptions & { config?: string }) => {
+      const source = { state: options.state, ...(options.config === undefined ? {} : { config: options.config }) };
+      process.stdout.write(await host.gatewayUnit(source));
     });
 
   command

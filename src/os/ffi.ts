@@ -24,6 +24,7 @@ const SYSTEM_CALLS = {
   socket: { arguments: ['i32', 'i32', 'i32'], return: 'i32' },
   bind: { arguments: ['i32', 'u64', 'u32'], return: 'i32' },
   listen: { arguments: ['i32', 'i32'], return: 'i32' },
+  sendto: { arguments: ['i32', 'u64', 'u64', 'i32', 'u64', 'u32'], return: 'i32' },
   setsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u32'], return: 'i32' },
   getsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u64'], return: 'i32' },
   getsockname: { arguments: ['i32', 'u64', 'u64'], return: 'i32' },
@@ -48,6 +49,7 @@ export interface NativeCalls {
   socket(family: number, type: number, protocol: number): number;
   bind(fd: number, address: bigint, length: number): number;
   listen(fd: number, backlog: number): number;
+  sendto(fd: number, bytes: bigint, length: bigint, flags: number, address: bigint, addressLength: number): number;
   setsockopt(fd: number, level: number, name: number, value: bigint, length: number): number;
   getsockopt(fd: number, level: number, name: number, value: bigint, length: bigint): number;
   getsockname(fd: number, address: bigint, length: bigint): number;

@@ -164,9 +164,9 @@ export class Deployment implements AsyncDisposable {
     return JSON.parse((await this.ok(this.gateway, ...words, '--json', '--state', this.state)).stdout) as T;
   }
 
-  /** Starts the gateway; resolves when clients can connect. */
-  async run(): Promise<BackgroundProcess> {
-    const argv = [COMMAND, 'server', 'run', '--state', this.state];
+  /** Starts the gateway, by means of another program where one is given; resolves when clients can connect. */
+  async run(by: readonly string[] = []): Promise<BackgroundProcess> {
+    const argv = [...by, COMMAND, 'server', 'run', '--state', this.state];
     this.#server = await this.gateway.start(argv, { ready: /^ready$/m });
     return this.#server;
   }

@@ -1,0 +1,49 @@
+/** The systemd unit: what systemd itself says of it. */
+
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { gatewayUnit } from './systemd-unit.ts';
+
+const hasSystemd = spawnSync('systemd-analyze', ['--version']).status === 0;
+const skip = hasSystemd ? false : 'this machine has no systemd-analyze (Debian package systemd)';
+
+let folder = '';
+before(() => {
+  folder = mkdtempSync(join(tmpdir(), 'customvpn-unit-'));
+});
+after(() => rmSync(folder, { recursive: true }));
+
+function analyze(text: string, ...words: string[]): { status: number | null; output: string } {
+  const file = join(folder, 'customvpn.service');
+  writeFileSync(file, text);
+  const { status, stdout, stderr } = spawnSync('systemd-analyze', [...words, file], { encoding: 'utf8' });
+  return { status, output: `${stdout}${stderr}` };
+}
+
+test('systemd finds nothing wrong with the unit', { skip }, () => {
+  const program = join(folder, 'customvpn');
+  writeFileSync(program, '#!/bin/sh\n');
+  chmodSync(program, 0o755);
+  const { output } = analyze(
+    gatewayUnit({ program, state: '/var/lib/customvpn', config: '/etc/customvpn.toml' }),
+    'verify',
+  );
+  const about = output.split('\n').filter((line) => line.includes('customvpn'));
+  assert.deepEqual(about, []);
+});
+
+test('systemd counts the gateway among the services that are little exposed', { skip }, () => {
+  const text = gatewayUnit({ program: '/usr/bin/customvpn', state: '/var/lib/customvpn' });
+  const { status, output } = analyze(text, 'security', '--offline=true', '--threshold=40');
+  assert.equal(status, 0, output);
+});
+
+test('paths with blanks, quotes, specifiers and variables are one word each', () => {
+  const text = gatewayUnit({ program: '/opt/a b/customvpn', state: '/var/l"b/50%/$HOME\\x' });
+  assert.match(text, /^ExecStart="\/opt\/a b\/customvpn" server run --state "\/var\/l\\"b\/50%%\/\$\$HOME\\\\x"$/m);
+  assert.match(text, /^ReadWritePaths="\/var\/l\\"b\/50%%\/\$HOME\\\\x"$/m);
+});

@@ -1,0 +1,81 @@
+/**
+ * The systemd unit of a gateway: started at boot, watched, and without any right that it does not need.
+ *
+ * Hides systemd's words. Pure text. What the gateway may do is what its room `os` does: make TUN devices, addresses, routes and
+ * one nftables table, set a few network sysctls, bind a port below 1024; and write its state directory, nothing else.
+ */
+
+export interface UnitOptions {
+  /** Absolute path of the program `customvpn`. */
+  readonly program: string;
+  /** Absolute path of the state directory. */
+  readonly state: string;
+  /** Absolute path of the configuration, where it is not in the state directory. */
+  readonly config?: string | undefined;
+}
+
+/** The text of a `.service` file. */
+export function gatewayUnit({ program, state, config }: UnitOptions): string {
+  const where = `--state ${word(state)}`;
+  const run = config === undefined ? where : `${where} --config ${word(config)}`;
+  return `[Unit]
+Description=CustomVPN gateway
+After=network-online.target nss-lookup.target
+Wants=network-online.target
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStartPre=${word(program)} server run ${run} --check
+ExecStart=${word(program)} server run ${run}
+ExecReload=${word(program)} server reload ${where}
+Restart=on-failure
+RestartSec=1
+# Bad usage or configuration does not mend itself.
+RestartPreventExitStatus=64 78
+WatchdogSec=30
+TimeoutStartSec=60
+TimeoutStopSec=30
+LimitNOFILE=1048576
+
+# Devices, addresses, routes, nftables, sysctls of the network; the port.
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE
+NoNewPrivileges=yes
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+ProtectSystem=strict
+ReadWritePaths=${quote(state)}
+ProtectHome=read-only
+PrivateTmp=yes
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RemoveIPC=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+`;
+}
+
+/** One word of a command line in a unit file, where `$` begins a variable (systemd.service(5)). */
+function word(text: string): string {
+  return quote(text.replaceAll('$', () => '$$'));
+}
+
+/** A word of a unit file, whatever is in it (systemd.syntax(7)); `%` begins a specifier (systemd.unit(5)). */
+function quote(text: string): string {
+  const escaped = text.replace(/[\\"]/g, '\\$&').replaceAll('%', '%%');
+  return /^[A-Za-z0-9_./%-]+$/.test(escaped) ? escaped : `"${escaped}"`;
+}
