@@ -227,8 +227,10 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       proxyHeaderSeconds: seconds(1, 60).default(3).describe('for the PROXY header of a proxy'),
       handshakeSeconds: seconds(1, 60).default(10).describe('for the TLS handshake'),
+      helloSeconds: seconds(1, 600).default(10).describe('from the greeting to the first message'),
+      stepSeconds: seconds(1, 600).default(15).describe('for each answer of the client'),
       loginSeconds: seconds(1, 600).default(30).describe('from the greeting to the verdict'),
-      answerSeconds: seconds(1, 600).default(120).describe('on top of it where a person has to type'),
+      answerSeconds: seconds(1, 600).default(120).describe('on top of both where a person has to type'),
       providerSeconds: seconds(10, 1800).default(600).describe('on top of it for a login at an identity provider'),
       connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
       handshakesInFlight: z.number().int().min(1).max(100_000).default(512),

@@ -210,12 +210,26 @@ test('a peer that resets during the handshake is ERR_PEER_GONE, with its address
 });
 
 for (const bytes of [undefined, Buffer.from('160301ff', 'hex')]) {
-  test(`a handshake that is ${bytes === undefined ? 'never begun' : 'not continued'} is ERR_STAGE_TIMEOUT`, async () => {
+  test(`REQ-STAGE-001: a handshake that is ${bytes === undefined ? 'never begun' : 'not continued'} is ERR_STAGE_TIMEOUT`, async () => {
     await using rig = await Rig.open({ handshakeTimeoutMs: 50 });
     await rig.raw(bytes);
     await rig.expectFailure('ERR_STAGE_TIMEOUT');
   });
 }
+
+test('REQ-STAGE-001: a handshake that comes byte by byte is no longer waited for than a silent one', async () => {
+  await using rig = await Rig.open({ handshakeTimeoutMs: 300 });
+  const began = performance.now();
+  const socket = connectTcp(rig.port, '127.0.0.1');
+  const hello = Buffer.concat([Buffer.from('1603010200010001fc0303', 'hex'), Buffer.alloc(500)]);
+  let sent = 0;
+  // Ten bytes in the time that one silence may last.
+  const dripping = setInterval(() => socket.write(hello.subarray(sent, ++sent)), 30);
+  await failureOf(socket);
+  clearInterval(dripping);
+  await rig.expectFailure('ERR_STAGE_TIMEOUT');
+  assert.ok(sent >= 2 && performance.now() - began < 3_000);
+});
 
 for (const version of ['TLSv1.1', 'TLSv1.2'] as const) {
   test(`REQ-TLS-001: ${version} is ERR_TLS_VERSION`, async () => {
@@ -568,6 +582,36 @@ test('one source that opens handshakes and says nothing does not keep out anothe
   const client = rig.tls();
   await arrival;
   for (const socket of [...silent, client]) socket.destroy();
+});
+
+test('many sources that hold handshakes open displace each other, and not a client with one', async () => {
+  await using rig = await Rig.open({ maxHandshakes: 8, maxHandshakesPerSource: 4 });
+  const open = (source: number): Socket => {
+    const socket = connectTcp({ port: rig.port, host: '127.0.0.1', localAddress: `127.0.0.${source}` });
+    socket.on('error', () => {});
+    return socket;
+  };
+  const client = open(2);
+  while (rig.listener.handshakeCount < 1) await new Promise(setImmediate);
+  let lost = false;
+  client.once('close', () => {
+    lost = true;
+  });
+  const flood = Array.from({ length: 40 }, (_, at) => open(10 + (at % 5)));
+  while (rig.listener.counters.accepted + rig.listener.counters.refusedSource < 41) await new Promise(setImmediate);
+  assert.equal(rig.listener.handshakeCount, 8);
+  assert.ok(rig.listener.counters.refusedHandshakes > 0);
+  assert.equal(lost, false);
+  const arrival = rig.arrival();
+  const secured = connectTls({
+    socket: client,
+    servername: 'localhost',
+    ca: authority.cert,
+    ALPNProtocols: ['customvpn/1'],
+  });
+  secured.on('error', () => {});
+  await arrival;
+  for (const socket of [...flood, client, secured]) socket.destroy();
 });
 
 test('close ends handshakes and the front door, and leaves channels to their owner', async () => {

@@ -113,7 +113,6 @@ interface Connection {
   readonly remote: Endpoint;
   /** Of the certificate in force when the handshake began. */
   readonly serverId: Uint8Array;
-  isHandshaking: boolean;
 }
 
 /** A port that clients connect to. */
@@ -141,7 +140,8 @@ export class Listener {
   /** Connections of proxies that have not said for whom. */
   readonly #unnamed = new Set<Socket>();
   readonly #frontDoorSockets = new Set<TLSSocket>();
-  #handshakes = 0;
+  /** In the order in which they came. */
+  readonly #handshaking = new Set<Connection>();
   #serverId: Uint8Array;
 
   /**
@@ -188,7 +188,7 @@ export class Listener {
 
   /** Handshakes in flight now. */
   get handshakeCount(): number {
-    return this.#handshakes;
+    return this.#handshaking.size;
   }
 
   /**
@@ -206,7 +206,7 @@ export class Listener {
   /** Closes the port, handshakes and the front door. Channels belong to whoever took them, and stay. Idempotent. */
   async close(): Promise<void> {
     if (this.#tcp.listening) this.#tcp.close();
-    for (const { raw, isHandshaking } of this.#connections) if (isHandshaking) raw.destroy();
+    for (const { raw } of this.#handshaking) raw.destroy();
     for (const socket of this.#frontDoorSockets) socket.destroy();
     for (const raw of this.#unnamed) raw.destroy();
   }
@@ -288,30 +288,30 @@ export class Listener {
       this.#refuse(raw, remote, 'source', 'too many handshakes in flight from one source');
       return;
     }
-    if (this.#handshakes >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) this.#evictOldest();
+    if (this.#handshaking.size >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) this.#evict();
     this.counters.accepted += 1;
-    this.#handshakes += 1;
     setCount(this.#bySource, source, fromSource + 1);
     setCount(this.#handshakesBySource, source, inHandshake + 1);
-    const connection: Connection = { raw, source, remote, serverId: this.#serverId, isHandshaking: true };
+    const connection: Connection = { raw, source, remote, serverId: this.#serverId };
     this.#connections.add(connection);
+    this.#handshaking.add(connection);
     this.#known.set(raw, connection);
     raw.once('close', () => this.#forget(connection));
     this.#tls.emit('connection', raw);
   }
 
-  /** Strangers who hold their handshakes open must not keep out who comes: the oldest makes room. */
-  #evictOldest(): void {
-    for (const connection of this.#connections) {
-      if (!connection.isHandshaking) continue;
+  /**
+   * Strangers who hold their handshakes open must not keep out who comes: of the source that has the most in flight, the
+   * oldest makes room. So a flood from many sources displaces itself and not the one handshake of a client.
+   */
+  #evict(): void {
+    const most = Math.max(0, ...this.#handshakesBySource.values());
+    for (const connection of this.#handshaking) {
+      const { raw, remote, source } = connection;
+      if (source !== undefined && countOf(this.#handshakesBySource, source) < most) continue;
       this.counters.refusedHandshakes += 1;
       this.#endHandshake(connection);
-      this.#refuse(
-        connection.raw,
-        connection.remote,
-        'handshakes',
-        'too many handshakes in flight, this was the oldest',
-      );
+      this.#refuse(raw, remote, 'handshakes', 'too many handshakes in flight, its source had most of them');
       return;
     }
   }
@@ -330,9 +330,7 @@ export class Listener {
   }
 
   #endHandshake(connection: Connection): void {
-    if (!connection.isHandshaking) return;
-    connection.isHandshaking = false;
-    this.#handshakes -= 1;
+    if (!this.#handshaking.delete(connection)) return;
     const inHandshake = countOf(this.#handshakesBySource, connection.source);
     setCount(this.#handshakesBySource, connection.source, inHandshake - 1);
   }

@@ -17,6 +17,7 @@ import {
   type LoginFoundation,
   LoginServer,
   type LoginServerOutput,
+  PROVIDER_SILENCE_SECONDS,
 } from '../../protocol/login.ts';
 import { type AttachMessage, type CloseReason, encodeMessage } from '../../protocol/messages.ts';
 import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
@@ -44,6 +45,8 @@ export interface ConnectionHost {
   /** Log lines that peers without a session cause. */
   readonly strangers: LogLimit;
   findSession(key: string): Session | undefined;
+  /** Monotonic milliseconds. */
+  now(): number;
   /** ACCEPT and CONFIG have been sent. */
   sessionStarted(session: Session): void;
   /** The session has come over to this connection; `isFirst`: no other of this worker had it. */
@@ -56,20 +59,25 @@ export interface ConnectionHost {
   connectionClosed(connection: Connection): void;
 }
 
+/** How long a peer may take before it has a session. */
+export interface StageLimits {
+  /** From the greeting to its first message. */
+  readonly helloSeconds: number;
+  /** For each answer. */
+  readonly stepSeconds: number;
+  /** From the greeting to the verdict. */
+  readonly loginSeconds: number;
+  /** On top of the last two where a person has to type. */
+  readonly answerSeconds: number;
+}
+
 /** A connection and what it has become. */
 export class Connection implements FrameSink, ChannelHandler {
   target: Uint8Array = EMPTY;
   targetOffset = 0;
   /** Whether any byte has come since the worker's last tick. */
   heard = false;
-  /** Somebody may have to type: the login takes longer than one between machines. */
-  isWaitingForPerson = false;
-  /** What a person who was sent to a provider may take on top of that. */
-  providerSeconds = 0;
-  /** When the worker's tick last found that something had come. */
-  heardAt: number;
   readonly channel: Channel;
-  readonly openedAt: number;
   readonly remote: string;
   readonly #host: ConnectionHost;
   readonly #log: Logger;
@@ -84,13 +92,24 @@ export class Connection implements FrameSink, ChannelHandler {
   #isConfirming = false;
   #session: Session | undefined;
   #receiver: PacketReceiver | undefined;
+  /** Who has to speak next: the client with its first message or an answer, or we. */
+  #stage: 'hello' | 'step' | 'verdict' = 'hello';
+  #stageSince: number;
+  readonly #openedAt: number;
+  /** When a tick last found that something had come. */
+  #heardAt: number;
+  /** Somebody may have to type: the login takes longer than one between machines. */
+  #isWaitingForPerson = false;
+  /** What a person who was sent to a provider may take on top of that. */
+  #providerSeconds = 0;
   #isData = false;
   #isEnding = false;
 
   constructor(channel: Channel, binding: string, now: number, host: ConnectionHost, log: Logger) {
     this.channel = channel;
-    this.openedAt = now;
-    this.heardAt = now;
+    this.#openedAt = now;
+    this.#stageSince = now;
+    this.#heardAt = now;
     this.#host = host;
     this.remote = formatEndpoint(channel.facts.remote);
     this.#log = log.child({ peer: this.remote });
@@ -140,6 +159,26 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#report(error.code, 'connection refused', { reason: error.message });
     this.#host.refused(this, error.code);
     this.close(closeReasonOf(error));
+  }
+
+  /** Ends the connection when a stage before its session has taken too long. */
+  handleTick(now: number, { helloSeconds, stepSeconds, loginSeconds, answerSeconds }: StageLimits): void {
+    if (this.#session !== undefined) return;
+    if (this.heard) this.#heardAt = now;
+    this.heard = false;
+    const person = this.#isWaitingForPerson ? answerSeconds + this.#providerSeconds : 0;
+    const check = (what: string, since: number, seconds: number): void => {
+      if (now - since <= seconds * 1000) return;
+      this.fail(
+        new VpnError('ERR_STAGE_TIMEOUT', `expected ${what} within ${seconds} s; see limits in the configuration`),
+      );
+    };
+    if (this.#stage === 'hello') check('the first message', this.#stageSince, helloSeconds);
+    if (this.#stage === 'step') check('an answer', this.#stageSince, stepSeconds + person);
+    check('the login', this.#openedAt, loginSeconds + person);
+    // Before a client pings there may be something to type.
+    const silence = Math.max(PROVIDER_SILENCE_SECONDS, answerSeconds);
+    if (this.#providerSeconds > 0) check('a sign of life', this.#heardAt, silence);
   }
 
   bytes(chunk: Uint8Array): void {
@@ -236,7 +275,11 @@ export class Connection implements FrameSink, ChannelHandler {
   #startResume(payload: Uint8Array): void {
     const resume = new ResumeServer(this.#foundation, payload);
     this.#resume = resume;
-    this.#answer(async () => this.#driveResume(resume.challenge(await this.#host.auth.challengeResume(this.#peer))));
+    this.#answer(async () => {
+      const output = this.#driveResume(resume.challenge(await this.#host.auth.challengeResume(this.#peer)));
+      this.#enter('step');
+      return output;
+    });
   }
 
   /** Answers a resume as a login is answered, as far as both are alike. */
@@ -265,6 +308,7 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#login.stop();
     this.#decoder.setPhase('session');
     this.channel.sendControl(output.frame);
+    this.#enter('step');
     return { kind: 'nothing' };
   }
 
@@ -285,6 +329,7 @@ export class Connection implements FrameSink, ChannelHandler {
       });
     }
     this.#isConfirming = true;
+    this.#enter('verdict');
     const confirmation = { key: resume.key, attempt: resume.attempt, doneInput, payload: new Uint8Array(payload) };
     this.#host.auth.confirmResume(confirmation, this.#peer).then(
       () => this.#takeOver(resume.key),
@@ -312,9 +357,15 @@ export class Connection implements FrameSink, ChannelHandler {
     if (this.channel.isClosed) session.connectionClosed(this, undefined, false);
   }
 
+  #enter(stage: 'step' | 'verdict'): void {
+    this.#stage = stage;
+    this.#stageSince = this.#host.now();
+  }
+
   #ask(challenge: Challenge): LoginServerOutput {
-    this.isWaitingForPerson = asksPeople(challenge.steps);
-    this.providerSeconds = Math.max(0, ...challenge.steps.map(({ seconds = 0 }) => seconds));
+    this.#enter('step');
+    this.#isWaitingForPerson = asksPeople(challenge.steps);
+    this.#providerSeconds = Math.max(0, ...challenge.steps.map(({ seconds = 0 }) => seconds));
     return this.#login.challenge(challenge);
   }
 
@@ -326,6 +377,7 @@ export class Connection implements FrameSink, ChannelHandler {
 
   /** Does what auth is needed for and goes on with its answer. */
   #answer(ask: () => Promise<LoginServerOutput>): void {
+    this.#enter('verdict');
     const drive = (output: LoginServerOutput): void => {
       try {
         this.#drive(output);

@@ -15,7 +15,6 @@ import { HostTable } from '../../ip/host-table.ts';
 import { PACKET_OFFSET, type TunDevice, type TunReader } from '../../os/tun.ts';
 import { Feature } from '../../protocol/features.ts';
 import type { Primitives } from '../../protocol/keys.ts';
-import { PROVIDER_SILENCE_SECONDS } from '../../protocol/login.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import type { Channel } from '../../transport/channel.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
@@ -129,6 +128,10 @@ export class Worker implements WorkerPort, ConnectionHost {
   /** The live sessions, oldest first. */
   get sessions(): readonly Session[] {
     return [...this.#sessions.values()];
+  }
+
+  now(): number {
+    return this.#options.clock.now();
   }
 
   findSession(key: SessionKey): Session | undefined {
@@ -271,24 +274,8 @@ export class Worker implements WorkerPort, ConnectionHost {
   #handleTick(): void {
     const now = this.#options.clock.now();
     for (const session of this.#sessions.values()) session.handleTick(now);
-    const { loginSeconds, answerSeconds } = this.#options.config.limits;
-    for (const connection of this.#connections) {
-      if (connection.session !== undefined) continue;
-      if (connection.heard) connection.heardAt = now;
-      connection.heard = false;
-      const person = connection.isWaitingForPerson ? answerSeconds + connection.providerSeconds : 0;
-      if (connection.openedAt < now - (loginSeconds + person) * 1000) {
-        connection.fail(new VpnError('ERR_STAGE_TIMEOUT', 'the login took too long'));
-      } else if (connection.providerSeconds > 0 && connection.heardAt < now - silenceMs(answerSeconds)) {
-        connection.fail(new VpnError('ERR_STAGE_TIMEOUT', 'the client has not been heard of during the login'));
-      }
-    }
+    for (const connection of this.#connections) connection.handleTick(now, this.#options.config.limits);
   }
-}
-
-/** Before a client pings there may be something to type. */
-function silenceMs(answerSeconds: number): number {
-  return Math.max(PROVIDER_SILENCE_SECONDS, answerSeconds) * 1000;
 }
 
 /** Hands what a device reads to the session that has the destination address. */
