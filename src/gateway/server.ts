@@ -492,6 +492,7 @@ export class VpnServer {
       counters: {
         ...connections,
         ...Object.fromEntries(failures),
+        handshakes: listener.handshakeCount,
         ...worker.counters,
         ...queueCounters(worker.queues),
         ...Object.fromEntries(
