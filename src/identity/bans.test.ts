@@ -5,13 +5,13 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { openTestStore } from '../../test/support/store.ts';
 import { ManualClock } from '../base/clock.ts';
 import { Audit } from '../store/audit.ts';
-import { openStore } from '../store/store.ts';
 import { type Applicant, type Ban, Bans, DEFAULT_BAN_POLICY } from './bans.ts';
 
 async function setUp(path = ':memory:', clock = new ManualClock()) {
-  const store = await openStore(path);
+  const store = await openTestStore(path);
   const audit = new Audit(store, clock);
   const bans = await Bans.open({ store, audit, clock, sourceOf: (address) => address });
   return { store, audit, clock, bans };
