@@ -14,7 +14,7 @@ const FILE_HEADER_BYTES = 24;
 const RECORD_HEADER_BYTES = 16;
 const MAGIC_NUMBERS = new Set([0xa1b2c3d4, 0xa1b23c4d]);
 /** Of the kernel's ring, in KiB: what `tcpdump` may fall behind on a busy machine. */
-const RING_KIB = 65_536;
+const RING_KIB = 262_144;
 
 /** What passed. */
 export interface CaptureFacts {
