@@ -8,13 +8,14 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { totalmem } from 'node:os';
 import { LabError, until } from './process.ts';
 
 const FILE_HEADER_BYTES = 24;
 const RECORD_HEADER_BYTES = 16;
 const MAGIC_NUMBERS = new Set([0xa1b2c3d4, 0xa1b23c4d]);
-/** Of the kernel's ring, in KiB: what `tcpdump` may fall behind on a busy machine. */
-const RING_KIB = 262_144;
+/** Of the kernel's ring, in KiB: what `tcpdump` may fall behind on a busy machine; an eighth of its memory, 1 GiB at most. */
+const RING_KIB = Math.min(1_048_576, Math.floor(totalmem() / 8192));
 
 /** What passed. */
 export interface CaptureFacts {
