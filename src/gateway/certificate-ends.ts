@@ -6,6 +6,7 @@
 
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/log.ts';
+import { Repeat } from '../base/repeat.ts';
 
 const DAY_MS = 86_400_000;
 const WARNING_DAYS = 30;
@@ -34,33 +35,30 @@ export class CertificateEnds {
   readonly #log: Logger;
   /** When each was said, milliseconds since the Unix epoch. */
   #said = new Map<string, number>();
-  #timer: NodeJS.Timeout | undefined;
-  #look: Promise<void> | undefined;
+  readonly #looks: Repeat;
 
   constructor(options: CertificateEndsOptions) {
     this.#options = options;
     this.#log = options.log.child({ component: 'certificates' });
+    this.#looks = new Repeat(
+      LOOK_MS,
+      () => this.#say(),
+      (error) => this.#log.error('the ends of certificates could not be looked at', { error }),
+    );
   }
 
   start(): void {
-    this.#timer = setInterval(() => void this.look(), LOOK_MS);
-    this.#timer.unref();
+    this.#looks.start();
   }
 
   /** Resolves when nothing is looked at any more. */
   async stop(): Promise<void> {
-    clearInterval(this.#timer);
-    await this.#look;
+    await this.#looks.stop();
   }
 
   /** Logs what ends soon and has not been logged for a day. Never rejects; while one look runs, another is the same one. */
   look(): Promise<void> {
-    this.#look ??= this.#say()
-      .catch((error: unknown) => this.#log.error('the ends of certificates could not be looked at', { error }))
-      .finally(() => {
-        this.#look = undefined;
-      });
-    return this.#look;
+    return this.#looks.run();
   }
 
   /** What ends soon or has ended, each once, the soonest first. */

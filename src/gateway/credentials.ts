@@ -11,6 +11,7 @@ import { stat } from 'node:fs/promises';
 import type { Clock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
+import { Repeat } from '../base/repeat.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import { isOnList, type RevocationList, readRevocationLists } from '../transport/revocation.ts';
 import { type ServerCredentials, serverTlsOptions } from '../transport/tls.ts';
@@ -91,14 +92,18 @@ export class Credentials {
   /** The last stamp that was looked into, for good or bad. */
   #seen: string;
   #problem: string | undefined;
-  #timer: NodeJS.Timeout | undefined;
-  #look: Promise<void> | undefined;
+  readonly #looks: Repeat;
 
   constructor(options: CredentialsOptions) {
     this.#options = options;
     this.#log = options.log.child({ component: 'credentials' });
     this.#loaded = options.loaded;
     this.#seen = options.loaded.stamp;
+    this.#looks = new Repeat(
+      LOOK_MS,
+      () => this.#lookAgain(),
+      (error) => this.#log.error('the revocation list could not be looked at', { error }),
+    );
   }
 
   get loaded(): Loaded {
@@ -147,22 +152,17 @@ export class Credentials {
   }
 
   start(): void {
-    this.#timer = setInterval(() => void this.look(), LOOK_MS);
-    this.#timer.unref();
+    this.#looks.start();
   }
 
   /** Resolves when no file is read any more. */
   async stop(): Promise<void> {
-    clearInterval(this.#timer);
-    await this.#look;
+    await this.#looks.stop();
   }
 
   /** Reads the revocation list again if its file has changed. Never rejects; while one look runs, another is the same one. */
   look(): Promise<void> {
-    this.#look ??= this.#lookAgain().finally(() => {
-      this.#look = undefined;
-    });
-    return this.#look;
+    return this.#looks.run();
   }
 
   async #lookAgain(): Promise<void> {

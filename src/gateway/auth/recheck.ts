@@ -8,6 +8,7 @@
 
 import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
+import { Repeat } from '../../base/repeat.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import { type Audit, AuditEvent } from '../../store/audit.ts';
 import type { SourcedAccount } from '../../store/sources.ts';
@@ -47,14 +48,18 @@ export class Recheck {
   /** Sources that could not say the last time. */
   readonly #silent = new Set<string>();
   readonly #stopping = new AbortController();
-  #timer: NodeJS.Timeout | undefined;
-  #look: Promise<void> | undefined;
+  readonly #looks: Repeat;
 
   constructor(options: RecheckOptions) {
     this.#options = options;
     this.#log = options.log.child({ component: 'recheck' });
     this.#intervalMs = options.intervalSeconds * 1000;
     this.#lookMs = lookMsOf(this.#intervalMs);
+    this.#looks = new Repeat(
+      this.#lookMs,
+      () => this.#ask(),
+      (error) => this.#log.error('accounts could not be rechecked', { error }),
+    );
   }
 
   /** Asks in another interval from now on; who is due is drawn again. */
@@ -63,32 +68,22 @@ export class Recheck {
     this.#intervalMs = intervalSeconds * 1000;
     this.#lookMs = lookMsOf(this.#intervalMs);
     this.#due.clear();
-    if (this.#timer === undefined) return;
-    clearInterval(this.#timer);
-    this.start();
+    this.#looks.everyMs = this.#lookMs;
   }
 
   start(): void {
-    if (this.#options.backends.size === 0) return;
-    this.#timer = setInterval(() => void this.look(), this.#lookMs);
-    this.#timer.unref();
+    if (this.#options.backends.size > 0) this.#looks.start();
   }
 
   /** Resolves when nobody is asked any more. */
   async stop(): Promise<void> {
-    clearInterval(this.#timer);
     this.#stopping.abort();
-    await this.#look;
+    await this.#looks.stop();
   }
 
   /** Asks about every account that is due. Never rejects; while one look runs, another is the same one. */
   look(): Promise<void> {
-    this.#look ??= this.#ask()
-      .catch((error: unknown) => this.#log.error('accounts could not be rechecked', { error }))
-      .finally(() => {
-        this.#look = undefined;
-      });
-    return this.#look;
+    return this.#looks.run();
   }
 
   /**
