@@ -30,6 +30,7 @@ import { type Administration, auditInfo, type Concerned, createAdministration } 
 import { type AccountedSession, Accounting } from './auth/accounting.ts';
 import { AuditFile } from './auth/audit-file.ts';
 import { Auth, type LoginFacts, type RightsHolder } from './auth/auth.ts';
+import { Expiry } from './auth/expiry.ts';
 import { HasherProcess } from './auth/hasher.ts';
 import { Recheck } from './auth/recheck.ts';
 import { CertificateEnds, type End } from './certificate-ends.ts';
@@ -100,6 +101,7 @@ interface Running {
   listener: Listener;
   credentials: Credentials;
   ends: CertificateEnds;
+  expiry: Expiry;
   pool: LeasePool;
   administration: Administration;
   /** What has to do with outside sources of accounts. */
@@ -284,12 +286,19 @@ export class VpnServer {
       clock,
       log: this.#log,
     });
+    const expiry = new Expiry({
+      expiredUsers: () => state.sessions.expiredUsers(),
+      closeSessions: (concerned, reason) => auth.closeSessions(concerned, reason),
+      clock,
+      log: this.#log,
+    });
     const auditFile =
       config.audit.file === undefined
         ? undefined
         : await AuditFile.open({ audit: state.audit, path: config.audit.file, log: this.#log, format: auditInfo });
     worker.start();
     recheck.start();
+    expiry.start();
     credentials.start();
     ends.start();
     accounting.start();
@@ -315,6 +324,7 @@ export class VpnServer {
       listener,
       credentials,
       ends,
+      expiry,
       pool,
       administration,
       outside,
@@ -364,6 +374,7 @@ export class VpnServer {
     undo.defer(() => running.supervisor.close());
     undo.defer(() => running.worker.stop('shutdown'));
     undo.defer(() => running.outside.recheck.stop());
+    undo.defer(() => running.expiry.stop());
     undo.defer(() => running.listener.close());
     undo.defer(() => running.credentials.stop());
     undo.defer(() => running.ends.stop());

@@ -39,7 +39,7 @@ export interface AccessToken {
 
 /** A token whose secret was right. */
 export type TokenVerdict =
-  | { readonly right: true; readonly id: string; readonly user: UserKey }
+  | { readonly right: true; readonly id: string; readonly user: UserKey; readonly endsAt: number | undefined }
   | { readonly right: false; readonly user: UserKey | undefined; readonly reason: string };
 
 export class AccessTokens {
@@ -175,7 +175,7 @@ export class AccessTokens {
       return { right: false, user, reason: 'the token has expired' };
     }
     if (!scopesOf(row.scopes).includes(scope)) return { right: false, user, reason: `the token is not for ${scope}` };
-    return { right: true, id: row.id, user };
+    return { right: true, id: row.id, user, endsAt: optional(row.expires_at) };
   }
 
   /** Notes the use of a token; part of the transaction `db`. @returns false when it was revoked meanwhile */

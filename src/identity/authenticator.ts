@@ -53,6 +53,8 @@ export type Verdict =
       readonly firstLogin: boolean;
       /** What was proven. */
       readonly steps: readonly StepKind[];
+      /** When some of it is good no more, milliseconds since the Unix epoch; undefined: none of it ends by itself. */
+      readonly endsAt?: number | undefined;
     }
   | { readonly accepted: false; readonly code: RejectCode }
   /** No verdict yet: these steps are asked in another round. */
@@ -412,7 +414,9 @@ export class Authenticator {
     }
     if (attempt.evidence.purpose === 'enrol') this.#store.sync();
     if ('code' in standing) return this.#refuse(attempt, subject, standing);
-    return { accepted: true, ...standing, deviceId: attempt.device, steps: attempt.evidence.steps };
+    const ends = findings.flatMap(({ endsAt }) => endsAt ?? []);
+    const endsAt = ends.length === 0 ? undefined : Math.min(...ends);
+    return { accepted: true, ...standing, deviceId: attempt.device, steps: attempt.evidence.steps, endsAt };
   }
 
   /** An enrolment without a profile's token: the other steps vouch for the device. */

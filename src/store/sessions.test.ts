@@ -68,6 +68,21 @@ test('what a device leased last is kept when its session has ended, the longest 
   assert.equal((await sessions.lastLeases()).length, 1);
 });
 
+test('the users whose account has expired are found while they have a session', async () => {
+  const { store, clock, sessions } = await setUp();
+  await sessions.open(session);
+  assert.deepEqual(await sessions.expiredUsers(), [], 'an account without an end');
+  await store.db
+    .updateTable('users')
+    .set({ expires_at: clock.wallNow() + 1000 })
+    .execute();
+  assert.deepEqual(await sessions.expiredUsers(), []);
+  clock.advance(1000);
+  assert.deepEqual(await sessions.expiredUsers(), ['ada']);
+  await sessions.end(ID, 'revoked');
+  assert.deepEqual(await sessions.expiredUsers(), []);
+});
+
 test('a session that is opened is listed without its secret', async () => {
   const { store, clock, sessions } = await setUp();
   await sessions.open(session);

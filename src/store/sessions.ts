@@ -29,7 +29,7 @@ export interface SessionRecord {
   readonly source: string;
   /** Milliseconds since the Unix epoch. */
   readonly openedAt: number;
-  /** The absolute limit; undefined for none. */
+  /** The absolute limit, or the end of what was proven at the login if that is before it; undefined for none. */
   readonly expiresAt?: number | undefined;
   /** What was proven at the login. */
   readonly steps: readonly string[];
@@ -164,6 +164,19 @@ export class Sessions {
       certificate: parseCertificate(row.certificate),
       detachedAt: row.detached_at === null ? undefined : Number(row.detached_at),
     }));
+  }
+
+  /** The users whose account has expired and who have a session on record. */
+  async expiredUsers(): Promise<string[]> {
+    const rows = await this.#store.db
+      .selectFrom('users')
+      .select('name')
+      .where('expires_at', '<=', Math.trunc(this.#clock.wallNow()))
+      .where(({ exists, selectFrom }) =>
+        exists(selectFrom('sessions').select('sessions.id').whereRef('sessions.user_id', '=', 'users.id')),
+      )
+      .execute();
+    return rows.map(({ name }) => name);
   }
 
   /** What each device leased last, the longest ago first. */

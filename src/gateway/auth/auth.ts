@@ -89,6 +89,10 @@ interface LiveSession {
   readonly lease: Lease;
   /** What was proven when it was opened. */
   readonly steps: readonly StepKind[];
+  /** When something of that is good no more, milliseconds since the Unix epoch; undefined: never. */
+  readonly proofEndsAt: number | undefined;
+  /** That, or the end of the certificate. */
+  endsAt: number;
   attach: AttachServer | undefined;
   /** The last resume that was granted and not confirmed yet. */
   resuming: Resuming | undefined;
@@ -116,6 +120,8 @@ export interface RightsHolder {
   readonly certificate: SessionCertificate | undefined;
   /** What was proven, or is said to be. */
   readonly steps: readonly StepKind[];
+  /** When what it rests on ends by itself, milliseconds since the Unix epoch; undefined while that is not known. */
+  readonly endsAt?: number | undefined;
 }
 
 interface JudgedLogin extends RightsHolder {
@@ -194,7 +200,7 @@ export class Auth implements AuthPort {
       if ('code' in verdict) return { accepted: false, code: verdict.code, message: '' };
       return { accepted: false, challenge: this.#challengeOf(verdict.ask, peer) };
     }
-    const { user, groups, steps } = verdict;
+    const { user, groups, steps, endsAt: proofEndsAt } = verdict;
     const { device } = judged;
     judged.user = user;
     // A password or a login at a provider has just been judged at the source; a device's key alone says nothing of the account there.
@@ -238,8 +244,9 @@ export class Auth implements AuthPort {
     const id = this.#options.primitives.randomBytes(SESSION_ID_BYTES);
     const key = id.toHex();
     const { remote, certificate } = peer;
-    const state = { attach: undefined, resuming: undefined, isRecorded: false, ended: undefined };
-    this.#live.set(key, { key, id, user, device, remote, certificate, lease, steps, ...state });
+    const endsAt = endOf(proofEndsAt, certificate);
+    const state = { attach: undefined, resuming: undefined, isRecorded: false, ended: undefined, endsAt };
+    this.#live.set(key, { key, id, user, device, remote, certificate, lease, steps, proofEndsAt, ...state });
     this.#byDevice.set(device, key);
     return { accepted: true, session: this.#grantOf({ key, id, user, device, lease }) };
   }
@@ -277,7 +284,10 @@ export class Auth implements AuthPort {
       lease6: session.lease.v6 === undefined ? undefined : formatIp(session.lease.v6),
       policyGeneration: 1,
       source: session.remote,
-      expiresAt: clock.wallNow() + this.#config.session.absoluteSeconds * 1000,
+      expiresAt: Math.min(
+        clock.wallNow() + this.#config.session.absoluteSeconds * 1000,
+        session.proofEndsAt ?? Number.POSITIVE_INFINITY,
+      ),
       resumeKey: resumeKey(primitives, secret),
       steps: session.steps,
       features,
@@ -324,8 +334,11 @@ export class Auth implements AuthPort {
       await sessions.detach(key);
       const id = Uint8Array.fromHex(key);
       const steps = record.steps.filter(isStepKind);
-      const state = { attach: undefined, resuming: undefined, isRecorded: true, ended: undefined };
-      const session: LiveSession = { key, id, user, device, remote, certificate, lease, steps, ...state };
+      // The one of its limits that counts the soonest.
+      const proofEndsAt = record.expiresAt;
+      const endsAt = endOf(proofEndsAt, certificate);
+      const state = { attach: undefined, resuming: undefined, isRecorded: true, ended: undefined, endsAt };
+      const session: LiveSession = { key, id, user, device, remote, certificate, lease, steps, proofEndsAt, ...state };
       this.#live.set(key, session);
       this.#byDevice.set(device, key);
       restored.push({ granted: this.#grantOf(session), features, remote, openedAt, detachedMs });
@@ -434,6 +447,7 @@ export class Auth implements AuthPort {
     session.resuming = undefined;
     session.remote = peer.remote;
     session.certificate = peer.certificate;
+    session.endsAt = endOf(session.proofEndsAt, session.certificate);
     session.attach = this.#attachServer(session.id, epoch, secret);
     return this.#grantOf(session);
   }
@@ -572,6 +586,10 @@ function isSameHolder(
   shown: { name: string; issuer: string } | undefined,
 ): boolean {
   return shown?.name === name && shown.issuer === issuer;
+}
+
+function endOf(proofEndsAt = Number.POSITIVE_INFINITY, certificate?: SessionCertificate): number {
+  return Math.min(proofEndsAt, certificate?.notAfter ?? Number.POSITIVE_INFINITY);
 }
 
 function isStepKind(step: string): step is StepKind {

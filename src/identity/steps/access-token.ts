@@ -22,6 +22,7 @@ export class AccessTokenStep implements LoginStep {
     if (!verdict.right) return { subject: verdict.user, refusal: { code: 'rejected', reason: verdict.reason } };
     return {
       subject: verdict.user,
+      endsAt: verdict.endsAt,
       spend: async (db) =>
         (await this.#tokens.spend(db, verdict.id))
           ? undefined
