@@ -54,7 +54,7 @@ export type Verdict =
       /** What was proven. */
       readonly steps: readonly StepKind[];
       /** When some of it is good no more, milliseconds since the Unix epoch; undefined: none of it ends by itself. */
-      readonly endsAt?: number | undefined;
+      readonly endsAt?: number;
     }
   | { readonly accepted: false; readonly code: RejectCode }
   /** No verdict yet: these steps are asked in another round. */
@@ -415,8 +415,8 @@ export class Authenticator {
     if (attempt.evidence.purpose === 'enrol') this.#store.sync();
     if ('code' in standing) return this.#refuse(attempt, subject, standing);
     const ends = findings.flatMap(({ endsAt }) => endsAt ?? []);
-    const endsAt = ends.length === 0 ? undefined : Math.min(...ends);
-    return { accepted: true, ...standing, deviceId: attempt.device, steps: attempt.evidence.steps, endsAt };
+    const verdict = { ...standing, deviceId: attempt.device, steps: attempt.evidence.steps };
+    return { accepted: true, ...verdict, ...(ends.length === 0 ? {} : { endsAt: Math.min(...ends) }) };
   }
 
   /** An enrolment without a profile's token: the other steps vouch for the device. */
