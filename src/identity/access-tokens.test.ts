@@ -28,7 +28,8 @@ test('a token opens what its scopes name, for its user, until it expires or is r
   const bytes = token.reveal();
   assert.equal(bytes.length, 40);
   const user = { id: robot.id, name: 'robot' };
-  assert.deepEqual(await tokens.check(bytes, 'tunnel', now), { right: true, id: facts.id, user });
+  const endsAt = now + 1000;
+  assert.deepEqual(await tokens.check(bytes, 'tunnel', now), { right: true, id: facts.id, user, endsAt });
   assert.deepEqual(await tokens.check(bytes, 'proxy', now), {
     right: false,
     user,
