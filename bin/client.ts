@@ -11,7 +11,7 @@ import { createLogger } from '../src/base/log.ts';
 import { makePrivateFolder } from '../src/base/private-file.ts';
 import type { ClientRun, CredentialRequest, CredentialSource } from '../src/cli/host.ts';
 import { cleanClients, clientOf, runClient } from '../src/client/daemon.ts';
-import type { AnswerSteps } from '../src/client/session.ts';
+import type { AnswerSteps } from '../src/client/login-answers.ts';
 import type { ClientApi } from '../src/control/operations.ts';
 import { warmPath, withSignals } from './run.ts';
 

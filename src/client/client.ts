@@ -25,7 +25,9 @@ import { dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import { DeviceKey } from './device-key.ts';
-import { type AnswerSteps, ClientSession, type ResumeTicket, type SessionEnd } from './session.ts';
+import type { ResumeTicket } from './dialogue.ts';
+import type { AnswerSteps } from './login-answers.ts';
+import { ClientSession, type SessionEnd } from './session.ts';
 
 /** What a client has of its own machine: a TUN device with addresses and routes. */
 export interface ClientHost {

@@ -25,7 +25,7 @@ import { formatIp, formatPrefix } from '../ip/address.ts';
 import { HostNetwork } from '../os/host.ts';
 import { type ClientSnapshot, VpnClient } from './client.ts';
 import { DeviceKey } from './device-key.ts';
-import type { AnswerSteps } from './session.ts';
+import type { AnswerSteps } from './login-answers.ts';
 import { TunnelHost } from './tunnel-host.ts';
 
 export interface ClientRunOptions {

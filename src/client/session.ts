@@ -12,34 +12,16 @@ import { type IpAddress, parseIp } from '../ip/address.ts';
 import { AttachClient, MAX_MOVES } from '../protocol/attach.ts';
 import { type AcceptedConfig, type ClientLimits, checkConfig, type RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
-import { encodeFrame, FrameDecoder, type FrameSink, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
-import { attachKey, type Exporter, type Primitives } from '../protocol/keys.ts';
+import { encodeFrame, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
+import { attachKey } from '../protocol/keys.ts';
 import { Liveness } from '../protocol/liveness.ts';
-import {
-  type LoginAnswers,
-  LoginClient,
-  type LoginClientOutput,
-  PROVIDER_PING_SECONDS,
-  PROVIDER_SILENCE_SECONDS,
-  TOKEN_BYTES,
-} from '../protocol/login.ts';
-import {
-  type AcceptMessage,
-  type CloseReason,
-  type ConfigMessage,
-  decodeMessage,
-  encodeMessage,
-  fromBase64Url,
-} from '../protocol/messages.ts';
-import { closeReasonOf, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
-import { ResumeClient, type ResumeClientOutput } from '../protocol/resume.ts';
-import type { Channel, ChannelHandler } from '../transport/channel.ts';
-import type { PacketLink, PacketReceiver } from '../transport/packet-link.ts';
-import type { DeviceKey } from './device-key.ts';
+import { type AcceptMessage, type CloseReason, decodeMessage } from '../protocol/messages.ts';
+import type { Channel } from '../transport/channel.ts';
+import type { PacketLink } from '../transport/packet-link.ts';
+import { ServerConnection, withTimeout } from './connection.ts';
+import { closedError, type DialogueOptions, type OpenedSession, openDialogue } from './dialogue.ts';
 
-const EMPTY = new Uint8Array(0);
 const TICK_MS = 1000;
-const LOGIN_TIMEOUT_MS = 30_000;
 const ATTACH_TIMEOUT_MS = 10_000;
 /** A data connection that lives shorter is not worth another. */
 const REATTACH_AFTER_MS = 10_000;
@@ -47,79 +29,17 @@ const REATTACH_AFTER_MS = 10_000;
 const END_DELAY_MS = 1000;
 /** The server returns echoes through a bounded queue; more in flight could overflow it. */
 const MAX_ECHO_BYTES_IN_FLIGHT = 256 * 1024;
-const STEP_WORDS: Readonly<Record<AskedStep['kind'], string>> = {
-  password: 'a password',
-  totp: 'a one-time code',
-  token: 'an access token',
-  oidc: 'a login at an identity provider',
-  ask: 'an answer',
-};
 
-export interface ClientSessionOptions {
+export interface ClientSessionOptions extends DialogueOptions {
   /** Opens a connection to the gateway; a data connection names the worker that its session belongs to. */
   dial: (worker?: number) => Promise<Channel>;
-  device: DeviceKey;
-  /** The one-time token of a profile: enrols the device. */
-  token?: Uint8Array | undefined;
-  user?: string | undefined;
-  /** The server does not know the device yet: it is brought in by the token, or by what is answered. */
-  enrol: boolean;
-  /** Answers the steps that a person or machine has to; without it they fail. */
-  answer?: AnswerSteps | undefined;
-  /** The name that was verified, as dialled. */
-  serverName: string;
-  serverVerified: boolean;
-  features: readonly string[];
   limits: ClientLimits;
-  version: string;
-  primitives: Primitives;
   /** Monotonic milliseconds. */
   now: () => number;
-  /** Calls the login off. */
-  signal: AbortSignal;
   log: Logger;
-  /** Resumes this session in place of a login. */
-  resume?: ResumeTicket | undefined;
-  /** Told what the session can be resumed with from now on; undefined: not at all. */
-  keep: (ticket: ResumeTicket | undefined) => void;
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
   openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
 }
-
-/** What it takes to resume a session. Secret. */
-export interface ResumeTicket {
-  /** As it was sent, with the epoch and times of the last resume. */
-  readonly accept: AcceptMessage;
-  /** S(epoch) */
-  readonly secret: Uint8Array;
-}
-
-/** A step of a login that the client's keys do not answer. */
-export interface AskedStep {
-  /** `oidc` is only shown: the person logs in elsewhere, and the answer to the server need not wait for that. */
-  readonly kind: 'password' | 'totp' | 'token' | 'oidc' | 'ask';
-  /** What the server would have the person read. */
-  readonly prompt?: string;
-  /** Whether the answer may be seen while it is typed. */
-  readonly echo?: boolean;
-  /** Of `oidc`: where the person logs in, */
-  readonly url?: string;
-  /** what is to be compared or typed there, */
-  readonly code?: string;
-  /** and how long that may take. */
-  readonly seconds?: number;
-}
-
-/** What was answered; `token` is an access token as it was shown when it was made. */
-export interface StepAnswers {
-  readonly password?: string;
-  readonly totp?: string;
-  readonly token?: string;
-  readonly ask?: string;
-}
-
-/** Called once a round of a login, outside of any packet. What it throws ends the login with that error. */
-export type AnswerSteps = (steps: readonly AskedStep[], signal: AbortSignal) => Promise<StepAnswers>;
 
 /** How a session ended: with an error, or with the reason the server gave. */
 export interface SessionEnd {
@@ -161,12 +81,10 @@ export class ClientSession {
     options.signal.addEventListener('abort', callOff, { once: true });
     try {
       if (options.signal.aborted) callOff();
-      const login = await (options.resume === undefined
-        ? logIn(control, options)
-        : resume(control, options, options.resume));
-      const { accept, secret } = login;
+      const opened = await openDialogue(control, options);
+      const { accept, secret } = opened;
       options.keep(accept.features.includes(Feature.resume) ? { accept, secret } : undefined);
-      const session = new ClientSession(options, control, login);
+      const session = new ClientSession(options, control, opened);
       await session.#start();
       return session;
     } catch (error) {
@@ -177,14 +95,14 @@ export class ClientSession {
     }
   }
 
-  private constructor(options: ClientSessionOptions, control: ServerConnection, login: LoginResult) {
+  private constructor(options: ClientSessionOptions, control: ServerConnection, opened: OpenedSession) {
     this.#options = options;
     this.#control = control;
     this.channel = control.channel;
-    this.accepted = login.accept;
-    this.#attachKey = attachKey(options.primitives, login.secret);
+    this.accepted = opened.accept;
+    this.#attachKey = attachKey(options.primitives, opened.secret);
     this.#limits = { ...options.limits, outside: [...options.limits.outside, ...outerAddresses(this.channel)] };
-    const { accepted, refused } = checkConfig(login.config, this.#limits);
+    const { accepted, refused } = checkConfig(opened.config, this.#limits);
     this.#config = accepted;
     this.#refused = refused;
     this.#liveness = new Liveness(accepted.ping, options.now());
@@ -192,7 +110,7 @@ export class ClientSession {
     this.#tick.unref();
     control.onControl = (type, payload) => this.#receive(control, type, payload);
     control.onClosed = (error) => this.#end(error === undefined ? {} : { error });
-    for (const frame of login.early) this.#receive(control, frame.type, frame.payload);
+    for (const frame of opened.early) this.#receive(control, frame.type, frame.payload);
   }
 
   /** Resolves when the session is over; never rejects. */
@@ -447,329 +365,9 @@ export class ClientSession {
   }
 }
 
-interface LoginResult {
-  accept: AcceptMessage;
-  secret: Uint8Array;
-  config: ConfigMessage;
-  /** Frames that came in one piece with CONFIG. */
-  early: { type: number; payload: Uint8Array }[];
-}
-
-/** Drives the login machine over a fresh connection until CONFIG has come. */
-async function logIn(connection: ServerConnection, options: ClientSessionOptions): Promise<LoginResult> {
-  const { device, user, primitives } = options;
-  const done = Promise.withResolvers<LoginResult>();
-  // Stands still while a person types: the server has a deadline of its own for that.
-  const deadline = new Deadline(LOGIN_TIMEOUT_MS, () => {
-    done.reject(new VpnError('ERR_STAGE_TIMEOUT', 'the server did not finish the login in time'));
-  });
-  const login = new LoginClient({
-    primitives,
-    exporter: connection.exporter,
-    serverId: connection.channel.facts.serverId,
-    features: options.features,
-    purpose: options.enrol ? 'enrol' : 'login',
-    serverName: options.serverName,
-    serverVerified: options.serverVerified,
-    device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
-    ...(user === undefined ? {} : { user }),
-    client: { name: 'customvpn', version: options.version, platform: process.platform },
-  });
-  let accepted: { accept: AcceptMessage; secret: Uint8Array } | undefined;
-  let result: LoginResult | undefined;
-  let silentBeats = 0;
-
-  const drive = (output: LoginClientOutput): void => {
-    switch (output.kind) {
-      case 'nothing':
-        break;
-      case 'send':
-        connection.channel.sendControl(output.frame);
-        break;
-      case 'answer':
-        deadline.stop();
-        answersOf(output, options)
-          .then((answers) => {
-            // A person at a provider takes longer; the server knows how long.
-            deadline.start(Math.max(0, ...output.steps.map(({ seconds = 0 }) => seconds)) * 1000);
-            drive(login.answer(answers));
-          })
-          .catch((error: unknown) => {
-            done.reject(toVpnError(error));
-            const end = login.giveUp();
-            if (end.kind === 'failed' && end.frame !== undefined) connection.channel.sendControl(end.frame);
-          });
-        break;
-      case 'accepted':
-        connection.setPhase('session');
-        accepted = output;
-        break;
-      case 'failed':
-        if (output.frame !== undefined) connection.channel.sendControl(output.frame);
-        done.reject(output.error);
-        break;
-      case 'closed':
-        done.reject(closedError(output.reason, 'the server closed the connection during the login'));
-        break;
-    }
-  };
-  connection.onGreeting = (line) => drive(login.start(line));
-  connection.onControl = (type, payload) => {
-    if (accepted === undefined) drive(login.receive(type, payload));
-    else if (result !== undefined) result.early.push({ type, payload: new Uint8Array(payload) });
-    else if (type === FrameType.config) {
-      result = { ...accepted, config: decodeMessage('config', payload), early: [] };
-      done.resolve(result);
-    } else if (type === FrameType.close) {
-      done.reject(closedError(decodeMessage('close', payload).reason));
-    } else
-      throw new VpnError('ERR_FRAME_STATE', `frame type ${type} came where CONFIG was expected`, { details: { type } });
-  };
-  connection.onClosed = (error) => {
-    login.stop();
-    done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the login'));
-  };
-  connection.start();
-  deadline.start();
-  const heartbeat = setInterval(() => {
-    silentBeats = connection.heard || !login.isAtProvider ? 0 : silentBeats + 1;
-    connection.heard = false;
-    if (silentBeats * PROVIDER_PING_SECONDS > PROVIDER_SILENCE_SECONDS) {
-      done.reject(new VpnError('ERR_PEER_GONE', 'the server has not been heard of during the login'));
-    } else drive(login.ping());
-  }, PROVIDER_PING_SECONDS * 1000);
-  try {
-    return await done.promise;
-  } finally {
-    clearInterval(heartbeat);
-    deadline.stop();
-  }
-}
-
-/** Drives the resume machine over a fresh connection until CONFIG has come. */
-async function resume(
-  connection: ServerConnection,
-  options: ClientSessionOptions,
-  { accept, secret }: ResumeTicket,
-): Promise<LoginResult> {
-  const { device, primitives } = options;
-  const done = Promise.withResolvers<LoginResult>();
-  const deadline = new Deadline(LOGIN_TIMEOUT_MS, () => {
-    done.reject(new VpnError('ERR_STAGE_TIMEOUT', 'the server did not finish the resume in time'));
-  });
-  const machine = new ResumeClient({
-    primitives,
-    exporter: connection.exporter,
-    serverId: connection.channel.facts.serverId,
-    features: options.features,
-    session: accept.session,
-    epoch: accept.epoch,
-    secret,
-    serverName: options.serverName,
-    device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
-  });
-  let ticket: ResumeTicket | undefined;
-  let result: LoginResult | undefined;
-
-  const drive = (output: ResumeClientOutput): void => {
-    switch (output.kind) {
-      case 'nothing':
-        break;
-      case 'send':
-        connection.channel.sendControl(output.frame);
-        break;
-      case 'answer':
-        drive(machine.answer(device.sign(output.signedBytes)));
-        break;
-      case 'resumed': {
-        const { proof: _, ...resumed } = output.resumed;
-        ticket = { accept: { ...accept, ...resumed }, secret: output.secret };
-        // The server may have the proof although its answer is lost.
-        options.keep(ticket);
-        connection.setPhase('session');
-        connection.channel.sendControl(output.frame);
-        break;
-      }
-      case 'failed':
-        if (recoveryAfterError(output.error) === 'final' || output.code === 'session_unknown') options.keep(undefined);
-        done.reject(output.error);
-        break;
-      case 'closed':
-        done.reject(closedError(output.reason, 'the server closed the connection during the resume'));
-        break;
-    }
-  };
-  connection.onGreeting = (line) => drive(machine.start(line));
-  connection.onControl = (type, payload) => {
-    if (ticket === undefined) drive(machine.receive(type, payload));
-    else if (result !== undefined) result.early.push({ type, payload: new Uint8Array(payload) });
-    else if (type === FrameType.config) {
-      result = { ...ticket, config: decodeMessage('config', payload), early: [] };
-      done.resolve(result);
-    } else if (type === FrameType.close) done.reject(closedError(decodeMessage('close', payload).reason));
-    else
-      throw new VpnError('ERR_FRAME_STATE', `frame type ${type} came where CONFIG was expected`, { details: { type } });
-  };
-  connection.onClosed = (error) => {
-    machine.stop();
-    done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the server closed the connection during the resume'));
-  };
-  connection.start();
-  deadline.start();
-  try {
-    return await done.promise;
-  } finally {
-    deadline.stop();
-  }
-}
-
-/** Signs for the device and has the rest answered. @throws {VpnError} ERR_AUTH_NEEDED when nobody can answer */
-async function answersOf(
-  { steps, signedBytes }: Extract<LoginClientOutput, { kind: 'answer' }>,
-  { device, token, enrol, answer, signal }: ClientSessionOptions,
-): Promise<LoginAnswers> {
-  const asked = steps.flatMap((step): AskedStep[] => {
-    const { kind } = step;
-    const isAsked =
-      kind === 'password' ||
-      kind === 'totp' ||
-      kind === 'oidc' ||
-      kind === 'ask' ||
-      (kind === 'token' && token === undefined);
-    return isAsked ? [{ ...step, kind }] : [];
-  });
-  const signature = device.sign(signedBytes);
-  if (enrol && asked.some(({ kind }) => kind === 'token')) {
-    throw new VpnError(
-      'ERR_AUTH_REJECTED',
-      'this machine is not enrolled, and the profile has no enrolment token any more; ask for a new profile',
-    );
-  }
-  if (asked.length === 0) return { signature, ...(token === undefined ? {} : { token }) };
-  if (answer === undefined) {
-    const kinds = asked.map(({ kind }) => STEP_WORDS[kind]).join(' and ');
-    throw new VpnError(
-      'ERR_AUTH_NEEDED',
-      `the login asks for ${kinds}; run in a terminal: customvpn client up PROFILE`,
-    );
-  }
-  const { password, totp, token: text, ask } = await answer(asked, signal);
-  const accessToken = text === undefined ? token : fromBase64Url(text.trim());
-  if (text !== undefined && accessToken?.length !== TOKEN_BYTES) {
-    throw new VpnError(
-      'ERR_USAGE',
-      'this is no access token: expected the 54 characters that were shown when it was made',
-    );
-  }
-  return {
-    signature,
-    ...(accessToken === undefined ? {} : { token: accessToken }),
-    ...(password === undefined ? {} : { password }),
-    ...(totp === undefined ? {} : { totp }),
-    ...(ask === undefined ? {} : { ask }),
-  };
-}
-
 /** The end of a session that never was: the code says whether to try again. */
 function endError({ error, reason }: SessionEnd): VpnError {
   return error ?? closedError(reason ?? 'peer_disconnect');
-}
-
-function closedError(reason: CloseReason, what = 'the server closed the session'): VpnError {
-  const isFinal = recoveryAfterClose(reason) === 'final';
-  const code = reason === 'replaced' ? 'ERR_SESSION_REPLACED' : isFinal ? 'ERR_AUTH_REJECTED' : 'ERR_PEER_GONE';
-  return new VpnError(code, `${what}: ${reason}`, { details: { reason } });
-}
-
-/** A connection to the gateway whose handlers change as it advances. */
-class ServerConnection implements FrameSink, ChannelHandler {
-  target: Uint8Array = EMPTY;
-  targetOffset = 0;
-  /** Whether any byte has come since the last tick. */
-  heard = false;
-  receiver: PacketReceiver | undefined;
-  onGreeting: (line: Uint8Array) => void = () => {};
-  onControl: (type: number, payload: Uint8Array) => void = () => {};
-  onClosed: (error?: VpnError) => void = () => {};
-  readonly channel: Channel;
-  readonly exporter: Exporter;
-  readonly #decoder = new FrameDecoder(this, 'server');
-  #failure: VpnError | undefined;
-  /** Where packets go that come before the tunnel is ready. */
-  #discarded: Uint8Array | undefined;
-
-  constructor(channel: Channel) {
-    this.channel = channel;
-    this.exporter = (label, context) => channel.exporter(label, context);
-  }
-
-  start(): void {
-    this.channel.start(this);
-  }
-
-  setPhase(phase: 'session' | 'data'): void {
-    this.#decoder.setPhase(phase);
-  }
-
-  close(reason: CloseReason): void {
-    this.channel.close(encodeMessage('close', { reason }));
-  }
-
-  /** Ends the connection because of an error, which `onClosed` then gets. */
-  fail(error: VpnError): void {
-    this.#failure ??= error;
-    this.#decoder.stop();
-    this.close(closeReasonOf(error));
-  }
-
-  bytes(chunk: Uint8Array): void {
-    this.heard = true;
-    try {
-      this.#decoder.push(chunk);
-    } catch (error) {
-      this.fail(toVpnError(error));
-      this.onClosed(toVpnError(error));
-    }
-  }
-
-  closed(error?: VpnError): void {
-    this.receiver?.release();
-    let failure = this.#failure ?? error;
-    try {
-      this.#decoder.end();
-    } catch (truncated) {
-      if (isVpnError(truncated)) failure ??= truncated;
-    }
-    this.onClosed(failure);
-  }
-
-  greeting(line: Uint8Array): void {
-    this.#decoder.setPhase('login');
-    this.onGreeting(line);
-  }
-
-  reserve(type: number, length: number, whole: boolean): void {
-    if (this.receiver === undefined) {
-      this.#discarded ??= new Uint8Array(MAX_PACKET_PAYLOAD_BYTES + 16);
-      this.target = this.#discarded;
-      this.targetOffset = 0;
-      return;
-    }
-    this.receiver.reserve(type, length, whole);
-    this.target = this.receiver.target;
-    this.targetOffset = this.receiver.targetOffset;
-  }
-
-  data(type: number, length: number): void {
-    if (this.target === this.#discarded) return;
-    this.receiver?.data(type, length);
-  }
-
-  control(type: number, payload: Uint8Array): void {
-    this.onControl(type, payload);
-  }
-
-  unknown(): void {}
 }
 
 /** What carries the tunnel and so must not go through it: the gateway's address, as it was dialled. */
@@ -779,40 +377,5 @@ function outerAddresses({ facts }: Channel): IpAddress[] {
   } catch {
     // An address with a zone is link-local: no pushed route holds it.
     return [];
-  }
-}
-
-/** Calls back when it has run for so long in one piece. */
-class Deadline {
-  readonly #timeoutMs: number;
-  readonly #onPassed: () => void;
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(timeoutMs: number, onPassed: () => void) {
-    this.#timeoutMs = timeoutMs;
-    this.#onPassed = onPassed;
-  }
-
-  /** @param moreMs on top of what it has anyway */
-  start(moreMs = 0): void {
-    this.stop();
-    this.#timer = setTimeout(this.#onPassed, this.#timeoutMs + moreMs);
-  }
-
-  stop(): void {
-    clearTimeout(this.#timer);
-  }
-}
-
-async function withTimeout<T>(promise: Promise<T>, timeoutMs: number, what: string): Promise<T> {
-  const { promise: late, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(
-    () => reject(new VpnError('ERR_STAGE_TIMEOUT', `${what} within ${timeoutMs / 1000} s`)),
-    timeoutMs,
-  );
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
   }
 }

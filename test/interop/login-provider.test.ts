@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, beforeEach, describe, test } from 'node:test';
 import { ManualClock } from '../../src/base/clock.ts';
-import type { AskedStep, StepAnswers } from '../../src/client/session.ts';
+import type { AskedStep, StepAnswers } from '../../src/client/login-answers.ts';
 import { parseProfile } from '../../src/control/profile.ts';
 import { TestAuthority } from '../support/certificates.ts';
 import { exchange, type SimClient, until, World } from '../support/world.ts';

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ManualClock } from '../../src/base/clock.ts';
-import type { AnswerSteps } from '../../src/client/session.ts';
+import type { AnswerSteps } from '../../src/client/login-answers.ts';
 import { withoutToken } from '../../src/control/profile.ts';
 import { exchange, until, World } from '../support/world.ts';
 

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { URI } from 'otpauth';
 import { ManualClock } from '../../src/base/clock.ts';
-import type { AnswerSteps, AskedStep, StepAnswers } from '../../src/client/session.ts';
+import type { AnswerSteps, AskedStep, StepAnswers } from '../../src/client/login-answers.ts';
 import { withoutToken } from '../../src/control/profile.ts';
 import { exchange, stopsFinally, World } from '../support/world.ts';
 
