@@ -10,6 +10,7 @@ import { readFile } from 'node:fs/promises';
 import { parse, TomlError } from 'smol-toml';
 import type { z } from 'zod';
 import { VpnError } from './errors.ts';
+import { TomlLocations } from './toml-location.ts';
 
 /**
  * Reads and checks a configuration file.
@@ -58,33 +59,16 @@ function configError(error: z.ZodError, text: string, name: string): VpnError {
   if (issue === undefined) return new VpnError('ERR_INVARIANT', 'a schema failed without an issue');
   if (issue.code === 'unrecognized_keys') {
     const key = [...issue.path, issue.keys[0]].join('.');
-    const line = lineOf(text, [...issue.path, issue.keys[0] ?? '']);
+    const { line } = new TomlLocations(text).of([...issue.path, issue.keys[0] ?? '']);
     return new VpnError('ERR_CONFIG_KEY', `${name}:${line}: unknown key "${key}"; see docs/configuration.md`, {
       details: { path: name, key, line },
     });
   }
   const key = issue.path.join('.');
-  const line = lineOf(text, issue.path);
+  const { line } = new TomlLocations(text).of(issue.path);
   return new VpnError('ERR_CONFIG_VALUE', `${name}:${line}: ${key}: ${issue.message}`, {
     details: { path: name, key, line },
   });
-}
-
-/** The line that sets the key at `path`, or that of its table where it is missing; 1 where there is neither. */
-function lineOf(text: string, path: readonly PropertyKey[]): number {
-  const keys = path.filter((part) => typeof part === 'string');
-  const pattern = new RegExp(`^\\s*(\\[+\\s*)?([\\w"'-]+\\.)*["']?${RegExp.escape(keys.at(-1) ?? '')}["']?\\s*[=\\].]`);
-  const lines = text.split('\n');
-  for (let depth = keys.length - 1; depth > 0; depth--) {
-    const header = `[${keys.slice(0, depth).join('.')}]`;
-    const start = lines.findIndex((line) => line.trimStart().startsWith(header));
-    if (start < 0) continue;
-    const rest = lines.slice(start + 1);
-    const end = rest.findIndex((line) => /^\s*\[/.test(line));
-    const at = (end < 0 ? rest : rest.slice(0, end)).findIndex((line) => pattern.test(line));
-    return at < 0 ? start + 1 : start + at + 2;
-  }
-  return lines.findIndex((line) => pattern.test(line)) + 1 || 1;
 }
 
 function deepFreeze<T>(value: T): T {
