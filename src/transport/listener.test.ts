@@ -1,6 +1,7 @@
 /** What a port does with good clients, bad clients and no clients at all: real sockets on loopback. */
 
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { connect as connectTcp, createServer as createTcpServer, type Socket } from 'node:net';
@@ -36,6 +37,24 @@ function failureOf(socket: Socket): Promise<string | undefined> {
     code = error.code;
   });
   return new Promise((resolve) => socket.once('close', () => resolve(code)));
+}
+
+/** What a client says first. */
+async function clientHello(): Promise<Buffer> {
+  const server = createTcpServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const address = server.address();
+  const port = typeof address === 'object' && address !== null ? address.port : 0;
+  const client = connectTls({ port, host: '127.0.0.1', ALPNProtocols: ['customvpn/1'] }).on('error', () => {});
+  const [socket] = (await once(server, 'connection')) as [Socket];
+  const chunks: Buffer[] = [];
+  socket.on('data', (chunk: Buffer) => chunks.push(chunk));
+  const whole = (): Buffer => Buffer.concat(chunks);
+  while (whole().length < 5 || whole().length < 5 + whole().readUInt16BE(3)) await once(socket, 'data');
+  client.destroy();
+  socket.destroy();
+  server.close();
+  return whole();
 }
 
 class Rig implements AsyncDisposable {
@@ -209,13 +228,55 @@ test('a peer that resets during the handshake is ERR_PEER_GONE, with its address
   await rig.expectFailure('ERR_PEER_GONE');
 });
 
-for (const bytes of [undefined, Buffer.from('160301ff', 'hex')]) {
-  test(`REQ-STAGE-001: a handshake that is ${bytes === undefined ? 'never begun' : 'not continued'} is ERR_STAGE_TIMEOUT`, async () => {
+for (const [manner, bytes] of [
+  ['never begun', undefined],
+  ['left in the middle of its first record', Buffer.from('1603010200', 'hex')],
+  ['not continued after the ClientHello', await clientHello()],
+] as const) {
+  test(`REQ-STAGE-001: a handshake that is ${manner} is ERR_STAGE_TIMEOUT`, async () => {
     await using rig = await Rig.open({ handshakeTimeoutMs: 50 });
     await rig.raw(bytes);
     await rig.expectFailure('ERR_STAGE_TIMEOUT');
   });
 }
+
+test('a ClientHello may come in any pieces', async () => {
+  await using rig = await Rig.open();
+  const hello = await clientHello();
+  for (const sizes of [[1], [4, 1], [5], [6, 1000], [hello.length - 1, 1]]) {
+    const socket = connectTcp({ port: rig.port, host: '127.0.0.1', noDelay: true });
+    await once(socket, 'connect');
+    for (let at = 0, piece = 0; at < hello.length; piece++) {
+      const next = at + (sizes[Math.min(piece, sizes.length - 1)] ?? 1);
+      socket.write(hello.subarray(at, next));
+      at = next;
+      await new Promise(setImmediate);
+    }
+    const [answer] = await once(socket, 'data');
+    assert.equal((answer as Buffer)[0], 0x16, 'a ServerHello');
+    socket.destroy();
+  }
+});
+
+test('a peer that ends its side before it has said anything is ERR_PEER_GONE', async () => {
+  await using rig = await Rig.open();
+  connectTcp(rig.port, '127.0.0.1').end();
+  while (rig.listener.counters.accepted === 0) await new Promise(setImmediate);
+  await rig.expectFailure('ERR_PEER_GONE');
+});
+
+test('connections wait in the kernel by the thousand while the process is busy', async () => {
+  await using rig = await Rig.open({ fd: openListenSocket({ address: '127.0.0.1', port: 0 }).fd });
+  // A connection too many is tried again a second later, and again is one too many: nobody accepts meanwhile.
+  const script = `
+    let open = 0;
+    const stop = () => { console.log(open); process.exit(); };
+    setTimeout(stop, 10_000);
+    for (let at = 0; at < 1000; at++)
+      require('node:net').connect(${rig.port}, '127.0.0.1', () => ++open === 1000 && stop()).on('error', stop);`;
+  const { stdout } = spawnSync(process.execPath, ['-e', script], { encoding: 'utf8' });
+  assert.equal(stdout.trim(), '1000');
+});
 
 test('REQ-STAGE-001: a handshake that comes byte by byte is no longer waited for than a silent one', async () => {
   await using rig = await Rig.open({ handshakeTimeoutMs: 300 });
@@ -494,6 +555,19 @@ test('reload: new handshakes see the new certificate and list, open connections 
   assert.deepEqual(await collector.until(got.promise), new Uint8Array([1, 2, 3]));
   before.destroy();
   after.destroy();
+});
+
+test('who has connected before a reload and spoken after it meets the new certificate', async () => {
+  await using rig = await Rig.open();
+  const socket = connectTcp(rig.port, '127.0.0.1');
+  while (rig.listener.handshakeCount === 0) await new Promise(setImmediate);
+  const renewed = await authority.server();
+  rig.listener.reload({ cert: renewed.cert, key: renewed.key, ca: authority.cert });
+  const arrival = rig.arrival();
+  const client = rig.tls({ socket });
+  assert.equal(Buffer.from((await arrival).facts.serverId).toString('base64'), renewed.pin);
+  assert.equal(client.getPeerX509Certificate()?.serialNumber.toLowerCase(), renewed.serial);
+  client.destroy();
 });
 
 test('a reload that fails keeps the old certificate', async () => {

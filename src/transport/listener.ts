@@ -20,6 +20,7 @@ import { rejectCodeOf } from '../protocol/reasons.ts';
 import { readHolder } from './certificate-facts.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
+import { whenFirstRecord } from './first-record.ts';
 import { LogLimit } from './log-limit.ts';
 import { readProxyHeader } from './proxy-header.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -40,6 +41,9 @@ import {
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const PROXY_HEADER_TIMEOUT_MS = 3_000;
 const FRONT_DOOR_TIMEOUT_MS = 15_000;
+/** Connections that wait in the kernel: one too many is tried again by its client only after a second. */
+const BACKLOG = 4096;
+const NOTHING_SAID = 'the peer has closed the connection before it has said what it wants';
 const MAX_HANDSHAKES = 512;
 /** Far below that: one source alone cannot fill it. */
 const MAX_HANDSHAKES_PER_SOURCE = 64;
@@ -111,8 +115,11 @@ interface Connection {
   /** Undefined: a proxy's own connection, which is not counted. */
   readonly source: string | undefined;
   readonly remote: Endpoint;
-  /** Of the certificate in force when the handshake began. */
-  readonly serverId: Uint8Array;
+  /** Of the certificate in force when the handshake began; before that, when the connection came. */
+  serverId: Uint8Array;
+  readonly deadline: NodeJS.Timeout;
+  /** What becomes of it is known and counted: its handshake is complete, or we have ended it. */
+  isSettled: boolean;
 }
 
 /** A port that clients connect to. */
@@ -165,7 +172,6 @@ export class Listener {
     // It never listens: it gets only the connections that have passed the limits.
     this.#tls = createTlsServer({
       ...tlsOptions,
-      handshakeTimeout: options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS,
       ALPNCallback: ({ protocols }) => chooseProtocol(protocols),
     });
     this.#tls.on('secureConnection', (socket) => this.#secure(socket));
@@ -226,8 +232,14 @@ export class Listener {
     this.#tcp.once('listening', opened.resolve);
     this.#tcp.once('error', opened.reject);
     if (fd === undefined)
-      this.#tcp.listen({ port, exclusive: true, ...(address === undefined ? {} : { host: address }) });
-    else this.#tcp.listen({ fd });
+      this.#tcp.listen({
+        port,
+        exclusive: true,
+        backlog: BACKLOG,
+        ...(address === undefined ? {} : { host: address }),
+      });
+    // Node listens on the descriptor again, with 511 for whoever does not say it, and reads it nowhere else.
+    else this.#tcp.listen({ fd }, BACKLOG);
     try {
       await opened.promise;
     } catch (cause) {
@@ -292,12 +304,26 @@ export class Listener {
     this.counters.accepted += 1;
     setCount(this.#bySource, source, fromSource + 1);
     setCount(this.#handshakesBySource, source, inHandshake + 1);
-    const connection: Connection = { raw, source, remote, serverId: this.#serverId };
+    const deadline = setTimeout(() => {
+      this.#settle(connection);
+      this.#count(remote, new VpnError('ERR_STAGE_TIMEOUT', 'the TLS handshake took too long'));
+      raw.destroy();
+    }, this.#options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS).unref();
+    const connection: Connection = { raw, source, remote, serverId: this.#serverId, deadline, isSettled: false };
     this.#connections.add(connection);
     this.#handshaking.add(connection);
-    this.#known.set(raw, connection);
-    raw.once('close', () => this.#forget(connection));
-    this.#tls.emit('connection', raw);
+    let hasBegun = false;
+    raw.once('close', () => {
+      // Once TLS has begun it is TLS that reports it, and perhaps later.
+      if (!hasBegun && !connection.isSettled) this.#count(remote, new VpnError('ERR_PEER_GONE', NOTHING_SAID));
+      this.#forget(connection);
+    });
+    whenFirstRecord(raw, () => {
+      hasBegun = true;
+      connection.serverId = this.#serverId;
+      this.#known.set(raw, connection);
+      this.#tls.emit('connection', raw);
+    });
   }
 
   /**
@@ -305,12 +331,13 @@ export class Listener {
    * oldest makes room. So a flood from many sources displaces itself and not the one handshake of a client.
    */
   #evict(): void {
-    const most = Math.max(0, ...this.#handshakesBySource.values());
+    let most = 0;
+    for (const count of this.#handshakesBySource.values()) if (count > most) most = count;
     for (const connection of this.#handshaking) {
       const { raw, remote, source } = connection;
       if (source !== undefined && countOf(this.#handshakesBySource, source) < most) continue;
       this.counters.refusedHandshakes += 1;
-      this.#endHandshake(connection);
+      this.#settle(connection);
       this.#refuse(raw, remote, 'handshakes', 'too many handshakes in flight, its source had most of them');
       return;
     }
@@ -329,8 +356,14 @@ export class Listener {
     setCount(this.#bySource, connection.source, countOf(this.#bySource, connection.source) - 1);
   }
 
+  #settle(connection: Connection): void {
+    connection.isSettled = true;
+    this.#endHandshake(connection);
+  }
+
   #endHandshake(connection: Connection): void {
     if (!this.#handshaking.delete(connection)) return;
+    clearTimeout(connection.deadline);
     const inHandshake = countOf(this.#handshakesBySource, connection.source);
     setCount(this.#handshakesBySource, connection.source, inHandshake - 1);
   }
@@ -347,7 +380,7 @@ export class Listener {
       socket.destroy();
       return;
     }
-    this.#endHandshake(connection);
+    this.#settle(connection);
     // Until somebody takes the socket over, an error must find a listener.
     socket.on('error', ignore);
     const broken = checkHandshake(socket);
@@ -414,8 +447,10 @@ export class Listener {
 
   #fail(socket: TLSSocket, error: Error): void {
     const connection = this.#connectionOf(socket);
-    if (connection !== undefined) this.#endHandshake(connection);
-    this.#count(connection?.remote, translateTlsError(error, 'ERR_TLS_HANDSHAKE'));
+    if (connection?.isSettled !== true) {
+      if (connection !== undefined) this.#settle(connection);
+      this.#count(connection?.remote, translateTlsError(error, 'ERR_TLS_HANDSHAKE'));
+    }
     socket.destroy();
   }
 
