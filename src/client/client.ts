@@ -18,15 +18,16 @@ import { Backoff } from '../protocol/backoff.ts';
 import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import type { AcceptMessage, CloseReason } from '../protocol/messages.ts';
-import { recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
-import type { ChannelFacts } from '../transport/channel.ts';
+import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
+import type { Channel, ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
-import { dial } from '../transport/dial.ts';
+import { type DialOptions, dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import { DeviceKey } from './device-key.ts';
 import type { ResumeTicket } from './dialogue.ts';
 import type { AnswerSteps } from './login-answers.ts';
+import { type NetworkView, Roaming } from './roaming.ts';
 import { ClientSession, type SessionEnd } from './session.ts';
 
 /** What a client has of its own machine: a TUN device with addresses and routes. */
@@ -71,6 +72,10 @@ export interface ClientOptions {
   superPackets?: boolean;
   /** Without one the client carries no packets: echoes and control only. */
   host?: ClientHost;
+  /** This machine's network, so that its changes are noticed at once; without it they are by silence. */
+  network?: NetworkView;
+  /** Resolves a server's name to addresses, in the order of preference; default the system's resolver. */
+  lookup?: (host: string) => Promise<readonly string[]>;
   /** The device has been enrolled: the token is spent and should be forgotten. */
   onEnrolled?: () => void | Promise<void>;
   onState?: (state: ClientState) => void;
@@ -138,8 +143,17 @@ export class VpnClient {
   #lastError: VpnError | undefined;
   #first: PromiseWithResolvers<void> | undefined;
   #hasConnected = false;
+  #roaming: Roaming | undefined;
+  /** Ends the wait before the next try. */
+  #wait = new AbortController();
+  /** Calls off what is being dialled or resumed. */
+  #attempt: AbortController | undefined;
+  /** The next try is due now, whatever came before. */
+  #isDue = false;
   /** Keys that the server has announced beside the profile's, so that they can be changed without new profiles. */
   #pushedPins: readonly string[] = [];
+  /** Why the last dial failed. */
+  #dialError: unknown;
   /** What the host left out of the present configuration. */
   #hostRefused: readonly RefusedItem[] = [];
 
@@ -243,6 +257,7 @@ export class VpnClient {
   async #run(once: boolean): Promise<void> {
     const backoff = new Backoff();
     await this.#openDevice();
+    this.#watchNetwork();
     while (!this.#abort.signal.aborted) {
       const resumed = this.#ticket;
       this.#setState('connecting');
@@ -259,7 +274,7 @@ export class VpnClient {
         backoff.ended(this.#clock.now() - openedAt);
       } catch (error) {
         end = { error: toVpnError(error) };
-        if (once && !this.#hasConnected) throw error;
+        if (once && !this.#hasConnected && !this.#isDue) throw error;
       }
       this.#forgetSession();
       if (this.#abort.signal.aborted) break;
@@ -268,12 +283,16 @@ export class VpnClient {
         this.#log.info('the session cannot be resumed; logging in');
         continue;
       }
-      const recovery =
-        end.error !== undefined ? recoveryAfterError(end.error) : recoveryAfterClose(end.reason ?? 'peer_disconnect');
+      const recovery = this.#recoveryAfter(end);
       this.#lastError =
         end.error ?? new VpnError('ERR_PEER_GONE', `the server closed the session: ${end.reason ?? 'no reason'}`);
       if (recovery === 'final') throw this.#lastError;
-      const delayMs = recovery === 'slow' ? backoff.slow(Math.random()) : backoff.next(Math.random());
+      if (this.#isDue) backoff.reset();
+      const delayMs = this.#isDue
+        ? 0
+        : recovery === 'slow'
+          ? backoff.slow(Math.random())
+          : backoff.next(Math.random(), isUnreachable(this.#lastError));
       this.#log.warn('not connected; trying again', {
         code: this.#lastError.code,
         reason: this.#lastError.message,
@@ -281,9 +300,64 @@ export class VpnClient {
       });
       this.#setState('waiting');
       this.#reconnects += 1;
-      await sleep(delayMs, undefined, { signal: this.#abort.signal }).catch(() => {});
+      this.#isDue = false;
+      this.#wait = new AbortController();
+      await sleep(delayMs, undefined, { signal: AbortSignal.any([this.#abort.signal, this.#wait.signal]) }).catch(
+        () => {},
+      );
+      if (this.#wait.signal.aborted) backoff.reset();
     }
     throw new VpnError('ERR_PEER_GONE', 'the client was stopped');
+  }
+
+  /** What to do after the end of a session, or of the attempt at one. */
+  #recoveryAfter({ error, reason = 'peer_disconnect' }: SessionEnd): Recovery {
+    if (error === undefined) return recoveryAfterClose(reason);
+    const recovery = recoveryAfterError(error);
+    // Whoever has been connected and meets another server now is behind a portal, or somebody is in between: both pass.
+    const isForeign = error.kind === 'transport' && error === this.#dialError;
+    return recovery === 'final' && this.#hasConnected && isForeign ? 'slow' : recovery;
+  }
+
+  #watchNetwork(): void {
+    const { network } = this.#options;
+    if (network === undefined) return;
+    const roaming = new Roaming(network, this.#clock, {
+      path: () => {
+        const facts = this.#session?.channel.facts;
+        return facts && { local: facts.local.address, remote: facts.remote.address };
+      },
+      moved: (from, to) => {
+        this.#isDue = true;
+        this.#session?.abandon(
+          new VpnError('ERR_PEER_GONE', `this machine's address is ${to} now, and was ${from}; connecting from there`),
+        );
+      },
+      check: () => this.#session?.check(),
+      retry: () => this.#retryNow(),
+    });
+    if (this.#tun !== undefined) roaming.ignore(this.#tun.name);
+    this.#roaming = roaming;
+  }
+
+  /** Ends a wait, or calls off a dial or resume that may hang on a way that is no more. */
+  #retryNow(): void {
+    this.#wait.abort();
+    if (this.#attempt === undefined) return;
+    this.#isDue = true;
+    this.#attempt.abort();
+  }
+
+  async #dial(options: Omit<DialOptions, 'signal'>, attempt: AbortController): Promise<Channel> {
+    try {
+      return await dial({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
+    } catch (error) {
+      this.#dialError = error;
+      throw error;
+    } finally {
+      // Nobody is asked twice for a password because a cable was plugged in.
+      if (this.#ticket === undefined && this.#attempt === attempt) this.#attempt = undefined;
+    }
   }
 
   async #open(): Promise<ClientSession> {
@@ -296,20 +370,25 @@ export class VpnClient {
     const pins = options.pins ?? [];
     const files = await loadClientCredentials(options);
     const credentials = { ...files, ca: options.ca ?? files.ca };
+    const attempt = new AbortController();
+    this.#attempt = attempt;
     const session = await ClientSession.open({
       dial: (worker) =>
-        dial({
-          queues: this.#queues,
-          ...credentials,
-          host: options.serverHost,
-          port: options.serverPort ?? 443,
-          serverName,
-          pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
-          verifyServer: serverVerified,
-          ...(worker === undefined ? {} : { worker }),
-          signal: this.#abort.signal,
-          log: this.#log,
-        }),
+        this.#dial(
+          {
+            ...(worker === undefined ? {} : { worker }),
+            queues: this.#queues,
+            ...credentials,
+            host: options.serverHost,
+            port: options.serverPort ?? 443,
+            serverName,
+            pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
+            verifyServer: serverVerified,
+            ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
+            log: this.#log,
+          },
+          attempt,
+        ),
       device: this.#device,
       token,
       user: options.user,
@@ -332,9 +411,11 @@ export class VpnClient {
       version: options.version ?? 'library',
       primitives: nodePrimitives,
       now: () => this.#clock.now(),
-      signal: this.#abort.signal,
+      signal: AbortSignal.any([this.#abort.signal, attempt.signal]),
       log: this.#log,
       openLink: (config, accepted) => this.#openLink(config, accepted),
+    }).finally(() => {
+      this.#attempt = undefined;
     });
     this.#session = session;
     this.#pushedPins = session.config.pins;
@@ -417,6 +498,7 @@ export class VpnClient {
   async #finish(): Promise<void> {
     this.#session?.close();
     this.#forgetSession();
+    await this.#roaming?.[Symbol.asyncDispose]();
     try {
       // What is being applied must not come after what takes it back.
       await this.#applied;
@@ -438,6 +520,11 @@ export class VpnClient {
 
 function isSessionUnknown(error: VpnError | undefined): boolean {
   return error?.code === 'ERR_SESSION_UNKNOWN';
+}
+
+/** Nobody was reached: asking again costs next to nothing. */
+function isUnreachable({ code }: VpnError): boolean {
+  return code === 'ERR_CONNECT' || code === 'ERR_NAME_LOOKUP';
 }
 
 /** The hosts that are addresses: those not dialled this time may be dialled next. */

@@ -26,6 +26,7 @@ import { HostNetwork } from '../os/host.ts';
 import { type ClientSnapshot, VpnClient } from './client.ts';
 import { DeviceKey } from './device-key.ts';
 import type { AnswerSteps } from './login-answers.ts';
+import { machineNetwork } from './roaming.ts';
 import { TunnelHost } from './tunnel-host.ts';
 
 export interface ClientRunOptions {
@@ -93,6 +94,7 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
     ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
     limits: { defaultRoute: false, dns: false, maxRoutes: profile.allow.maxRoutes },
     superPackets: !options.plain,
+    network: machineNetwork(),
     host: new TunnelHost({ journalPath: paths.journal, superPackets: !options.plain, log }),
     onEnrolled: async () => {
       await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);

@@ -27,6 +27,10 @@ const ATTACH_TIMEOUT_MS = 10_000;
 const REATTACH_AFTER_MS = 10_000;
 /** How much later than on the data connection the end of a session may be told on the control connection. */
 const END_DELAY_MS = 1000;
+/** How long the server has for a sign of life when its way may have broken: this, or so many round trips. */
+const CHECK_MS = 1500;
+const CHECK_ROUND_TRIPS = 4;
+const MAX_CHECK_MS = 6000;
 /** The server returns echoes through a bounded queue; more in flight could overflow it. */
 const MAX_ECHO_BYTES_IN_FLIGHT = 256 * 1024;
 
@@ -72,6 +76,7 @@ export class ClientSession {
   #generation = 0;
   #reattachedAt = Number.NEGATIVE_INFINITY;
   #isOver = false;
+  #checking: NodeJS.Timeout | undefined;
 
   /** Logs in and makes the tunnel ready; resolves when packets can flow. @throws {VpnError} whatever stopped it */
   static async open(options: ClientSessionOptions): Promise<ClientSession> {
@@ -168,6 +173,27 @@ export class ClientSession {
     if (this.#isOver) return;
     this.#control.close(reason);
     this.#end({});
+  }
+
+  /** Ends the session at this end only, because of an error: it is to be resumed over another connection. */
+  abandon(error: VpnError): void {
+    if (this.#isOver) return;
+    this.#control.fail(error);
+    this.#end({ error });
+  }
+
+  /** Asks the server for a sign of life, and abandons the session without one. */
+  check(): void {
+    if (this.#isOver || this.#checking !== undefined) return;
+    const { counters } = this.channel;
+    const before = counters.receivedBytes;
+    const withinMs = Math.min(MAX_CHECK_MS, Math.max(CHECK_MS, CHECK_ROUND_TRIPS * (this.roundTripMs ?? 0)));
+    this.#checking = setTimeout(() => {
+      this.#checking = undefined;
+      if (counters.receivedBytes !== before) return;
+      this.abandon(new VpnError('ERR_PEER_GONE', 'the network has changed, and the server does not answer over it'));
+    }, withinMs);
+    this.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(this.#options.now())));
   }
 
   async #start(): Promise<void> {
@@ -357,6 +383,7 @@ export class ClientSession {
     if (this.#isOver) return;
     this.#isOver = true;
     clearInterval(this.#tick);
+    clearTimeout(this.#checking);
     if (this.#link !== undefined) this.#link.channel = undefined;
     this.#data?.close('peer_disconnect');
     const gone = new VpnError('ERR_PEER_GONE', 'the session ended before the echo returned');

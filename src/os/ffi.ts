@@ -25,10 +25,13 @@ const SYSTEM_CALLS = {
   bind: { arguments: ['i32', 'u64', 'u32'], return: 'i32' },
   listen: { arguments: ['i32', 'i32'], return: 'i32' },
   sendto: { arguments: ['i32', 'u64', 'u64', 'i32', 'u64', 'u32'], return: 'i32' },
+  connect: { arguments: ['i32', 'u64', 'u32'], return: 'i32' },
+  recv: { arguments: ['i32', 'u64', 'u64', 'i32'], return: 'i32' },
   setsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u32'], return: 'i32' },
   getsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u64'], return: 'i32' },
   getsockname: { arguments: ['i32', 'u64', 'u64'], return: 'i32' },
   flock: { arguments: ['i32', 'i32'], return: 'i32' },
+  if_nametoindex: { arguments: ['string'], return: 'u32' },
   __errno_location: { arguments: [], return: 'u64' },
   uv_handle_size: { arguments: ['i32'], return: 'u64' },
   uv_poll_init: { arguments: ['u64', 'u64', 'i32'], return: 'i32' },
@@ -50,10 +53,14 @@ export interface NativeCalls {
   bind(fd: number, address: bigint, length: number): number;
   listen(fd: number, backlog: number): number;
   sendto(fd: number, bytes: bigint, length: bigint, flags: number, address: bigint, addressLength: number): number;
+  connect(fd: number, address: bigint, length: number): number;
+  recv(fd: number, bytes: bigint, length: bigint, flags: number): number;
   setsockopt(fd: number, level: number, name: number, value: bigint, length: number): number;
   getsockopt(fd: number, level: number, name: number, value: bigint, length: bigint): number;
   getsockname(fd: number, address: bigint, length: bigint): number;
   flock(fd: number, operation: number): number;
+  /** 0: there is no such interface. */
+  if_nametoindex(name: string): number;
   /** The error number of the last failed call on this thread. Valid only until the next call of anything. */
   errno(): number;
 }
@@ -173,6 +180,7 @@ export const Errno = {
   EINVAL: 22,
   EADDRINUSE: 98,
   EADDRNOTAVAIL: 99,
+  ENOBUFS: 105,
 } as const;
 
 /** An error for a system call that failed with `errno`, in words: what was being done, which call, why. */

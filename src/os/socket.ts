@@ -8,13 +8,14 @@
 
 import type { Socket } from 'node:net';
 import { VpnError } from '../base/errors.ts';
-import { parseIp } from '../ip/address.ts';
+import { type IpAddress, parseIp } from '../ip/address.ts';
 import { checkResult, Errno, errnoName, type NativeCalls, NativeMemory, nativeCalls, systemError } from './ffi.ts';
 import { Poll, PollEvents } from './poll.ts';
 
 const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_STREAM_NONBLOCK_CLOEXEC = 1 | 0x800 | 0x80000;
+const SOCK_DGRAM_CLOEXEC = 2 | 0x80000;
 
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
@@ -103,6 +104,32 @@ export function openListenSocket(options: ListenSocketOptions): ListenSocket {
   }
 }
 
+/**
+ * The address that this machine would send from to reach `remote` now; undefined when there is no way there. Nothing is sent.
+ *
+ * @param mark the firewall mark of the packets, where routing looks at it
+ * @throws {VpnError} ERR_SYSCALL, ERR_PRIVILEGE (mark)
+ */
+export function sourceAddress(remote: IpAddress, mark?: number): IpAddress | undefined {
+  const calls = nativeCalls();
+  const what = 'looking for the way to a server';
+  const is4 = remote.version === 4;
+  const fd = checkResult(calls.socket(is4 ? AF_INET : AF_INET6, SOCK_DGRAM_CLOEXEC, 0), what, 'socket');
+  try {
+    if (mark !== undefined) setMark(calls, fd, mark, what);
+    // Any port will do: a datagram socket only looks up the route.
+    const address = socketAddress(remote.bytes, 9);
+    if (calls.connect(fd, address.address, is4 ? 16 : SOCKADDR_BYTES) < 0) return undefined;
+    const local = new NativeMemory(SOCKADDR_BYTES);
+    const length = new NativeMemory(4);
+    length.view.setUint32(0, SOCKADDR_BYTES, true);
+    checkResult(calls.getsockname(fd, local.address, length.address), what, 'getsockname');
+    return { version: remote.version, bytes: local.bytes.slice(is4 ? 4 : 8, is4 ? 8 : 24) };
+  } finally {
+    calls.close(fd);
+  }
+}
+
 /** Closes a descriptor that this room has opened and nobody has taken over. */
 export function closeFd(fd: number): void {
   nativeCalls().close(fd);
@@ -160,15 +187,7 @@ function boundPort(calls: NativeCalls, fd: number, what: string): number {
 export function tuneSocket(fd: number, options: TuneOptions): { congestion: string } {
   const calls = nativeCalls();
   const what = 'setting socket options';
-  if (options.mark !== undefined) {
-    const value = new NativeMemory(4);
-    value.view.setUint32(0, options.mark, true);
-    if (calls.setsockopt(fd, SOL_SOCKET, SO_MARK, value.address, 4) < 0) {
-      const errno = calls.errno();
-      if (errno !== Errno.EPERM) throw systemError(what, 'setsockopt SO_MARK', errno);
-      throw new VpnError('ERR_PRIVILEGE', 'a firewall mark on a socket needs CAP_NET_ADMIN; run as root');
-    }
-  }
+  if (options.mark !== undefined) setMark(calls, fd, options.mark, what);
   if (options.noDelay !== undefined) setInt(calls, fd, IPPROTO_TCP, TCP_NODELAY, options.noDelay ? 1 : 0, what);
   if (options.notSentLowat !== undefined) {
     setInt(calls, fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, options.notSentLowat, what);
@@ -187,6 +206,15 @@ export function tuneSocket(fd: number, options: TuneOptions): { congestion: stri
     }
   }
   return { congestion: congestionOf(calls, fd, what) };
+}
+
+function setMark(calls: NativeCalls, fd: number, mark: number, what: string): void {
+  const value = new NativeMemory(4);
+  value.view.setUint32(0, mark, true);
+  if (calls.setsockopt(fd, SOL_SOCKET, SO_MARK, value.address, 4) >= 0) return;
+  const errno = calls.errno();
+  if (errno !== Errno.EPERM) throw systemError(what, 'setsockopt SO_MARK', errno);
+  throw new VpnError('ERR_PRIVILEGE', 'a firewall mark on a socket needs CAP_NET_ADMIN; run as root');
 }
 
 function congestionOf(calls: NativeCalls, fd: number, what: string): string {

@@ -71,6 +71,11 @@ test('REQ-RETRY-003: waits double up to 30 s, each spread over its upper half', 
     assert.ok(Math.abs(most.next(0.999_999_9) - ceiling) < 1);
   }
   assert.equal(MAX_DELAY_MS, 30_000);
+  const unreached = new Backoff();
+  const waits = Array.from({ length: 301 }, () => unreached.next(0, true));
+  assert.deepEqual(waits.slice(0, 5), [125, 250, 500, 1000, 1000]);
+  assert.equal(waits[299], 1000);
+  assert.equal(waits[300], MAX_DELAY_MS / 2);
   assert.equal(least.slow(0), SLOW_DELAY_MS / 2);
 });
 

@@ -354,7 +354,7 @@ export async function peer<T>(where: Namespace, ...words: string[]): Promise<T> 
 
 /** Starts one that runs until it is stopped. */
 export function startPeer(where: Namespace, ...words: string[]): Promise<BackgroundProcess> {
-  return where.start([process.execPath, ...PEER_FLAGS, PEER, ...words], { ready: /^ready$/m });
+  return where.start([process.execPath, ...PEER_FLAGS, PEER, ...words], { ready: /^ready$/m, isTyped: true });
 }
 
 const PEER_FLAGS = ['--disable-warning=ExperimentalWarning', '--conditions=customvpn-source'];

@@ -5,6 +5,7 @@
  *   node traffic-peer.ts tcp ADDRESS PORT BYTES           sends, has it back, prints JSON with both hashes
  *   node traffic-peer.ts udp ADDRESS PORT COUNT SIZE      the same in datagrams, one after the other
  *   node traffic-peer.ts udp-burst ADDRESS PORT COUNT SIZE   COUNT datagrams in one call with UDP_SEGMENT
+ *   node traffic-peer.ts talk ADDRESS PORT                one connection: sends its input, prints `ready` and what comes back
  *   node traffic-peer.ts reach ADDRESS PORT               prints whether a TCP connection is accepted within a second
  *
  * A datagram is answered with itself; one of a burst is answered only by counting, see `udp-burst`.
@@ -173,6 +174,16 @@ async function reach(address: string, port: number): Promise<{ accepted: boolean
   return { accepted: result };
 }
 
+/** One TCP connection that stays: sends each line of standard input, and prints what comes back. */
+async function talk(address: string, port: number): Promise<undefined> {
+  const socket = connect({ host: address, port });
+  socket.on('error', ({ message }) => process.stdout.write(`error ${message}\n`));
+  await once(socket, 'connect');
+  process.stdout.write('ready\n');
+  socket.pipe(process.stdout);
+  process.stdin.pipe(socket);
+}
+
 async function main([verb, first = '', ...rest]: readonly string[]): Promise<unknown> {
   const [port = 0, count = 0, size = 0] = rest.map(Number);
   switch (verb) {
@@ -184,11 +195,13 @@ async function main([verb, first = '', ...rest]: readonly string[]): Promise<unk
       return await udp(first, port, count, size);
     case 'udp-burst':
       return await udpBurst(first, port, count, size);
+    case 'talk':
+      return await talk(first, port);
     case 'reach':
       return await reach(first, port);
     default:
       process.exitCode = 64;
-      return { usage: 'serve | tcp | udp | udp-burst | reach; see the top of this file' };
+      return { usage: 'serve | tcp | udp | udp-burst | talk | reach; see the top of this file' };
   }
 }
 
