@@ -208,10 +208,11 @@ export class GatewayState implements AsyncDisposable {
         },
       );
     }
-    const vault = await Vault.open(paths.masterKey);
+    const vault = await Vault.open(paths.masterKey, { mustExist: true });
     // Certificates of another authority need no PKI of ours.
     const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
-    const store = await openStore(await placeOfStore(dir, config ?? (await readGatewayConfig(paths.config))));
+    const place = await placeOfStore(dir, config ?? (await readGatewayConfig(paths.config)));
+    const store = await openStore(place, { mustExist: true });
     return new GatewayState({ dir: resolve(dir), vault, pki, hasher, ...(await openShared(store, clock)) });
   }
 

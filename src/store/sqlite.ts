@@ -5,7 +5,7 @@
  * without the values of a query. It must not know the tables.
  */
 
-import { chmodSync, closeSync, existsSync, fsyncSync, openSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, fsyncSync, openSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
 import { setTimeout } from 'node:timers/promises';
@@ -32,20 +32,23 @@ const SQLITE_CONSTRAINT_UNIQUE = 2067;
 export interface StoreOptions {
   /** How long a statement waits for another process's write; default 2 s. */
   readonly busyTimeoutMs?: number;
+  /** The file has to be a store already: one that is gone or empty is an error. Default false. */
+  readonly mustExist?: boolean;
 }
 
 /**
- * Opens the database file, making it (mode 0600) and its folder (0700) when there is none; or a private one in memory
- * for `:memory:`.
+ * Opens the database file, making it (mode 0600) and its folder (0700) when there is none and there need not be one; or a
+ * private one in memory for `:memory:`.
  *
  * @throws {VpnError} ERR_STORE when it is locked, damaged or not ours. It is never replaced.
  */
 export async function openSqlite(
   path: string,
-  { busyTimeoutMs = BUSY_TIMEOUT_MS }: StoreOptions = {},
+  { busyTimeoutMs = BUSY_TIMEOUT_MS, mustExist = false }: StoreOptions = {},
 ): Promise<OpenedDatabase> {
   const inMemory = path === ':memory:';
   try {
+    if (mustExist) refuseMissing(path);
     if (!inMemory) {
       await makePrivateFolder(dirname(path));
       // SQLite gives its journal files the mode of the database, so the mode comes first.
@@ -73,6 +76,17 @@ export async function openSqlite(
   } catch (cause) {
     throw storeError(cause, path);
   }
+}
+
+/** A store that was lost must not look like one without accounts. */
+function refuseMissing(path: string): void {
+  const bytes = statSync(path, { throwIfNoEntry: false })?.size;
+  if (bytes !== undefined && bytes > 0) return;
+  throw new VpnError(
+    'ERR_STORE',
+    `the store ${path} is ${bytes === undefined ? 'gone' : 'empty'}: no account is known; put a backup in its place with: customvpn server restore`,
+    { details: { path } },
+  );
 }
 
 function prepare(database: DatabaseSync, path: string): void {

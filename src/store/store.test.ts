@@ -129,6 +129,19 @@ test('a damaged database is an error, never made anew', async () => {
   assert.deepEqual(await readFile(path), bytes);
 });
 
+test('a store that has to be there and is gone or empty is an error, never made anew', async () => {
+  const path = join(folder, 'gone.db');
+  const gone = { code: 'ERR_STORE', message: /is gone: no account is known; .*customvpn server restore/ };
+  await assert.rejects(openStore(path, { mustExist: true }), gone);
+  await assert.rejects(stat(path), { code: 'ENOENT' });
+  await writeFile(path, '');
+  await assert.rejects(openStore(path, { mustExist: true }), { code: 'ERR_STORE', message: /is empty/ });
+  assert.equal((await stat(path)).size, 0);
+  await rm(path);
+  await (await openStore(path)).close();
+  await (await openStore(path, { mustExist: true })).close();
+});
+
 test('a database of another program is left alone', async () => {
   const path = join(folder, 'foreign.db');
   const foreign = new DatabaseSync(path);

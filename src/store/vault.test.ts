@@ -58,6 +58,15 @@ test('makes the key once, with mode 0600, and reads it again', async () => {
   assert.deepEqual(Uint8Array.from((await Vault.open(path)).unseal('test', 'x', sealed)), secret);
 });
 
+test('a key that has to be there is not made anew', async () => {
+  const path = join(folder, 'gone', 'master.key');
+  await assert.rejects(Vault.open(path, { mustExist: true }), {
+    code: 'ERR_STORE',
+    message: /is gone: put your copy back/,
+  });
+  await assert.rejects(stat(path), { code: 'ENOENT' });
+});
+
 test('two processes that make the key at once use the same', async () => {
   const path = join(folder, 'race', 'master.key');
   const [a, b] = await Promise.all([Vault.open(path), Vault.open(path)]);

@@ -33,13 +33,22 @@ export class Vault {
   }
 
   /**
-   * Reads the master key, making it (mode 0600) when there is none.
+   * Reads the master key, making it (mode 0600) when there is none and there need not be one.
    *
-   * @throws {VpnError} ERR_STORE when it is not a key or others may read it; ERR_SYSCALL
+   * @throws {VpnError} ERR_STORE when it is not a key, is gone, or others may read it; ERR_SYSCALL
    */
-  static async open(path: string): Promise<Vault> {
+  static async open(path: string, { mustExist = false }: { mustExist?: boolean } = {}): Promise<Vault> {
     const present = await readKey(path);
     if (present !== undefined) return new Vault(present);
+    // With another key, nothing that was sealed opens: nobody with a one-time code could log in.
+    if (mustExist) {
+      throw new VpnError(
+        'ERR_STORE',
+        `${path} is gone: put your copy back; without one begin with a new key (umask 077; head -c ${KEY_BYTES} /dev/urandom > ${path}) ` +
+          'and give users new one-time codes (customvpn user totp NAME)',
+        { details: { path } },
+      );
+    }
     await makePrivateFolder(dirname(path));
     const fresh = randomBytes(KEY_BYTES);
     try {

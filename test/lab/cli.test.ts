@@ -65,6 +65,21 @@ describe('without a gateway', () => {
       await writeFile(copy, 'no database');
       assert.equal((await cli('server', 'restore', copy, '--force', ...at)).status, 71);
       assert.equal((await cli('user', 'show', 'ada', ...at)).status, 0);
+
+      // A store that was lost is not one without users.
+      const store = join(folder, 'gateway', 'store.sqlite');
+      await cli('server', 'backup', copy, '--force', ...at);
+      await rm(store);
+      for (const words of [
+        ['user', 'list'],
+        ['server', 'run'],
+      ]) {
+        const refused = await cli(...words, ...at);
+        assert.equal(refused.status, 71, refused.stdout);
+        assert.match(refused.stderr, /store\.sqlite is gone.*customvpn server restore.*ERR_STORE/s);
+      }
+      assert.equal((await cli('server', 'restore', copy, ...at)).status, 0);
+      assert.equal((await cli('user', 'show', 'ada', ...at)).status, 0);
     } finally {
       await rm(folder, { recursive: true });
     }
