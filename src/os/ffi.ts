@@ -32,6 +32,8 @@ const SYSTEM_CALLS = {
   getsockname: { arguments: ['i32', 'u64', 'u64'], return: 'i32' },
   flock: { arguments: ['i32', 'i32'], return: 'i32' },
   if_nametoindex: { arguments: ['string'], return: 'u32' },
+  prctl: { arguments: ['i32', 'u64', 'u64', 'u64', 'u64'], return: 'i32' },
+  syscall: { arguments: ['u64', 'u64', 'u64', 'u64', 'u64'], return: 'i32' },
   __errno_location: { arguments: [], return: 'u64' },
   uv_handle_size: { arguments: ['i32'], return: 'u64' },
   uv_poll_init: { arguments: ['u64', 'u64', 'i32'], return: 'i32' },
@@ -61,6 +63,9 @@ export interface NativeCalls {
   flock(fd: number, operation: number): number;
   /** 0: there is no such interface. */
   if_nametoindex(name: string): number;
+  prctl(option: number, a: bigint, b: bigint, c: bigint, d: bigint): number;
+  /** A call that the C library has no function for, by its number on this architecture. */
+  syscall(number: bigint, a: bigint, b: bigint, c: bigint, d: bigint): number;
   /** The error number of the last failed call on this thread. Valid only until the next call of anything. */
   errno(): number;
 }
