@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { type ErrorCode, isVpnError } from '../base/errors.ts';
-import { formatIp, parseIp, parsePrefix } from './address.ts';
+import { formatIp, formatPrefix, parseIp, parsePrefix } from './address.ts';
 import { type Lease, LeasePool } from './lease-pool.ts';
 
 function pool(v4: string | undefined, v6?: string, rememberedOwners?: number): LeasePool {
@@ -203,4 +203,34 @@ test('no address is ever leased twice at once, none reserved, and all can be lea
     }),
     { numRuns: 300 },
   );
+});
+
+const text = (lease: Lease): string => texts(lease).join(' ');
+
+test('shares are apart, cover the pool, and borrow when they are full', () => {
+  const shared = new LeasePool({ v4: parsePrefix('10.0.0.0/28'), v6: parsePrefix('fd00::/64'), shares: 2 });
+  assert.deepEqual(shared.prefixesOf(0).map(formatPrefix), ['10.0.0.0/29', 'fd00::/125']);
+  assert.deepEqual(shared.prefixesOf(1).map(formatPrefix), ['10.0.0.8/29', 'fd00::8/125']);
+  const first = shared.lease('a', 0);
+  const second = shared.lease('b', 1);
+  assert.deepEqual([text(first), text(second)], ['10.0.0.2 fd00::2', '10.0.0.8 fd00::8']);
+  assert.deepEqual([shared.shareOf(first), shared.shareOf(second)], [0, 1]);
+  for (let owner = 0; owner < 6; owner++) assert.equal(shared.shareOf(shared.lease(`c${owner}`, 1)), 1);
+  assert.equal(shared.shareOf(shared.lease('d', 1)), 0, 'borrowed');
+  shared.release(second);
+  assert.equal(text(shared.lease('b', 0)), '10.0.0.8 fd00::8', 'the address it had, whoever it belongs to');
+});
+
+test('three shares have the four blocks between them, and a small pool leaves shares empty', () => {
+  const three = new LeasePool({ v4: parsePrefix('10.0.0.0/24'), shares: 3 });
+  assert.deepEqual(
+    [0, 1, 2].map((share) => three.prefixesOf(share).map(formatPrefix)),
+    [['10.0.0.0/26', '10.0.0.192/26'], ['10.0.0.64/26'], ['10.0.0.128/26']],
+  );
+  const small = new LeasePool({ v4: parsePrefix('10.0.0.0/29'), shares: 4 });
+  assert.deepEqual(
+    [0, 1].map((share) => small.prefixesOf(share).map(formatPrefix)),
+    [['10.0.0.0/29'], []],
+  );
+  assert.equal(small.shareOf(small.lease('a', 3)), 0);
 });
