@@ -11,7 +11,7 @@ import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts
 import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
 import { checkCertificateStep, type GatewayConfig } from '../src/gateway/config.ts';
-import { readCredentials } from '../src/gateway/credentials.ts';
+import { credentialFiles, readCredentials } from '../src/gateway/credentials.ts';
 import { initGateway, openPool } from '../src/gateway/init.ts';
 import { VpnServer } from '../src/gateway/server.ts';
 import { GatewayState, placeOfStore, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
@@ -44,7 +44,7 @@ export async function checkGateway(source: GatewaySource): Promise<string> {
   const config = await readGatewayConfig(configFileOf(source));
   openPool(config);
   checkCertificateStep(config);
-  await readCredentials(config, undefined, systemClock.wallNow());
+  await readCredentials(config, credentialFiles(undefined), systemClock.wallNow());
   const place = await placeOfStore(source.state, config);
   if (typeof place !== 'string') (await import('../src/store/postgres.ts')).parsePostgresUrl(place.url);
   const parts = { grants: { load: async () => undefined, save: async () => {} }, clock: systemClock };

@@ -7,6 +7,8 @@
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/log.ts';
 import { Repeat } from '../base/repeat.ts';
+import type { CertificateFacts } from '../identity/pki.ts';
+import type { SessionCertificate } from '../store/sessions.ts';
 
 const DAY_MS = 86_400_000;
 const WARNING_DAYS = 30;
@@ -90,4 +92,21 @@ function textOf({ what, at, remedy }: End, now: number): string {
   const days = Math.floor((at - now) / DAY_MS);
   const when = at <= now ? `has ended on ${day}` : `ends in ${days} days, on ${day}`;
   return `${what} ${when}${remedy === undefined ? '' : `; ${remedy}`}`;
+}
+
+/** What the built-in authority has made and is of use: not what was revoked, superseded or has ended unused. */
+export function endsOf(certificates: readonly CertificateFacts[]): End[] {
+  return certificates.flatMap(({ role, name, serial, notAfter, revoked, isNewest }) => {
+    if (revoked || !isNewest) return [];
+    const remedy =
+      role === 'ca'
+        ? 'make another gateway and new profiles'
+        : `renew it with: customvpn pki renew${role === 'client' ? ` ${name}` : ''}`;
+    return [{ key: serial, what: `the ${role} certificate of ${name}`, at: notAfter.getTime(), remedy }];
+  });
+}
+
+/** Of the client certificate that a session rests on. */
+export function endOfSession({ name, serial, notAfter }: SessionCertificate): End {
+  return { key: serial, what: `the client certificate ${serial} of ${name}, in use by a session,`, at: notAfter };
 }

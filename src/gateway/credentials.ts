@@ -32,26 +32,47 @@ export interface OwnAuthority {
   readonly crlFile: string;
 }
 
-/** What has been read and found to be good. */
-export interface Loaded {
-  readonly config: CredentialsConfig;
+/** Everything, or the revocation lists alone. */
+export type CredentialKind = 'all' | 'lists';
+
+/** What stands in the files. */
+export interface CredentialTexts {
+  /** Whoever may not see the key has an empty one. */
   readonly pem: ServerCredentials;
   readonly crlFile: string | undefined;
-  readonly lists: readonly RevocationList[];
   /** Of the file with the lists, before it was read. */
   readonly stamp: string;
 }
 
+/** What has been read and found to be good. */
+export interface Loaded extends CredentialTexts {
+  readonly config: CredentialsConfig;
+  readonly lists: readonly RevocationList[];
+}
+
+/** Reads the files, for whoever may not. */
+export interface CredentialFiles {
+  /** As `readCredentialTexts`; of `lists` only the revocation lists are new. */
+  read(config: CredentialsConfig, what: CredentialKind): Promise<CredentialTexts>;
+  /** Changes with the file. */
+  stamp(crlFile: string): Promise<string>;
+}
+
+/** Files that this process may read. */
+export function credentialFiles(own: OwnAuthority | undefined): CredentialFiles {
+  return { read: (config, what) => readCredentialTexts(config, own, what), stamp: (crlFile) => stampOf(crlFile) };
+}
+
 /**
- * Reads and checks what a configuration names; changes nothing.
+ * Reads what a configuration names, and checks that key and certificate belong together.
  *
  * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE
  */
-export async function readCredentials(
+export async function readCredentialTexts(
   config: CredentialsConfig,
   own: OwnAuthority | undefined,
-  now: number,
-): Promise<Loaded> {
+  what: CredentialKind,
+): Promise<CredentialTexts> {
   const asks = config.requireClientAuth !== false;
   const { crl: _, ...plain } = await loadServerCredentials({ ...config, crlFile: undefined });
   const isOwn = own !== undefined && plain.ca?.trim() === own.caPem.trim();
@@ -59,9 +80,21 @@ export async function readCredentials(
   const stamp = await stampOf(crlFile);
   const { crl } = await loadServerCredentials({ ...config, crlFile });
   const pem = { ...plain, crl };
-  serverTlsOptions(pem, config.requireClientAuth, config.minVersion);
-  const lists = crl === undefined ? [] : await readLists(crl, plain.ca ?? '', now, crlFile);
-  return { config, pem, crlFile, lists, stamp };
+  // Lists are looked at by whoever asks, who can say more about what is wrong with one.
+  if (what === 'all') serverTlsOptions(pem, config.requireClientAuth, config.minVersion);
+  return { pem, crlFile, stamp };
+}
+
+/**
+ * Reads and checks what a configuration names; changes nothing.
+ *
+ * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE
+ */
+export async function readCredentials(config: CredentialsConfig, files: CredentialFiles, now: number): Promise<Loaded> {
+  const texts = await files.read(config, 'all');
+  const { pem, crlFile } = texts;
+  const lists = pem.crl === undefined ? [] : await readLists(pem.crl, pem.ca ?? '', now, crlFile);
+  return { config, lists, ...texts };
 }
 
 async function readLists(crl: string, ca: string, now: number, file = ''): Promise<RevocationList[]> {
@@ -75,11 +108,11 @@ async function readLists(crl: string, ca: string, now: number, file = ''): Promi
 
 export interface CredentialsOptions {
   readonly loaded: Loaded;
-  readonly own: OwnAuthority | undefined;
+  readonly files: CredentialFiles;
   readonly clock: Clock;
   readonly log: Logger;
-  /** Puts credentials in force for handshakes. */
-  use(credentials: ServerCredentials): void;
+  /** Puts what was read last in force for handshakes: all of it, or only the revocation lists. */
+  use(what: CredentialKind, credentials: ServerCredentials): Promise<void>;
   /** Other certificates may be revoked now: ends the sessions that rest on one. */
   revoked(): void;
 }
@@ -137,9 +170,9 @@ export class Credentials {
     ];
   }
 
-  /** Puts in force what `readCredentials` has read. */
-  take(loaded: Loaded): void {
-    this.#options.use(loaded.pem);
+  /** Puts in force what `readCredentials` has read last. */
+  async take(loaded: Loaded, what: CredentialKind = 'all'): Promise<void> {
+    await this.#options.use(what, loaded.pem);
     this.#loaded = loaded;
     this.#seen = loaded.stamp;
     this.#problem = undefined;
@@ -148,7 +181,8 @@ export class Credentials {
 
   /** @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH: then nothing has changed */
   async reload(): Promise<void> {
-    this.take(await readCredentials(this.#loaded.config, this.#options.own, this.#options.clock.wallNow()));
+    const { files, clock } = this.#options;
+    await this.take(await readCredentials(this.#loaded.config, files, clock.wallNow()));
   }
 
   start(): void {
@@ -168,16 +202,17 @@ export class Credentials {
   async #lookAgain(): Promise<void> {
     const { crlFile, config, pem } = this.#loaded;
     if (crlFile === undefined) return;
-    const stamp = await stampOf(crlFile);
+    const { files, clock } = this.#options;
+    const stamp = await files.stamp(crlFile);
     if (stamp === this.#seen) return;
     this.#seen = stamp;
     const before = this.#loaded;
     try {
-      const { crl } = await loadServerCredentials({ ...config, crlFile });
-      const lists = await readLists(crl ?? '', pem.ca ?? '', this.#options.clock.wallNow(), crlFile);
+      const { crl } = (await files.read(config, 'lists')).pem;
+      const lists = await readLists(crl ?? '', pem.ca ?? '', clock.wallNow(), crlFile);
       // A reload that came between has read the same file, or another.
       if (this.#loaded !== before) return;
-      this.take({ ...before, pem: { ...pem, crl }, lists, stamp });
+      await this.take({ ...before, pem: { ...pem, crl }, lists, stamp }, 'lists');
       this.#log.info('the revocation list has changed and is in force', { file: crlFile });
     } catch (error) {
       this.#problem = `the revocation list is not in force, the one before it is: ${toVpnError(error).message}`;

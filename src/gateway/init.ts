@@ -71,11 +71,11 @@ export async function initGateway(
 }
 
 /**
- * The pool that a configuration describes.
+ * The pool that a configuration describes, cut into shares.
  *
  * @throws {VpnError} ERR_CONFIG_VALUE for two prefixes of one family, or one without room
  */
-export function openPool(config: GatewayConfig): LeasePool {
+export function openPool(config: GatewayConfig, shares = 1): LeasePool {
   const prefixes = config.pool.map(parsePrefix);
   const [v4, second4] = prefixes.filter(({ address }) => address.version === 4);
   const [v6, second6] = prefixes.filter(({ address }) => address.version === 6);
@@ -85,7 +85,7 @@ export function openPool(config: GatewayConfig): LeasePool {
       'pool: expected at most one IPv4 and one IPv6 prefix, got two of one family',
     );
   }
-  return new LeasePool({ ...(v4 === undefined ? {} : { v4 }), ...(v6 === undefined ? {} : { v6 }) });
+  return new LeasePool({ ...(v4 === undefined ? {} : { v4 }), ...(v6 === undefined ? {} : { v6 }), shares });
 }
 
 /** A random /64 of the unique local range (RFC 4193). */

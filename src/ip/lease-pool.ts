@@ -204,11 +204,9 @@ export class LeasePool {
       const index = free.pop();
       if (index !== undefined) return index;
     }
-    throw new VpnError(
-      'ERR_POOL_EXHAUSTED',
-      `all ${this.size} addresses of the pool ${this.#describe()} are leased`,
-      { details: { size: this.size } },
-    );
+    throw new VpnError('ERR_POOL_EXHAUSTED', `all ${this.size} addresses of the pool ${this.#describe()} are leased`, {
+      details: { size: this.size },
+    });
   }
 
   /** The index that stands for these addresses in this pool; undefined where there is none. */

@@ -33,17 +33,25 @@ import type { GatewayConfig } from '../config.ts';
 import type {
   AttachRequest,
   AttachVerdict,
-  AuthPort,
   DetachedSession,
   GrantedResume,
   LoginPeer,
   LoginVerdict,
   ResumeConfirmation,
+  ResumedSession,
   ResumeVerdict,
   SessionGrant,
   SessionKey,
+  SessionTraffic,
+  SupervisorPort,
   WorkerPort,
 } from '../ipc/ports.ts';
+
+/** How long the worker that a session leaves may take to let go of it. */
+const FENCE_MS = 1000;
+
+const NO_TRAFFIC: Readonly<SessionTraffic> = { receivedBytes: 0, receivedPackets: 0, sentBytes: 0, sentPackets: 0 };
+const TRAFFIC = Object.keys(NO_TRAFFIC) as readonly (keyof SessionTraffic)[];
 
 /** How many data connections a session may have. */
 const DATA_CHANNELS = 1;
@@ -60,8 +68,22 @@ export interface LoginFacts {
   readonly certificate?: string;
 }
 
+/** A session that its client has been told of. */
+export interface StartedSession {
+  readonly key: SessionKey;
+  readonly user: string;
+  /** Device id, hexadecimal. */
+  readonly device: string;
+  readonly lease: Lease;
+  /** Address and port of the client. */
+  readonly remote: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly openedAt: number;
+  /** As of the last word of its worker. */
+  readonly traffic: Readonly<SessionTraffic>;
+}
+
 export interface AuthOptions {
-  workerId: number;
   config: GatewayConfig;
   authenticator: Authenticator;
   sessions: Sessions;
@@ -75,6 +97,11 @@ export interface AuthOptions {
   isCertificateOf?: ((user: string, certificate: LoginPeer['certificate']) => boolean) | undefined;
   /** Whether a client certificate has been revoked. Default: none has. */
   isRevoked?: ((certificate: SessionCertificate) => boolean) | undefined;
+  /** Told after a session has begun in the life of this gateway, and after it has ended. */
+  events?: {
+    started(session: StartedSession): void;
+    ended(session: StartedSession, reason: CloseReason): void;
+  };
   /** May still refuse what the login steps have accepted; an error refuses, too. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
 }
@@ -87,6 +114,20 @@ interface LiveSession {
   remote: string;
   certificate: SessionCertificate | undefined;
   readonly lease: Lease;
+  /** Who owns it: all its connections end there. */
+  worker: number;
+  /** Its addresses are routed elsewhere than their share says. */
+  isPlaced: boolean;
+  /** What both ends have agreed on. */
+  features: readonly string[];
+  /** Its client has been told of it, and nobody yet of its end. */
+  isStarted: boolean;
+  openedAt: number;
+  traffic: SessionTraffic;
+  /** What of that was carried by workers that had it before. */
+  formerTraffic: SessionTraffic;
+  /** Milliseconds since the Unix epoch; undefined while it has a control connection. */
+  detachedAt: number | undefined;
   /** What was proven when it was opened. */
   readonly steps: readonly StepKind[];
   /** When something of that is good no more, milliseconds since the Unix epoch; undefined: never. */
@@ -104,6 +145,8 @@ interface LiveSession {
 /** A resume on its way from the verdict to its confirmation. */
 interface Resuming {
   readonly attempt: number;
+  /** On one of whose connections. */
+  readonly worker: number;
   /** The epoch n that was proven. */
   readonly epoch: number;
   /** K_resume(n), and which key on record it is. */
@@ -129,7 +172,7 @@ interface JudgedLogin extends RightsHolder {
   hasLostItsRight: boolean;
 }
 
-export class Auth implements AuthPort {
+export class Auth {
   readonly #options: AuthOptions;
   readonly #log: Logger;
   /** Oldest first. */
@@ -140,7 +183,8 @@ export class Auth implements AuthPort {
   #config: GatewayConfig;
   #revision = 1;
   #attempts = 0;
-  #worker: WorkerPort | undefined;
+  #supervisor: SupervisorPort | undefined;
+  readonly #workers = new Map<number, WorkerPort>();
 
   constructor(options: AuthOptions) {
     this.#options = options;
@@ -149,9 +193,42 @@ export class Auth implements AuthPort {
     this.#lines = new LogLimit(this.#log, options.clock);
   }
 
-  /** The worker whose sessions these are. */
-  set worker(worker: WorkerPort) {
-    this.#worker = worker;
+  /** Who routes the addresses of sessions. Set once, before `restore`. */
+  set supervisor(supervisor: SupervisorPort) {
+    this.#supervisor = supervisor;
+  }
+
+  /** A worker is there; `sessionsOf` says what is its own. */
+  connect(worker: number, port: WorkerPort): void {
+    this.#workers.set(worker, port);
+  }
+
+  /**
+   * A worker is gone: its sessions wait for their clients, those that are not on record are over.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  async disconnect(worker: number): Promise<void> {
+    this.#workers.delete(worker);
+    const now = this.#options.clock.wallNow();
+    for (const session of [...this.#live.values()]) {
+      if (session.worker !== worker) continue;
+      session.attach = undefined;
+      session.detachedAt ??= now;
+      session.formerTraffic = { ...session.traffic };
+      if (session.isRecorded) await this.#options.sessions.detach(session.key);
+      else await this.end(session.key, 'shutdown');
+    }
+  }
+
+  /** The worker that owns a session. */
+  ownerOf(key: SessionKey): number | undefined {
+    return this.#live.get(key)?.worker;
+  }
+
+  /** The keys of the live sessions, oldest first. */
+  get keys(): SessionKey[] {
+    return [...this.#live.keys()];
   }
 
   async challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
@@ -159,7 +236,7 @@ export class Auth implements AuthPort {
     return this.#challengeOf(authenticator.firstSteps(request), peer);
   }
 
-  async verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
+  async verify(evidence: LoginEvidence, peer: LoginPeer, worker: number): Promise<LoginVerdict> {
     const device = evidence.deviceId.toHex();
     const { steps } = evidence;
     const judged: JudgedLogin = {
@@ -171,7 +248,7 @@ export class Auth implements AuthPort {
     };
     this.#judged.add(judged);
     try {
-      const verdict = await this.#judge(evidence, peer, judged);
+      const verdict = await this.#judge(evidence, peer, judged, worker);
       // Whoever revokes ends the sessions there are; this one was not among them yet.
       return judged.hasLostItsRight && verdict.accepted ? await this.#takeBack(verdict.session.key) : verdict;
     } finally {
@@ -194,7 +271,7 @@ export class Auth implements AuthPort {
     return { accepted: false, code: 'rejected', message: '' };
   }
 
-  async #judge(evidence: LoginEvidence, peer: LoginPeer, judged: JudgedLogin): Promise<LoginVerdict> {
+  async #judge(evidence: LoginEvidence, peer: LoginPeer, judged: JudgedLogin, worker: number): Promise<LoginVerdict> {
     const verdict = await this.#options.authenticator.verify(evidence, peer);
     if (!verdict.accepted) {
       if ('code' in verdict) return { accepted: false, code: verdict.code, message: '' };
@@ -235,7 +312,7 @@ export class Auth implements AuthPort {
     }
     let lease: Lease;
     try {
-      lease = this.#options.pool.lease(device);
+      lease = this.#options.pool.lease(device, worker);
     } catch (error) {
       if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
       this.#log.warn('login refused: no free address', { user, code: error.code });
@@ -245,10 +322,12 @@ export class Auth implements AuthPort {
     const key = id.toHex();
     const { remote, certificate } = peer;
     const endsAt = endOf(proofEndsAt, certificate);
-    const state = { attach: undefined, resuming: undefined, isRecorded: false, ended: undefined, endsAt };
-    this.#live.set(key, { key, id, user, device, remote, certificate, lease, steps, proofEndsAt, ...state });
+    const openedAt = this.#options.clock.wallNow();
+    const state = { ...freshState(), isRecorded: false, detachedAt: undefined, features: [], endsAt };
+    const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt };
+    this.#live.set(key, { ...facts, ...state });
     this.#byDevice.set(device, key);
-    return { accepted: true, session: this.#grantOf({ key, id, user, device, lease }) };
+    return { accepted: true, session: this.#grantOf({ key, id, user, device, lease, worker }) };
   }
 
   #grantOf({
@@ -257,8 +336,9 @@ export class Auth implements AuthPort {
     user,
     device,
     lease,
-  }: Pick<LiveSession, 'key' | 'id' | 'user' | 'device' | 'lease'>): SessionGrant {
-    const grant = { session: id, worker: this.#options.workerId, user, ...this.#times() };
+    worker,
+  }: Pick<LiveSession, 'key' | 'id' | 'user' | 'device' | 'lease' | 'worker'>): SessionGrant {
+    const grant = { session: id, worker, user, ...this.#times() };
     return { key, grant, user, device, lease, config: this.#configOf(lease) };
   }
 
@@ -271,14 +351,16 @@ export class Auth implements AuthPort {
     const session = this.#live.get(key);
     // Between a verdict and now another connection of the device may have taken its place, or an operator its right.
     if (session === undefined) throw endedMeanwhile('replaced');
-    const { primitives, sessions, clock, workerId } = this.#options;
+    const { primitives, sessions, clock } = this.#options;
     const epoch = 0;
+    session.features = features;
+    await this.#place(session);
     session.attach = this.#attachServer(session.id, epoch, secret);
     await sessions.open({
       id: key,
       user: session.user,
       device: session.device,
-      worker: workerId,
+      worker: session.worker,
       epoch,
       lease4: session.lease.v4 === undefined ? undefined : formatIp(session.lease.v4),
       lease6: session.lease.v6 === undefined ? undefined : formatIp(session.lease.v6),
@@ -299,6 +381,22 @@ export class Auth implements AuthPort {
     throw endedMeanwhile(session.ended);
   }
 
+  /** Has the host route the session's packets to where its owner reads them. @throws {VpnError} ERR_HOST_APPLY */
+  async #place(session: LiveSession): Promise<void> {
+    const { lease, worker, features } = session;
+    const isPlain = !features.includes(Feature.superPackets);
+    if (isPlain || this.#options.pool.shareOf(lease) !== worker) {
+      session.isPlaced = true;
+      await this.#supervisor?.place(lease, worker, isPlain ? 'plain' : 'primary');
+    } else await this.#unplace(session);
+  }
+
+  async #unplace(session: LiveSession): Promise<void> {
+    if (!session.isPlaced) return;
+    session.isPlaced = false;
+    await this.#supervisor?.unplace(session.lease);
+  }
+
   #attachServer(session: Uint8Array, epoch: number, secret: Uint8Array): AttachServer {
     const { primitives } = this.#options;
     const key = attachKey(primitives, secret);
@@ -307,14 +405,13 @@ export class Auth implements AuthPort {
 
   /**
    * Takes up the sessions on record that may still be resumed, with their leases, and ends the others. Called once, before
-   * any login.
+   * any login and any worker.
    *
-   * @throws {VpnError} ERR_STORE
+   * @throws {VpnError} ERR_STORE, ERR_HOST_APPLY
    */
-  async restore(): Promise<DetachedSession[]> {
+  async restore(): Promise<void> {
     const { sessions, pool, clock } = this.#options;
     const now = clock.wallNow();
-    const restored: DetachedSession[] = [];
     for (const record of await sessions.list()) {
       const { id: key, user, device, features, certificate, source: remote, openedAt } = record;
       // Of a gateway that died nobody knows when its clients lost it.
@@ -337,20 +434,32 @@ export class Auth implements AuthPort {
       // The one of its limits that counts the soonest.
       const proofEndsAt = record.expiresAt;
       const endsAt = endOf(proofEndsAt, certificate);
-      const state = { attach: undefined, resuming: undefined, isRecorded: true, ended: undefined, endsAt };
-      const session: LiveSession = { key, id, user, device, remote, certificate, lease, steps, proofEndsAt, ...state };
+      // Its client will come to whom it lives with; where its addresses are at home, they need no route of their own.
+      const worker = pool.shareOf(lease);
+      const state = { ...freshState(), isRecorded: true, detachedAt: now - detachedMs, features, endsAt };
+      const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt };
+      const session: LiveSession = { ...facts, ...state };
       this.#live.set(key, session);
       this.#byDevice.set(device, key);
-      restored.push({ granted: this.#grantOf(session), features, remote, openedAt, detachedMs });
+      await this.#place(session);
     }
-    return restored;
+  }
+
+  /** The sessions that a worker owns and that wait for their clients, for a worker that begins. */
+  sessionsOf(worker: number): DetachedSession[] {
+    const now = this.#options.clock.wallNow();
+    return [...this.#live.values()].flatMap((session) => {
+      if (session.worker !== worker || !session.isRecorded) return [];
+      const { features, remote, openedAt, detachedAt = now } = session;
+      return [{ granted: this.#grantOf(session), features, remote, openedAt, detachedMs: now - detachedAt }];
+    });
   }
 
   async challengeResume(peer: LoginPeer): Promise<Uint8Array> {
     return this.#options.authenticator.issueNonce(peer.binding);
   }
 
-  async resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict> {
+  async resume(evidence: ResumeEvidence, peer: LoginPeer, worker: number): Promise<ResumeVerdict> {
     const key = evidence.session.toHex();
     const { authenticator, primitives } = this.#options;
     const identity = await authenticator.identify(evidence, peer);
@@ -384,11 +493,12 @@ export class Auth implements AuthPort {
     if (this.#live.get(key) !== session) return refuse('session_unknown', 'the session was ended meanwhile');
     this.#attempts += 1;
     const attempt = this.#attempts;
-    session.resuming = { attempt, epoch: evidence.epoch, proven };
+    session.resuming = { attempt, worker, epoch: evidence.epoch, proven };
     const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
     return {
       accepted: true,
-      resume: { key, attempt, grant: { proof, worker: this.#options.workerId, ...this.#times() } },
+      resume: { key, attempt, grant: { proof, worker, ...this.#times() } },
+      features: session.features,
     };
   }
 
@@ -409,7 +519,7 @@ export class Auth implements AuthPort {
       return { code: 'rejected', reason: "the client certificate is not the user's" };
     }
     if (!(await this.#options.authenticator.stillSuffices(user, steps))) {
-      this.#worker?.close(session.key, 'revoked');
+      this.#close(session.key, 'revoked');
       return { code: 'session_unknown', reason: 'more is asked of the user than was proven at the login' };
     }
     if ((await this.#options.standing?.(user)) === 'gone') {
@@ -421,9 +531,9 @@ export class Auth implements AuthPort {
     return undefined;
   }
 
-  async proposeResume({ key, attempt }: GrantedResume, mix: Uint8Array): Promise<void> {
+  async proposeResume({ key, attempt }: GrantedResume, mix: Uint8Array, worker: number): Promise<void> {
     const { primitives, sessions } = this.#options;
-    const { session, resuming } = this.#resuming(key, attempt);
+    const { session, resuming } = this.#resuming(key, attempt, worker);
     const secret = hkdfExtract(primitives, resuming.proven.key, mix);
     const next = resumeKey(primitives, secret);
     const version = await sessions.propose(key, resuming.epoch, resuming.proven.version, next);
@@ -433,10 +543,10 @@ export class Auth implements AuthPort {
     resuming.next = { secret, version };
   }
 
-  async confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<SessionGrant> {
+  async confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer, worker: number): Promise<ResumedSession> {
     const { key, attempt, doneInput, payload } = confirmation;
     const { primitives, sessions } = this.#options;
-    const { session, resuming } = this.#resuming(key, attempt);
+    const { session, resuming } = this.#resuming(key, attempt, worker);
     if (resuming.next === undefined) throw overtaken();
     if (this.#isRevoked(peer)) throw endedMeanwhile('revoked');
     const { secret, version } = resuming.next;
@@ -448,25 +558,72 @@ export class Auth implements AuthPort {
     session.remote = peer.remote;
     session.certificate = peer.certificate;
     session.endsAt = endOf(session.proofEndsAt, session.certificate);
+    session.detachedAt = undefined;
+    await this.#move(session, worker);
+    if (this.#live.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
     session.attach = this.#attachServer(session.id, epoch, secret);
-    return this.#grantOf(session);
+    return { granted: this.#grantOf(session), features: session.features, openedAt: session.openedAt };
   }
 
-  #resuming(key: SessionKey, attempt: number): { session: LiveSession; resuming: Resuming } {
+  /** Gives the session to a worker: packets go there as soon as the one that had it has let go of it, or is fenced off. */
+  async #move(session: LiveSession, worker: number): Promise<void> {
+    const former = session.worker;
+    if (former === worker) return;
+    session.worker = worker;
+    session.formerTraffic = { ...session.traffic };
+    const { promise: fenced, resolve: fence } = Promise.withResolvers<void>();
+    const late = setTimeout(fence, FENCE_MS).unref();
+    const released = this.#workers.get(former)?.release(session.key);
+    await Promise.race([released?.catch(() => {}), fenced]);
+    clearTimeout(late);
+    await this.#place(session);
+    this.#log.info('session moved to another worker', { session: session.key.slice(0, 8), from: former, to: worker });
+  }
+
+  #resuming(key: SessionKey, attempt: number, worker: number): { session: LiveSession; resuming: Resuming } {
     const session = this.#live.get(key);
     if (session === undefined) throw endedMeanwhile('revoked');
-    if (session.resuming?.attempt !== attempt) throw overtaken();
+    if (session.resuming?.attempt !== attempt || session.resuming.worker !== worker) throw overtaken();
     return { session, resuming: session.resuming };
   }
 
-  async detach(key: SessionKey): Promise<void> {
-    if (this.#live.get(key)?.isRecorded === true) await this.#options.sessions.detach(key);
+  async detach(key: SessionKey, reason?: CloseReason): Promise<void> {
+    const session = this.#live.get(key);
+    if (session?.isRecorded !== true) return;
+    session.detachedAt ??= this.#options.clock.wallNow();
+    if (reason !== undefined) this.#tellEnd(session, reason);
+    await this.#options.sessions.detach(key);
   }
 
-  async attach({ message, exported }: AttachRequest): Promise<AttachVerdict> {
+  /** The client has been told of the session, or has it back at this address. */
+  started(key: SessionKey, remote: string): void {
+    const session = this.#live.get(key);
+    if (session === undefined) return;
+    session.remote = remote;
+    if (session.isStarted) return;
+    session.isStarted = true;
+    this.#options.events?.started(session);
+  }
+
+  /** What a session has carried so far. */
+  traffic(key: SessionKey, traffic: SessionTraffic): void {
+    const session = this.#live.get(key);
+    if (session === undefined) return;
+    const { formerTraffic: former } = session;
+    for (const name of TRAFFIC) session.traffic[name] = former[name] + traffic[name];
+  }
+
+  #tellEnd(session: LiveSession, reason: CloseReason): void {
+    if (!session.isStarted) return;
+    session.isStarted = false;
+    this.#options.events?.ended(session, reason);
+  }
+
+  async attach({ message, exported }: AttachRequest, worker: number): Promise<AttachVerdict> {
     const key = message.session.toHex();
     const session = this.#live.get(key);
     if (session?.attach === undefined) return { accepted: false, code: 'session_unknown' };
+    if (session.worker !== worker) return { accepted: false, movedTo: session.worker };
     try {
       return { accepted: true, key, attached: session.attach.receive(message, () => exported) };
     } catch (cause) {
@@ -486,8 +643,11 @@ export class Auth implements AuthPort {
     session.ended = reason;
     this.#live.delete(key);
     if (this.#byDevice.get(session.device) === key) this.#byDevice.delete(session.device);
+    this.#tellEnd(session, reason);
+    // In turn with what is routed: whoever has the addresses next comes after this.
+    const unplaced = this.#unplace(session);
     this.#options.pool.release(session.lease);
-    if (session.isRecorded) await this.#options.sessions.end(key, reason);
+    await Promise.all([unplaced, session.isRecorded ? this.#options.sessions.end(key, reason) : undefined]);
   }
 
   /** The client certificates that live sessions rest on. */
@@ -495,11 +655,19 @@ export class Auth implements AuthPort {
     return [...this.#live.values()].flatMap(({ certificate }) => certificate ?? []);
   }
 
+  /** Ends the session whose key begins like this; returns how many there are that do, and ends none if several do. */
+  kick(beginning: string): number {
+    const matching = this.keys.filter((key) => key.startsWith(beginning));
+    const [key, another] = matching;
+    if (key !== undefined && another === undefined) this.#close(key, 'admin');
+    return matching.length;
+  }
+
   /** Ends the sessions that a change concerns, at once; returns how many there were. */
   closeSessions(concerned: (holder: RightsHolder) => boolean, reason: CloseReason): number {
     for (const login of this.#judged) if (concerned(login)) login.hasLostItsRight = true;
     const keys = [...this.#live.values()].filter(concerned).map(({ key }) => key);
-    for (const key of keys) this.#worker?.close(key, reason);
+    for (const key of keys) this.#close(key, reason);
     return keys.length;
   }
 
@@ -512,7 +680,9 @@ export class Auth implements AuthPort {
   async reconfigure(config: GatewayConfig): Promise<void> {
     this.#config = config;
     this.#revision += 1;
-    for (const { key, lease } of this.#live.values()) this.#worker?.configure(key, this.#configOf(lease));
+    for (const { key, lease, worker } of this.#live.values()) {
+      this.#workers.get(worker)?.configure(key, this.#configOf(lease));
+    }
     await this.endInsufficient();
   }
 
@@ -522,15 +692,24 @@ export class Auth implements AuthPort {
     for (const session of [...this.#live.values()]) {
       if (user !== undefined && session.user !== user) continue;
       if (await this.#options.authenticator.stillSuffices(session.user, session.steps)) continue;
-      this.#worker?.close(session.key, 'revoked');
+      this.#close(session.key, 'revoked');
       ended += 1;
     }
     return ended;
   }
 
   async #replace(key: SessionKey): Promise<void> {
-    this.#worker?.close(key, 'replaced');
+    this.#close(key, 'replaced');
     await this.end(key, 'replaced');
+  }
+
+  /** Has the owner end a session; one whose owner is not there is ended here. */
+  #close(key: SessionKey, reason: CloseReason): void {
+    const session = this.#live.get(key);
+    if (session === undefined) return;
+    const owner = this.#workers.get(session.worker);
+    if (owner !== undefined) owner.close(key, reason);
+    else this.end(key, reason).catch((error: unknown) => this.#log.error('a session could not be ended', { error }));
   }
 
   #isRevoked({ certificate }: LoginPeer): boolean {
@@ -586,6 +765,12 @@ function isSameHolder(
   shown: { name: string; issuer: string } | undefined,
 ): boolean {
   return shown?.name === name && shown.issuer === issuer;
+}
+
+function freshState() {
+  const flags = { isStarted: false, isPlaced: false };
+  const counters = { traffic: { ...NO_TRAFFIC }, formerTraffic: { ...NO_TRAFFIC } };
+  return { attach: undefined, resuming: undefined, ended: undefined, ...flags, ...counters };
 }
 
 function endOf(proofEndsAt = Number.POSITIVE_INFINITY, certificate?: SessionCertificate): number {

@@ -6,12 +6,14 @@
  * key of somebody else or a function. Auth believes no worker: proofs, signatures and credentials are checked there.
  */
 
+import type { SessionInfo } from '../../control/operations.ts';
 import type { ClientCertificate } from '../../identity/steps/step.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
 import type { AttachMessage, CloseReason, ConfigMessage, RejectCode } from '../../protocol/messages.ts';
 import type { ResumeEvidence, ResumeGrant } from '../../protocol/resume.ts';
+import type { GatewayConfig } from '../config.ts';
 
 /** Hexadecimal session id; the key of everything about a session. Never logged whole. */
 export type SessionKey = string;
@@ -55,7 +57,9 @@ export interface AttachRequest {
 
 export type AttachVerdict =
   | { readonly accepted: true; readonly key: SessionKey; readonly attached: Attached }
-  | { readonly accepted: false; readonly code: RejectCode };
+  | { readonly accepted: false; readonly code: RejectCode }
+  /** Another worker owns the session. */
+  | { readonly accepted: false; readonly movedTo: number };
 
 /** A resume that has been granted and not been confirmed yet. */
 export interface GrantedResume {
@@ -67,8 +71,21 @@ export interface GrantedResume {
 }
 
 export type ResumeVerdict =
-  | { readonly accepted: true; readonly resume: GrantedResume }
+  | {
+      readonly accepted: true;
+      readonly resume: GrantedResume;
+      /** What both ends have agreed on when the session was opened. */
+      readonly features: readonly string[];
+    }
   | { readonly accepted: false; readonly code: RejectCode };
+
+/** A session that has been resumed, for a worker that may not have had it. */
+export interface ResumedSession {
+  readonly granted: SessionGrant;
+  readonly features: readonly string[];
+  /** Milliseconds since the Unix epoch. */
+  readonly openedAt: number;
+}
 
 /** The client's proof of the next secret. */
 export interface ResumeConfirmation {
@@ -91,7 +108,15 @@ export interface DetachedSession {
   readonly detachedMs: number;
 }
 
-/** What a worker may ask of auth. */
+/** What a session has carried. */
+export interface SessionTraffic {
+  receivedBytes: number;
+  receivedPackets: number;
+  sentBytes: number;
+  sentPackets: number;
+}
+
+/** What a worker may ask of auth, of the sessions that it owns and the connections that it has. */
 export interface AuthPort {
   /** A nonce and the steps to ask. */
   challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge>;
@@ -104,9 +129,11 @@ export interface AuthPort {
   /** A connection that had a login is gone: whatever waits for its client ends. */
   forget(binding: string): void;
   /**
-   * Records a session, with S(0), before its ACCEPT is sent; `features` are what both ends have agreed on.
+   * Records a session, with S(0), and has its packets routed to the worker, before its ACCEPT is sent; `features` are what
+   * both ends have agreed on.
    *
-   * @throws {VpnError} ERR_SESSION_REPLACED, ERR_AUTH_REJECTED when it has been ended since the verdict; ERR_STORE
+   * @throws {VpnError} ERR_SESSION_REPLACED, ERR_AUTH_REJECTED when it has been ended since the verdict; ERR_STORE,
+   *   ERR_HOST_APPLY
    */
   establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void>;
   /** Checks an ATTACH proof; the answer carries the ATTACHED frame with ours. */
@@ -114,7 +141,7 @@ export interface AuthPort {
   /** A nonce for the proofs of a resume. */
   challengeResume(peer: LoginPeer): Promise<Uint8Array>;
   /**
-   * The verdict on a resume. On yes nothing has changed yet.
+   * The verdict on a resume, of whichever worker's session. On yes nothing has changed yet.
    *
    * @throws {VpnError} ERR_STORE: no verdict
    */
@@ -126,29 +153,79 @@ export interface AuthPort {
    */
   proposeResume(resume: GrantedResume, mix: Uint8Array): Promise<void>;
   /**
-   * Checks RESUME_DONE: the session belongs to this connection, and S(n) is void.
+   * Checks RESUME_DONE: the session belongs to this connection, and to this worker, and S(n) is void.
    *
    * @throws {VpnError} ERR_RESUME_PROOF, ERR_SESSION_REPLACED, ERR_AUTH_REJECTED, ERR_STORE
    */
-  confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<SessionGrant>;
-  /** The session has lost its control connection and waits for its client. @throws {VpnError} ERR_STORE */
-  detach(session: SessionKey): Promise<void>;
+  confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<ResumedSession>;
+  /** The client has been told of the session, or has it back; `remote`: its address and port. */
+  started(session: SessionKey, remote: string): void;
+  /** What a session has carried so far. */
+  traffic(session: SessionKey, traffic: SessionTraffic): void;
+  /**
+   * The session has lost its control connection and waits for its client; with a reason: at another worker, or at a later
+   * life of the gateway.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  detach(session: SessionKey, reason?: CloseReason): Promise<void>;
   /** The session is over: its lease is free, its record closed. */
   end(session: SessionKey, reason: CloseReason): Promise<void>;
 }
 
-/** What auth may tell a worker. */
+/** What a worker tells of itself. */
+export interface WorkerReport {
+  readonly sessions: number;
+  /** Those of them that wait for their clients. */
+  readonly waiting: number;
+  readonly counters: Readonly<Record<string, number>>;
+  /** By reason. */
+  readonly drops: Readonly<Record<string, number>>;
+}
+
+/** A source of connections that are refused unread. */
+export interface RefusedSource {
+  readonly source: string;
+  /** Milliseconds since the Unix epoch. */
+  readonly until: number;
+}
+
+/** What auth may tell a worker, and ask of it. */
 export interface WorkerPort {
   /** Ends a session at once; its client hears the reason. */
   close(session: SessionKey, reason: CloseReason): void;
   /** Sends a new CONFIG. */
   configure(session: SessionKey, config: ConfigMessage): void;
+  /** Another worker has the session: resolves when nothing of it goes through this one any more. */
+  release(session: SessionKey): Promise<void>;
+  /** Whom to refuse unread from now on; in place of those before. */
+  refuse(sources: readonly RefusedSource[]): void;
+  report(): Promise<WorkerReport>;
+  /** Up to `SESSIONS_PER_PAGE` sessions, oldest first, after the first so many. */
+  listSessions(after: number): Promise<SessionInfo[]>;
 }
 
-/** What others may ask of the supervisor. */
+export const SESSIONS_PER_PAGE = 500;
+
+/** Which device of a worker: the one for super-packets, or the one for peers that cannot take them. */
+export type Place = 'primary' | 'plain';
+
+/** What the supervisor tells of the host. */
+export interface HostReport {
+  /** Packets by kernel rule. */
+  readonly counters: Readonly<Record<string, number>>;
+  /** What stands in the way of clients on this host, with the command that mends it. */
+  readonly warnings: readonly string[];
+}
+
+/** What auth may ask of the supervisor. */
 export interface SupervisorPort {
-  /** Routes a lease to the plain device, for a peer without super-packets. */
-  routePlain(lease: Lease): Promise<void>;
-  /** Takes that back. */
-  unroutePlain(lease: Lease): Promise<void>;
+  /** Routes the addresses of a lease to a device of a worker, and lets nobody else speak for them. @throws {VpnError} ERR_HOST_APPLY */
+  place(lease: Lease, worker: number, place: Place): Promise<void>;
+  /** They go where their share says again. @throws {VpnError} ERR_HOST_APPLY */
+  unplace(lease: Lease): Promise<void>;
+  /** Applies changed routes and services. @throws {VpnError} ERR_HOST_APPLY; the old rules stay */
+  update(config: GatewayConfig): Promise<void>;
+  /** How the host is. */
+  report(): Promise<HostReport>;
 }

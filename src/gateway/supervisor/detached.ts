@@ -6,18 +6,21 @@
 
 import { MemoryTun } from '../../os/tun-memory.ts';
 import type { GatewayConfig } from '../config.ts';
+import type { HostReport } from '../ipc/ports.ts';
 import type { WorkerDevices } from '../worker/worker.ts';
 import { openGatewaySocket, type Supervisor } from './supervisor.ts';
 
 export class DetachedSupervisor implements Supervisor {
   readonly devices: WorkerDevices;
   readonly congestion: string;
+  readonly port: number;
   readonly #socket: ReturnType<typeof openGatewaySocket>;
   readonly #ownsDevices: boolean;
 
   private constructor(devices: WorkerDevices | undefined, config: GatewayConfig) {
     this.#socket = openGatewaySocket(config);
     this.congestion = this.#socket.congestion;
+    this.port = this.#socket.port;
     this.#ownsDevices = devices === undefined;
     this.devices = devices ?? { primary: discardingTun(config) };
   }
@@ -33,16 +36,12 @@ export class DetachedSupervisor implements Supervisor {
 
   async update(): Promise<void> {}
 
-  async routePlain(): Promise<void> {}
+  async place(): Promise<void> {}
 
-  async unroutePlain(): Promise<void> {}
+  async unplace(): Promise<void> {}
 
-  async counters(): Promise<Record<string, number>> {
-    return {};
-  }
-
-  async warnings(): Promise<string[]> {
-    return [];
+  async report(): Promise<HostReport> {
+    return { counters: {}, warnings: [] };
   }
 
   async close(): Promise<void> {

@@ -19,7 +19,7 @@ import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDevice } from '../../os/tun.ts';
 import { openTun } from '../../os/tun-linux.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { SupervisorPort } from '../ipc/ports.ts';
+import type { HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
 import type { WorkerDevices } from '../worker/worker.ts';
 import { GATEWAY_TABLE, gatewayRuleset, moveHost, RULESET_COUNTERS, type RulesetInput } from './ruleset.ts';
 
@@ -37,16 +37,11 @@ const QUEUE_LENGTH = 1000;
 /** What a gateway needs of its privileged part. */
 export interface Supervisor extends SupervisorPort {
   readonly devices: WorkerDevices;
+  readonly port: number;
   /** The congestion control in force on the listening socket. */
   readonly congestion: string;
   /** The listening socket; whoever takes it closes it. */
   takeListenSocket(): number;
-  /** Applies changed routes and services. @throws {VpnError} ERR_HOST_APPLY; the old rules stay */
-  update(config: GatewayConfig): Promise<void>;
-  /** Packets by kernel rule. */
-  counters(): Promise<Record<string, number>>;
-  /** What stands in the way of clients on this host, with the command that mends it. */
-  warnings(): Promise<string[]>;
   close(): Promise<void>;
 }
 
@@ -95,13 +90,13 @@ export interface HostSupervisorOptions {
 export class HostSupervisor implements Supervisor {
   readonly devices: WorkerDevices;
   readonly congestion: string;
+  readonly port: number;
   readonly #options: HostSupervisorOptions;
   readonly #log: Logger;
   readonly #socket: ReturnType<typeof openGatewaySocket>;
   readonly #host: HostNetwork;
   readonly #plain: TunDevice;
   readonly #routes: RouteBatch;
-  readonly #port: number;
   readonly #plainHosts = new Set<IpAddress>();
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
   #plainChanges: Promise<void> = Promise.resolve();
@@ -123,7 +118,7 @@ export class HostSupervisor implements Supervisor {
     this.#config = options.config;
     this.#log = options.log.child({ component: 'supervisor' });
     this.#socket = parts.socket;
-    this.#port = parts.socket.port;
+    this.port = parts.socket.port;
     this.congestion = parts.socket.congestion;
     this.#host = parts.host;
     this.#plain = parts.plain;
@@ -184,11 +179,11 @@ export class HostSupervisor implements Supervisor {
     });
   }
 
-  routePlain(lease: Lease): Promise<void> {
-    return this.#changePlain(() => this.#routePlain(lease));
+  place(lease: Lease, _worker: number, place: Place): Promise<void> {
+    return place === 'plain' ? this.#changePlain(() => this.#routePlain(lease)) : this.unplace(lease);
   }
 
-  unroutePlain(lease: Lease): Promise<void> {
+  unplace(lease: Lease): Promise<void> {
     return this.#changePlain(() => this.#unroutePlain(lease));
   }
 
@@ -214,16 +209,19 @@ export class HostSupervisor implements Supervisor {
     }
   }
 
-  async counters(): Promise<Record<string, number>> {
+  async report(): Promise<HostReport> {
     const counters = await readCounters(GATEWAY_TABLE);
-    return Object.fromEntries(RULESET_COUNTERS.map((name) => [`rule_${name}`, counters.get(name)?.packets ?? 0]));
+    return {
+      counters: Object.fromEntries(RULESET_COUNTERS.map((name) => [`rule_${name}`, counters.get(name)?.packets ?? 0])),
+      warnings: await this.#warnings().catch((error: unknown) => [`the host could not be looked at: ${String(error)}`]),
+    };
   }
 
-  async warnings(): Promise<string[]> {
+  async #warnings(): Promise<string[]> {
     const drops = await findForeignDrops({
       own: GATEWAY_TABLE,
       devices: [this.devices.primary.name, this.#plain.name],
-      listen: [{ protocol: 'tcp', port: this.#port }],
+      listen: [{ protocol: 'tcp', port: this.port }],
     });
     return drops.map(
       ({ owner, table, chain, hook, advice }) =>
@@ -282,7 +280,7 @@ export class HostSupervisor implements Supervisor {
       allowed: config.routes.map(parsePrefix),
       clientToClient: config.clientToClient,
       services: config.services.map(parseService),
-      listenPorts: [this.#port],
+      listenPorts: [this.port],
       masquerade4: config.nat4,
       masquerade6: config.nat6,
       generation,

@@ -26,7 +26,7 @@ import type { HolderFacts } from '../../transport/certificate-facts.ts';
 import type { Channel, ChannelFacts, ChannelHandler } from '../../transport/channel.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
-import type { AuthPort, GrantedResume, LoginPeer, SessionGrant } from '../ipc/ports.ts';
+import type { AuthPort, GrantedResume, LoginPeer, ResumedSession, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
@@ -40,8 +40,8 @@ export interface ConnectionHost {
   readonly features: readonly string[];
   /** Makes the session whose login this connection has just completed. */
   openSession(granted: SessionGrant, features: readonly string[], connection: Connection): Session;
-  /** Has the host route the session's packets to its device. */
-  routeSession(session: Session): Promise<void>;
+  /** Takes over a session that has been resumed here and that another worker had. */
+  adoptSession(resumed: ResumedSession, remote: string): Session;
   /** Log lines that peers without a session cause. */
   readonly strangers: LogLimit;
   findSession(key: string): Session | undefined;
@@ -49,8 +49,8 @@ export interface ConnectionHost {
   now(): number;
   /** ACCEPT and CONFIG have been sent. */
   sessionStarted(session: Session): void;
-  /** The session has come over to this connection; `isFirst`: no other of this worker had it. */
-  sessionResumed(session: Session, isFirst: boolean): void;
+  /** The session has come over to this connection. */
+  sessionResumed(session: Session): void;
   /** A data connection has been bound to its session. */
   dataAttached(): void;
   /** The connection came to nothing, for the worker's counters and bans. */
@@ -289,17 +289,16 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#answer(async () => {
       const verdict = await this.#host.auth.resume(output.evidence, this.#peer);
       if (!verdict.accepted) return this.#driveResume(this.#resume?.reject(verdict.code) ?? { kind: 'nothing' });
-      return await this.#grantResume(verdict.resume);
+      return await this.#grantResume(verdict.resume, verdict.features);
     });
     return { kind: 'nothing' };
   }
 
-  async #grantResume(resume: GrantedResume): Promise<LoginServerOutput> {
+  async #grantResume(resume: GrantedResume, features: readonly string[]): Promise<LoginServerOutput> {
     const output = this.#resume?.accept(resume.grant);
     if (output?.kind !== 'resumed') return { kind: 'nothing' };
-    const session = this.#host.findSession(resume.key);
     // Its packets are in the form that was agreed on before.
-    if (!session?.features.includes(Feature.resume) || session.features.join() !== output.resumed.features.join()) {
+    if (!features.includes(Feature.resume) || features.join() !== output.resumed.features.join()) {
       return this.#login.reject('session_unknown');
     }
     await this.#host.auth.proposeResume(resume, output.mix);
@@ -332,7 +331,7 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#enter('verdict');
     const confirmation = { key: resume.key, attempt: resume.attempt, doneInput, payload: new Uint8Array(payload) };
     this.#host.auth.confirmResume(confirmation, this.#peer).then(
-      () => this.#takeOver(resume.key),
+      (resumed) => this.#takeOver(resume.key, resumed),
       (cause: unknown) => {
         const error = toVpnError(cause);
         this.#report(error.code, 'resume not confirmed', { session: resume.key.slice(0, 8), reason: error.message });
@@ -342,16 +341,11 @@ export class Connection implements FrameSink, ChannelHandler {
     );
   }
 
-  #takeOver(key: string): void {
-    const session = this.#host.findSession(key);
-    if (session === undefined) {
-      this.close('revoked');
-      return;
-    }
-    const isFirst = !session.isStarted;
+  #takeOver(key: string, resumed: ResumedSession): void {
+    const session = this.#host.findSession(key) ?? this.#host.adoptSession(resumed, this.remote);
     this.#join(session, 'session');
     session.resume(this);
-    this.#host.sessionResumed(session, isFirst);
+    this.#host.sessionResumed(session);
     this.#log.info('session resumed', { session: session.shortId, user: session.user, device: session.granted.device });
     // It may have been lost while its proof was checked.
     if (this.channel.isClosed) session.connectionClosed(this, undefined, false);
@@ -412,7 +406,6 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#session = session;
     this.#receiver = session.link.createReceiver();
     try {
-      await this.#host.routeSession(session);
       await this.#host.auth.establish(granted.key, output.secret, output.accept.features);
     } catch (cause) {
       const error = toVpnError(cause);
@@ -431,7 +424,9 @@ export class Connection implements FrameSink, ChannelHandler {
   async #attach(message: AttachMessage): Promise<LoginServerOutput> {
     const exported = exportKey(this.#exporter, 'attach', message.session);
     const verdict = await this.#host.auth.attach({ message, exported });
-    if (!verdict.accepted) return this.#login.reject(verdict.code);
+    if (!verdict.accepted) {
+      return 'movedTo' in verdict ? this.#moved(verdict.movedTo) : this.#login.reject(verdict.code);
+    }
     const session = this.#host.findSession(verdict.key);
     // One that waits for its client has another secret when it comes.
     if (session === undefined || session.isDetached) return this.#login.reject('session_unknown');
@@ -442,6 +437,14 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#join(session, 'data');
     session.attach(this);
     this.#host.dataAttached();
+    return { kind: 'nothing' };
+  }
+
+  /** The client dials again, and then says whom it wants. */
+  #moved(worker: number): LoginServerOutput {
+    this.#login.stop();
+    this.#isEnding = true;
+    this.channel.close(encodeMessage('moved', { worker }));
     return { kind: 'nothing' };
   }
 

@@ -21,11 +21,20 @@ import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
 import { QueueBudget } from '../../transport/queue-budget.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { AuthPort, DetachedSession, SessionGrant, SessionKey, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import type {
+  AuthPort,
+  DetachedSession,
+  ResumedSession,
+  SessionGrant,
+  SessionKey,
+  SessionTraffic,
+} from '../ipc/ports.ts';
 import { Connection, type ConnectionHost } from './connection.ts';
 import { type Former, Session } from './session.ts';
 
 const TICK_MS = 1000;
+/** Auth hears so often of what sessions carry. */
+const REPORT_TICKS = 5;
 
 /** The devices a worker reads and writes. */
 export interface WorkerDevices {
@@ -35,19 +44,12 @@ export interface WorkerDevices {
 }
 
 export interface WorkerOptions {
-  id: number;
   config: GatewayConfig;
   auth: AuthPort;
-  supervisor: SupervisorPort;
   devices: WorkerDevices;
   primitives: Primitives;
   clock: Clock;
   log: Logger;
-  /** Told after a session has been opened and after it has ended. */
-  events?: {
-    sessionOpened?(session: Session): void;
-    sessionEnded?(session: Session, reason: CloseReason): void;
-  };
 }
 
 /** Plain integers, read at scrape. */
@@ -62,7 +64,7 @@ export interface WorkerCounters {
 /** Connections that came to nothing, by error or reject code. */
 export type Refusals = Readonly<Record<string, number>>;
 
-export class Worker implements WorkerPort, ConnectionHost {
+export class Worker implements ConnectionHost {
   readonly auth: AuthPort;
   readonly primitives: Primitives;
   readonly features: readonly string[];
@@ -79,8 +81,11 @@ export class Worker implements WorkerPort, ConnectionHost {
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
   readonly #batch = new SendBatch();
-  /** What is still to be said to auth and the supervisor of sessions that have ended or wait. */
+  /** What is still to be said to auth of sessions that have ended or wait. */
   readonly #endings = new Set<Promise<void>>();
+  /** Packets of each session that auth has heard of. */
+  readonly #told = new Map<Session, number>();
+  #ticks = 0;
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
   #isStopping = false;
@@ -119,8 +124,8 @@ export class Worker implements WorkerPort, ConnectionHost {
     }
     this.counters.connections += 1;
     this.#nextConnection += 1;
-    const { id, clock } = this.#options;
-    const connection = new Connection(channel, `${id}/${this.#nextConnection}`, clock.now(), this, this.#log);
+    const now = this.#options.clock.now();
+    const connection = new Connection(channel, String(this.#nextConnection), now, this, this.#log);
     this.#connections.add(connection);
     connection.start();
   }
@@ -150,7 +155,15 @@ export class Worker implements WorkerPort, ConnectionHost {
     return this.#refusals;
   }
 
-  /** Tells every client and ends every connection; resolves when auth and the supervisor know of every session's end. */
+  /** Lets go of a session that another worker has taken over; its client knows. */
+  release(key: SessionKey): void {
+    const session = this.#sessions.get(key);
+    if (session === undefined) return;
+    this.#forget(session);
+    session.close('replaced');
+  }
+
+  /** Tells every client and ends every connection; resolves when auth knows of every session's end. */
   async stop(reason: CloseReason): Promise<void> {
     this.#isStopping = true;
     clearInterval(this.#tick);
@@ -163,14 +176,17 @@ export class Worker implements WorkerPort, ConnectionHost {
     return this.#createSession(granted, features, connection, undefined);
   }
 
-  /** Takes over sessions that wait for their clients since an earlier life of the gateway. */
-  async restore(waiting: readonly DetachedSession[]): Promise<void> {
+  /** Takes over sessions that wait for their clients since an earlier life of the worker. */
+  restore(waiting: readonly DetachedSession[]): void {
     for (const { granted, features, ...former } of waiting) {
       const session = this.#createSession(granted, features, undefined, former);
       // Packets would come in a form that the client has not agreed to.
-      if (features.every((name) => this.features.includes(name))) await this.routeSession(session);
-      else session.close('shutdown');
+      if (!features.every((name) => this.features.includes(name))) session.close('shutdown');
     }
+  }
+
+  adoptSession({ granted, features, openedAt }: ResumedSession, remote: string): Session {
+    return this.#createSession(granted, features, undefined, { remote, openedAt, detachedMs: 0 });
   }
 
   #createSession(
@@ -211,19 +227,14 @@ export class Worker implements WorkerPort, ConnectionHost {
     return session;
   }
 
-  async routeSession(session: Session): Promise<void> {
-    if (this.#isPlain(session)) await this.#options.supervisor.routePlain(session.granted.lease);
-  }
-
   sessionStarted(session: Session): void {
     this.counters.logins += 1;
-    this.#options.events?.sessionOpened?.(session);
+    this.auth.started(session.granted.key, session.remote);
   }
 
-  sessionResumed(session: Session, isFirst: boolean): void {
+  sessionResumed(session: Session): void {
     this.counters.resumes += 1;
-    // In the life of this gateway it starts here.
-    if (isFirst) this.#options.events?.sessionOpened?.(session);
+    this.auth.started(session.granted.key, session.remote);
   }
 
   dataAttached(): void {
@@ -240,18 +251,34 @@ export class Worker implements WorkerPort, ConnectionHost {
   }
 
   #sessionEnded(session: Session, reason: CloseReason, isKept: boolean): void {
+    const { key } = session.granted;
+    // Of one that has been released there is nothing more to say.
+    if (!this.#forget(session)) return;
+    this.#tellTraffic(session);
+    this.#tellAuth(session.shortId, () => (isKept ? this.auth.detach(key, reason) : this.auth.end(key, reason)));
+  }
+
+  /** Takes a session out of the tables. @returns whether it was in them */
+  #forget(session: Session): boolean {
     const { granted } = session;
+    if (this.#sessions.get(granted.key) !== session) return false;
     this.#sessions.delete(granted.key);
+    this.#told.delete(session);
     for (const address of addressesOf(granted)) {
       // A device that logs in twice at once has the same addresses twice for a moment.
       if (this.#hosts.lookup(address.bytes, 0, address.version) === session) this.#hosts.delete(address);
     }
-    const { supervisor, auth, events } = this.#options;
-    this.#tellAuth(session.shortId, async () => {
-      if (this.#isPlain(session)) await supervisor.unroutePlain(granted.lease);
-      await (isKept ? auth.detach(granted.key) : auth.end(granted.key, reason));
-    });
-    if (session.isStarted) events?.sessionEnded?.(session, reason);
+    return true;
+  }
+
+  /** Says what a session has carried, if that is news. */
+  #tellTraffic(session: Session): void {
+    const { receivedBytes, receivedPackets, sentBytes, sentPackets } = session.link.counters;
+    const packets = receivedPackets + sentPackets;
+    if ((this.#told.get(session) ?? 0) === packets) return;
+    this.#told.set(session, packets);
+    const traffic: SessionTraffic = { receivedBytes, receivedPackets, sentBytes, sentPackets };
+    this.auth.traffic(session.granted.key, traffic);
   }
 
   #tellAuth(session: string, tell: () => Promise<void>): void {
@@ -259,10 +286,6 @@ export class Worker implements WorkerPort, ConnectionHost {
       .catch((error: unknown) => this.#log.error('what became of a session could not be recorded', { session, error }))
       .finally(() => this.#endings.delete(telling));
     this.#endings.add(telling);
-  }
-
-  #isPlain(session: Session): boolean {
-    return this.#options.devices.plain !== undefined && !session.superPackets;
   }
 
   #buffersOf(device: TunDevice): PacketBufferPool {
@@ -273,7 +296,12 @@ export class Worker implements WorkerPort, ConnectionHost {
 
   #handleTick(): void {
     const now = this.#options.clock.now();
-    for (const session of this.#sessions.values()) session.handleTick(now);
+    this.#ticks += 1;
+    const isReport = this.#ticks % REPORT_TICKS === 0;
+    for (const session of this.#sessions.values()) {
+      session.handleTick(now);
+      if (isReport) this.#tellTraffic(session);
+    }
     for (const connection of this.#connections) connection.handleTick(now, this.#options.config.limits);
   }
 }

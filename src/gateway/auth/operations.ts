@@ -1,0 +1,111 @@
+/**
+ * The control API of a running gateway.
+ *
+ * Hides that what an operator sees as one gateway is several workers: it asks each, and adds up.
+ */
+
+import { VpnError } from '../../base/errors.ts';
+import type { GatewayApi, GatewayStatus, SessionInfo } from '../../control/operations.ts';
+import { formatPrefix, parsePrefix } from '../../ip/address.ts';
+import type { GatewayConfig } from '../config.ts';
+import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort } from '../ipc/ports.ts';
+import type { AuthService } from './service.ts';
+
+/** What stays as it is while a gateway runs. */
+export interface GatewayFacts {
+  /** Reported by `server.status`. */
+  readonly version: string;
+  readonly pid: number;
+  /** Milliseconds since the Unix epoch. */
+  readonly since: number;
+  /** Address and port that clients connect to. */
+  readonly listen: string;
+  readonly congestion: string;
+  readonly devices: GatewayStatus['devices'];
+}
+
+/** What only whoever runs the gateway can do. */
+export interface GatewayControl {
+  /** The configuration as it is written now. @throws {VpnError} ERR_CONFIG_FILE, ERR_CONFIG_VALUE, … */
+  readConfig(): Promise<GatewayConfig>;
+  /** Begins to stop; the answer to whoever asked is still to be sent. */
+  stop(): void;
+  report(): Promise<HostReport>;
+}
+
+/** Implements the operations. */
+export function gatewayApi(service: AuthService, facts: GatewayFacts, control: GatewayControl): GatewayApi {
+  return {
+    ...service.administration,
+    'server.status': () => statusOf(service, facts, control),
+    'server.reload': async () => await service.reload(await control.readConfig()),
+    'server.stop': async () => {
+      const reports = await Promise.all([...service.workers.values()].map((worker) => worker.report()));
+      setImmediate(() => control.stop());
+      return { sessions: reports.reduce((sum, { sessions }) => sum + sessions, 0) };
+    },
+    'session.list': async () => {
+      const lists = await Promise.all([...service.workers.values()].map(listSessions));
+      return lists.flat().toSorted((a, b) => Date.parse(a.since) - Date.parse(b.since));
+    },
+    'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
+  };
+}
+
+/**
+ * Ends the session whose id starts with `id`, hexadecimal.
+ *
+ * @throws {VpnError} ERR_NOT_FOUND; ERR_BAD_REQUEST when several sessions match
+ */
+export function kick(service: AuthService, id: string): number {
+  const matching = service.kick(id.toLowerCase());
+  if (matching === 0)
+    throw new VpnError('ERR_NOT_FOUND', `no session starts with ${id}; see: customvpn server sessions`);
+  if (matching > 1) throw new VpnError('ERR_BAD_REQUEST', `${matching} sessions start with ${id}; give more digits`);
+  return 1;
+}
+
+async function listSessions(worker: WorkerPort): Promise<SessionInfo[]> {
+  const all: SessionInfo[] = [];
+  for (;;) {
+    const page = await worker.listSessions(all.length);
+    all.push(...page);
+    if (page.length < SESSIONS_PER_PAGE) return all;
+  }
+}
+
+async function statusOf(service: AuthService, facts: GatewayFacts, control: GatewayControl): Promise<GatewayStatus> {
+  const [host, ...workers] = await Promise.all([
+    control.report(),
+    ...[...service.workers.values()].map((worker) => worker.report()),
+  ]);
+  const { config, pool, administration } = service;
+  const { version, pid, since, listen, congestion, devices } = facts;
+  return {
+    version,
+    pid,
+    since: new Date(since).toISOString(),
+    listen: [listen],
+    names: [...config.names],
+    devices: [...devices],
+    congestionControl: congestion,
+    sessions: workers.reduce((sum, { sessions }) => sum + sessions, 0),
+    waiting: workers.reduce((sum, { waiting }) => sum + waiting, 0),
+    pool: config.pool.map((prefix) => ({
+      prefix: formatPrefix(parsePrefix(prefix)),
+      used: pool.leased,
+      size: String(pool.size),
+    })),
+    certificates: service.hasPki ? await administration['pki.show']({}) : [],
+    counters: { ...total(workers.map(({ counters }) => counters)), ...host.counters },
+    drops: total(workers.map(({ drops }) => drops)),
+    warnings: [...host.warnings, ...(await service.warnings({ ends: true }))],
+  };
+}
+
+/** The sums, by name. */
+function total(parts: readonly Readonly<Record<string, number>>[]): Record<string, number> {
+  const sums: Record<string, number> = {};
+  for (const part of parts) for (const [name, value] of Object.entries(part)) sums[name] = (sums[name] ?? 0) + value;
+  return sums;
+}

@@ -1,0 +1,482 @@
+/**
+ * Auth as a whole: the store and everything that decides with it.
+ *
+ * Hides accounts, sources, bans, certificates, accounting, the audit record and how a new configuration takes effect from
+ * whoever runs auth, in this process or in one of its own. It is opened before the host is touched, gets to know the
+ * supervisor in `begin`, and workers as they come. It opens no port and reads no packet.
+ */
+
+import type { Clock } from '../../base/clock.ts';
+import { VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import { nodePrimitives } from '../../base/primitives.ts';
+import type { AccountSource } from '../../identity/backends/open.ts';
+import { usersNamed } from '../../identity/steps/certificate.ts';
+import { formatIp, parseIp } from '../../ip/address.ts';
+import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
+import type { CloseReason } from '../../protocol/messages.ts';
+import { isSameCertificate } from '../../transport/revocation.ts';
+import type { ServerCredentials } from '../../transport/tls.ts';
+import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
+import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
+import { checkCertificateStep, type GatewayConfig, RELOADABLE_KEYS } from '../config.ts';
+import {
+  type CredentialFiles,
+  type CredentialKind,
+  Credentials,
+  credentialFiles,
+  type Loaded,
+  readCredentials,
+} from '../credentials.ts';
+import { openPool } from '../init.ts';
+import type { AuthPort, DetachedSession, RefusedSource, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import { GatewayState } from '../state.ts';
+import { Accounting } from './accounting.ts';
+import { AuditFile } from './audit-file.ts';
+import { Auth, type LoginFacts, type RightsHolder, type StartedSession } from './auth.ts';
+import { Expiry } from './expiry.ts';
+import { HasherProcess } from './hasher.ts';
+import {
+  argon2Of,
+  banPolicyOf,
+  checkLoginSources,
+  insecureSources,
+  loginProviderOf,
+  passwordSourcesOf,
+} from './login-config.ts';
+import { Recheck } from './recheck.ts';
+import { WorkerGate } from './worker-gate.ts';
+
+export interface AuthServiceOptions {
+  config: GatewayConfig;
+  /** How many workers there are; each leases from a share of the pool. */
+  workers: number;
+  /** Undefined: users and sessions live in memory. */
+  stateDir: string | undefined;
+  /** Reads certificates; default: from the files themselves. */
+  files?: CredentialFiles | undefined;
+  /** Has the last word on a login that the steps have accepted. */
+  authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
+  /** Told of sessions as their clients are. */
+  events?: {
+    started(session: StartedSession): void;
+    ended(session: StartedSession, reason: CloseReason): void;
+  };
+  clock: Clock;
+  log: Logger;
+}
+
+/** What auth needs once there is a host. */
+export interface AuthHost {
+  readonly supervisor: SupervisorPort;
+  /** The port that clients connect to. */
+  readonly port: number;
+  /** Puts certificates in force in every worker. */
+  useCredentials(what: CredentialKind, credentials: ServerCredentials): Promise<void>;
+}
+
+interface Begun {
+  host: AuthHost;
+  credentials: Credentials;
+  ends: CertificateEnds;
+  expiry: Expiry;
+  recheck: Recheck;
+  administration: Administration;
+}
+
+export class AuthService {
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  readonly #state: GatewayState;
+  readonly #hasher: HasherProcess;
+  readonly #backends: ReadonlyMap<string, AccountSource>;
+  readonly #files: CredentialFiles;
+  readonly #accounting: Accounting;
+  readonly #auditFile: AuditFile | undefined;
+  readonly #pool: LeasePool;
+  readonly #auth: Auth;
+  readonly #workers = new Map<number, WorkerPort>();
+  #loaded: Loaded;
+  #config: GatewayConfig;
+  #begun: Begun | undefined;
+
+  /**
+   * Reads and checks everything; the host is not touched.
+   *
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_FILE, ERR_CONFIG_VALUE, ERR_STORE
+   */
+  static async open(options: AuthServiceOptions): Promise<AuthService> {
+    const { config, clock, log, stateDir } = options;
+    await using undo = new AsyncDisposableStack();
+    const pool = openPool(config, options.workers);
+    const hasher = undo.use(new HasherProcess({ log, parameters: argon2Of(config) }));
+    const state = undo.use(
+      stateDir === undefined
+        ? await GatewayState.inMemory(clock, hasher)
+        : await GatewayState.open(stateDir, clock, { hasher, config }),
+    );
+    checkLoginSources(config);
+    checkCertificateStep(config);
+    const backends = undo.adopt(await state.openSources(config, clock), closeAll);
+    const own = state.hasPki ? { caPem: state.pki.caPem, crlFile: state.pki.paths.crl } : undefined;
+    const files = options.files ?? credentialFiles(own);
+    const loaded = await readCredentials(config, files, clock.wallNow());
+    const path = config.audit.file;
+    const auditFile =
+      path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
+    undo.move();
+    return new AuthService(options, { pool, hasher, state, backends, files, loaded, auditFile });
+  }
+
+  private constructor(
+    options: AuthServiceOptions,
+    parts: {
+      pool: LeasePool;
+      hasher: HasherProcess;
+      state: GatewayState;
+      backends: ReadonlyMap<string, AccountSource>;
+      files: CredentialFiles;
+      loaded: Loaded;
+      auditFile: AuditFile | undefined;
+    },
+  ) {
+    const { config, clock, log } = options;
+    const { state } = parts;
+    this.#config = config;
+    this.#clock = clock;
+    this.#log = log;
+    this.#state = state;
+    this.#pool = parts.pool;
+    this.#hasher = parts.hasher;
+    this.#backends = parts.backends;
+    this.#files = parts.files;
+    this.#loaded = parts.loaded;
+    this.#auditFile = parts.auditFile;
+    state.bans.policy = banPolicyOf(config);
+    state.bans.onBan = ({ kind, key, failures, until }) => {
+      log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
+      this.#tellRefused();
+    };
+    state.passwordSources = passwordSourcesOf(config, state, this.#backends);
+    this.#configureLogins(config);
+    const accountants = [...this.#backends].flatMap(([name, source]) =>
+      'report' in source ? [[name, source] as const] : [],
+    );
+    this.#accounting = new Accounting({
+      accountants: new Map(accountants),
+      sourceOf: (user) => state.sources.sourceOf(user),
+      clock,
+      log,
+    });
+    this.#auth = new Auth({
+      config,
+      authenticator: state.authenticator,
+      sessions: state.sessions,
+      pool: parts.pool,
+      primitives: nodePrimitives,
+      clock,
+      log,
+      authorize: options.authorize,
+      isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
+      isCertificateOf: (user, certificate) => {
+        const [named, another] = certificate === undefined ? [] : usersNamed(certificate, state.certificateMapping);
+        return named === user && another === undefined;
+      },
+      standing: async (user) => {
+        const source = await state.sources.sourceOf(user);
+        return (await this.#begun?.recheck.check({ user, source })) ?? 'unknown';
+      },
+      events: {
+        started: (session) => {
+          this.#accounting.opened(accounted(session));
+          options.events?.started(session);
+        },
+        ended: (session, reason) => {
+          this.#accounting.ended(accounted(session), reason);
+          options.events?.ended(session, reason);
+        },
+      },
+    });
+  }
+
+  get config(): GatewayConfig {
+    return this.#config;
+  }
+
+  /** The certificates in force; the key is empty where this process may not see it. */
+  get credentials(): ServerCredentials {
+    return (this.#begun?.credentials.loaded ?? this.#loaded).pem;
+  }
+
+  /**
+   * Takes up the sessions on record; then workers may come.
+   *
+   * @throws {VpnError} ERR_STORE, ERR_HOST_APPLY
+   */
+  async begin(host: AuthHost): Promise<void> {
+    const auth = this.#auth;
+    const state = this.#state;
+    const clock = this.#clock;
+    const log = this.#log;
+    this.#pool.restore(
+      (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
+    );
+    auth.supervisor = host.supervisor;
+    // Before anybody else can have their addresses.
+    await auth.restore();
+    const credentials = new Credentials({
+      loaded: this.#loaded,
+      files: this.#files,
+      clock,
+      log,
+      use: (what, pem) => host.useCredentials(what, pem),
+      revoked: () => endRevoked(),
+    });
+    const endRevoked = () =>
+      auth.closeSessions(
+        ({ certificate }) => certificate !== undefined && credentials.isRevoked(certificate),
+        'revoked',
+      );
+    const ends = new CertificateEnds({
+      find: async () => [
+        // The first that names a certificate knows best what to do.
+        ...(state.hasPki ? endsOf(await state.pki.show()) : []),
+        ...credentials.ends(),
+        ...auth.certificates.map(endOfSession),
+      ],
+      clock,
+      log,
+    });
+    const recheck = new Recheck({
+      sources: state.sources,
+      backends: this.#backends,
+      intervalSeconds: this.#config.login.recheckSeconds,
+      end: (user) => auth.closeSessions((session) => session.user === user, 'revoked'),
+      audit: state.audit,
+      clock,
+      log,
+    });
+    const expiry = new Expiry({
+      expiredUsers: () => state.sessions.expiredUsers(),
+      closeSessions: (concerned, reason) => auth.closeSessions(concerned, reason),
+      clock,
+      log,
+    });
+    const administration = this.#administration(host.port, credentials);
+    this.#begun = { host, credentials, ends, expiry, recheck, administration };
+    // Of the sessions from before a restart.
+    endRevoked();
+  }
+
+  #administration(port: number, credentials: Credentials): Administration {
+    const auth = this.#auth;
+    const administration = createAdministration(
+      this.#state,
+      () => ({ ...this.#config, port }),
+      {
+        endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
+        endInsufficient: (user) => auth.endInsufficient(user),
+        reloadCertificates: () => credentials.reload(),
+      },
+      () => this.#clock.wallNow(),
+    );
+    return {
+      ...administration,
+      'server.unban': async (input) => {
+        const answer = await administration['server.unban'](input);
+        this.#tellRefused();
+        return answer;
+      },
+    };
+  }
+
+  /** Begins what is done again and again. */
+  start(): void {
+    const { recheck, expiry, credentials, ends } = this.#live();
+    recheck.start();
+    expiry.start();
+    credentials.start();
+    ends.start();
+    this.#accounting.start();
+  }
+
+  /** What a worker may ask. */
+  gateOf(worker: number): AuthPort {
+    return new WorkerGate(this.#auth, worker);
+  }
+
+  /** A worker is there. Its sessions are in `sessionsOf`. */
+  connect(worker: number, port: WorkerPort): void {
+    this.#workers.set(worker, port);
+    this.#auth.connect(worker, port);
+    port.refuse(this.#refused());
+  }
+
+  /** The sessions that wait for their clients at a worker. */
+  sessionsOf(worker: number): DetachedSession[] {
+    return this.#auth.sessionsOf(worker);
+  }
+
+  /** A worker is gone, and its connections with it. @throws {VpnError} ERR_STORE */
+  async disconnect(worker: number): Promise<void> {
+    this.#workers.delete(worker);
+    await this.#auth.disconnect(worker);
+  }
+
+  /** The workers that are there, by number. */
+  get workers(): ReadonlyMap<number, WorkerPort> {
+    return this.#workers;
+  }
+
+  /** How many leases are held, and how many there can be. */
+  get pool(): { readonly leased: number; readonly size: number } {
+    return this.#pool;
+  }
+
+  /** Users, devices, profiles and certificates. */
+  get administration(): Administration {
+    return this.#live().administration;
+  }
+
+  get hasPki(): boolean {
+    return this.#state.hasPki;
+  }
+
+  /** Ends the session whose key begins like this; returns how many there are that do, and ends none if several do. */
+  kick(beginning: string): number {
+    return this.#auth.kick(beginning);
+  }
+
+  /** Says what ends soon, in the log. Never rejects. */
+  async lookAtEnds(): Promise<void> {
+    await this.#live().ends.look();
+  }
+
+  /** What an operator should know of accounts and certificates before it breaks; `ends`: also what ends soon. */
+  async warnings(options: { ends: boolean }): Promise<string[]> {
+    const { credentials, ends } = this.#live();
+    return [
+      ...insecureSources(this.#config),
+      ...[credentials.problem].flatMap((problem) => problem ?? []),
+      ...(options.ends ? (await ends.soon()).map(({ text }) => text) : []),
+    ];
+  }
+
+  /**
+   * Uses a new configuration without dropping a connection; certificates are read again in any case.
+   *
+   * @returns the keys whose change took effect, and those that need a restart and were left as they are
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_HOST_APPLY; then the old configuration
+   *   stays
+   */
+  async reload(next: GatewayConfig): Promise<{ applied: string[]; needsRestart: string[] }> {
+    const { host, credentials, recheck, ends } = this.#live();
+    const former = this.#config;
+    const keys = Object.keys(next) as (keyof GatewayConfig)[];
+    const changed = keys.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(former[key]));
+    const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
+    const merged = { ...former, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
+    const loaded = await readCredentials(merged, this.#files, this.#clock.wallNow());
+    checkLoginSources(merged);
+    checkCertificateStep(merged);
+    if (applied.some((key) => key === 'routes' || key === 'services')) await host.supervisor.update(merged);
+    await credentials.take(loaded);
+    const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
+    this.#config = merged;
+    this.#configureLogins(merged);
+    if (isOtherMapping) this.#auth.closeSessions(({ steps }) => steps.includes('certificate'), 'revoked');
+    this.#hasher.parameters = argon2Of(merged);
+    recheck.reconfigure(merged.login.recheckSeconds);
+    if (applied.length > 0) await this.#auth.reconfigure(merged);
+    await ends.look();
+    this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
+    return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
+  }
+
+  /** Nothing is decided by time any more. Before the workers stop. */
+  async pause(): Promise<void> {
+    const begun = this.#begun;
+    if (begun === undefined) return;
+    await begun.ends.stop();
+    await begun.credentials.stop();
+    await begun.expiry.stop();
+    await begun.recheck.stop();
+  }
+
+  /** Ends everything; the last reports are sent, the store is closed. After the workers have stopped. */
+  async close(): Promise<void> {
+    await using undo = new AsyncDisposableStack();
+    undo.use(this.#hasher);
+    undo.use(this.#state);
+    undo.defer(() => this.#auditFile?.close());
+    undo.defer(() => closeAll(this.#backends));
+    undo.defer(() => this.#accounting.stop());
+  }
+
+  #configureLogins(config: GatewayConfig): void {
+    const state = this.#state;
+    state.authenticator.rules = config.login;
+    state.certificateMapping = config.login.certificate;
+    state.devicesPerUser = config.accounts.devicesPerUser;
+    if (state.passwordSources !== undefined) {
+      state.passwordSources = { ...state.passwordSources, forStrangers: config.login.backend };
+    }
+    state.loginProvider = loginProviderOf(config, state, this.#backends);
+  }
+
+  #refused(): RefusedSource[] {
+    return this.#state.bans
+      .list()
+      .flatMap(({ kind, key, until, banned }) => (kind === 'source' && banned ? [{ source: key, until }] : []));
+  }
+
+  #tellRefused(): void {
+    const refused = this.#refused();
+    for (const worker of this.#workers.values()) worker.refuse(refused);
+  }
+
+  #live(): Begun {
+    if (this.#begun === undefined) throw new VpnError('ERR_NOT_RUNNING', 'the gateway does not run');
+    return this.#begun;
+  }
+}
+
+async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<void> {
+  await Promise.all([...backends.values()].map((backend) => backend.close()));
+}
+
+function isConcerned(session: RightsHolder, { user, device, certificate, proven }: Concerned): boolean {
+  if (user !== undefined && session.user === user) return proven === undefined || session.steps.includes(proven);
+  if (device !== undefined && session.device === device) return true;
+  return (
+    certificate !== undefined &&
+    session.certificate !== undefined &&
+    isSameCertificate(session.certificate, certificate)
+  );
+}
+
+function accounted(session: StartedSession) {
+  return {
+    // The short id may come again in the life of a server that keeps accounts.
+    id: `${session.key.slice(0, 8)}-${Math.trunc(session.openedAt).toString(36)}`,
+    user: session.user,
+    addresses: addressesOf(session.lease),
+    get remote() {
+      return session.remote;
+    },
+    counters: session.traffic,
+  };
+}
+
+/** As text. */
+export function addressesOf({ v4, v6 }: Lease): string[] {
+  return [v4, v6].flatMap((address) => (address === undefined ? [] : [formatIp(address)]));
+}
+
+function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
+  return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
+}
+
+function instantOf(at: number): string {
+  return new Date(at).toISOString();
+}

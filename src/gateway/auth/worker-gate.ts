@@ -1,0 +1,105 @@
+/**
+ * What one worker may ask of auth: the questions of its own connections, about its own sessions.
+ *
+ * Hides from auth which worker asks, and from the worker that there are others. A worker is not believed: what it says of a
+ * session that it does not own is refused or goes unheard, and the names of its connections are made different from all
+ * others' here, not by it. Only a resume may be of another worker's session: its proofs say whose it is.
+ */
+
+import { VpnError } from '../../base/errors.ts';
+import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
+import type { CloseReason } from '../../protocol/messages.ts';
+import type { ResumeEvidence } from '../../protocol/resume.ts';
+import type {
+  AttachRequest,
+  AttachVerdict,
+  AuthPort,
+  GrantedResume,
+  LoginPeer,
+  LoginVerdict,
+  ResumeConfirmation,
+  ResumedSession,
+  ResumeVerdict,
+  SessionKey,
+  SessionTraffic,
+} from '../ipc/ports.ts';
+import type { Auth } from './auth.ts';
+
+export class WorkerGate implements AuthPort {
+  readonly #auth: Auth;
+  readonly #worker: number;
+
+  constructor(auth: Auth, worker: number) {
+    this.#auth = auth;
+    this.#worker = worker;
+  }
+
+  challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
+    return this.#auth.challenge(request, this.#own(peer));
+  }
+
+  verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
+    return this.#auth.verify(evidence, this.#own(peer), this.#worker);
+  }
+
+  forget(binding: string): void {
+    this.#auth.forget(this.#bindingOf(binding));
+  }
+
+  async establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void> {
+    // One that has been ended since the verdict belongs to nobody: auth knows why.
+    const owner = this.#auth.ownerOf(session);
+    if (owner !== undefined && owner !== this.#worker) {
+      throw new VpnError('ERR_SESSION_UNKNOWN', 'the session belongs to another worker');
+    }
+    await this.#auth.establish(session, secret, features);
+  }
+
+  attach(request: AttachRequest): Promise<AttachVerdict> {
+    return this.#auth.attach(request, this.#worker);
+  }
+
+  challengeResume(peer: LoginPeer): Promise<Uint8Array> {
+    return this.#auth.challengeResume(this.#own(peer));
+  }
+
+  resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict> {
+    return this.#auth.resume(evidence, this.#own(peer), this.#worker);
+  }
+
+  proposeResume(resume: GrantedResume, mix: Uint8Array): Promise<void> {
+    return this.#auth.proposeResume(resume, mix, this.#worker);
+  }
+
+  confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<ResumedSession> {
+    return this.#auth.confirmResume(confirmation, this.#own(peer), this.#worker);
+  }
+
+  started(session: SessionKey, remote: string): void {
+    if (this.#owns(session)) this.#auth.started(session, remote);
+  }
+
+  traffic(session: SessionKey, traffic: SessionTraffic): void {
+    if (this.#owns(session)) this.#auth.traffic(session, traffic);
+  }
+
+  async detach(session: SessionKey, reason?: CloseReason): Promise<void> {
+    if (this.#owns(session)) await this.#auth.detach(session, reason);
+  }
+
+  async end(session: SessionKey, reason: CloseReason): Promise<void> {
+    if (this.#owns(session)) await this.#auth.end(session, reason);
+  }
+
+  #owns(session: SessionKey): boolean {
+    return this.#auth.ownerOf(session) === this.#worker;
+  }
+
+  #own(peer: LoginPeer): LoginPeer {
+    return { ...peer, binding: this.#bindingOf(peer.binding) };
+  }
+
+  #bindingOf(binding: string): string {
+    return `${this.#worker}/${binding}`;
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * A worker as a whole: the port that clients connect to, and the data plane behind it.
+ *
+ * Hides listener and data plane from whoever runs a worker, in this process or in one of its own. Everything it works with
+ * is handed in: the listening socket, the devices, the certificates, auth. It opens nothing.
+ */
+
+import type { Clock } from '../../base/clock.ts';
+import { VpnError } from '../../base/errors.ts';
+import type { Logger } from '../../base/log.ts';
+import { nodePrimitives } from '../../base/primitives.ts';
+import type { SessionInfo } from '../../control/operations.ts';
+import { formatIp } from '../../ip/address.ts';
+import { DROP_REASON_NAMES } from '../../ip/drop-reason.ts';
+import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
+import { Listener } from '../../transport/listener.ts';
+import type { QueueBudget } from '../../transport/queue-budget.ts';
+import type { ServerCredentials } from '../../transport/tls.ts';
+import type { GatewayConfig } from '../config.ts';
+import {
+  type AuthPort,
+  type DetachedSession,
+  type RefusedSource,
+  SESSIONS_PER_PAGE,
+  type SessionKey,
+  type WorkerPort,
+  type WorkerReport,
+} from '../ipc/ports.ts';
+import { isWithinAny } from '../networks.ts';
+import type { Session } from './session.ts';
+import { Worker, type WorkerDevices } from './worker.ts';
+
+export interface WorkerServiceOptions {
+  config: GatewayConfig;
+  auth: AuthPort;
+  devices: WorkerDevices;
+  clock: Clock;
+  log: Logger;
+}
+
+export class WorkerService implements WorkerPort {
+  readonly #options: WorkerServiceOptions;
+  readonly #worker: Worker;
+  readonly #isExempt: (address: string) => boolean;
+  #refused: ReadonlyMap<string, number> = new Map();
+  #listener: Listener | undefined;
+
+  constructor(options: WorkerServiceOptions) {
+    const { config, auth, devices, clock, log } = options;
+    this.#options = options;
+    this.#isExempt = isWithinAny(config.limits.allow);
+    this.#worker = new Worker({ config, auth, devices, primitives: nodePrimitives, clock, log });
+  }
+
+  /** Takes over sessions that wait for their clients. Before `start`. */
+  restore(waiting: readonly DetachedSession[]): void {
+    this.#worker.restore(waiting);
+  }
+
+  /**
+   * Lets clients connect.
+   *
+   * @param fd a listening socket, which it takes over
+   * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_SYSCALL
+   */
+  async start(fd: number, credentials: ServerCredentials): Promise<void> {
+    const { config, log, clock } = this.#options;
+    this.#listener = await Listener.open({
+      fd,
+      credentials,
+      requireClientAuth: config.requireClientAuth,
+      minVersion: config.minVersion,
+      isProxy: isWithinAny(config.proxyFrom),
+      proxyHeaderTimeoutMs: config.limits.proxyHeaderSeconds * 1000,
+      handshakeTimeoutMs: config.limits.handshakeSeconds * 1000,
+      maxHandshakes: config.limits.handshakesInFlight,
+      maxConnectionsPerSource: config.limits.connectionsPerSource,
+      isRefused: (address) => this.#isRefused(address),
+      greetWithoutAlpn: config.greetWithoutAlpn,
+      dataQueueBytes: config.data.queueBytes,
+      queues: this.#worker.queues,
+      onChannel: (channel) => this.#worker.accept(channel),
+      log,
+      clock,
+    });
+    this.#worker.start();
+  }
+
+  /** Where it listens. @throws {VpnError} ERR_NOT_RUNNING */
+  get address(): Endpoint {
+    if (this.#listener === undefined) throw new VpnError('ERR_NOT_RUNNING', 'the worker does not listen');
+    return this.#listener.address;
+  }
+
+  /** The live sessions, oldest first. */
+  get sessions(): SessionInfo[] {
+    return this.#worker.sessions.map(sessionInfo);
+  }
+
+  /** Uses other certificates for handshakes from now on. @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH */
+  useCredentials(credentials: ServerCredentials): void {
+    this.#listener?.reload(credentials);
+  }
+
+  close(session: SessionKey, reason: CloseReason): void {
+    this.#worker.close(session, reason);
+  }
+
+  configure(session: SessionKey, config: ConfigMessage): void {
+    this.#worker.configure(session, config);
+  }
+
+  async release(session: SessionKey): Promise<void> {
+    this.#worker.release(session);
+  }
+
+  refuse(sources: readonly RefusedSource[]): void {
+    this.#refused = new Map(sources.map(({ source, until }) => [source, until]));
+  }
+
+  async report(): Promise<WorkerReport> {
+    const { sessions, counters, queues, refusals, drops } = this.#worker;
+    const { failed = {}, ...connections } = this.#listener?.counters ?? {};
+    return {
+      sessions: sessions.length,
+      waiting: sessions.filter(({ isDetached }) => isDetached).length,
+      counters: {
+        ...connections,
+        ...prefixed('handshake_', failed),
+        handshakes: this.#listener?.handshakeCount ?? 0,
+        ...counters,
+        ...queueCounters(queues),
+        ...prefixed('refused_', refusals),
+      },
+      drops: Object.fromEntries(DROP_REASON_NAMES.map((name, reason) => [name, drops[reason] ?? 0])),
+    };
+  }
+
+  async listSessions(after: number): Promise<SessionInfo[]> {
+    return this.#worker.sessions.slice(after, after + SESSIONS_PER_PAGE).map(sessionInfo);
+  }
+
+  /** Nobody connects any more. Idempotent. */
+  async closePort(): Promise<void> {
+    await this.#listener?.close();
+  }
+
+  /** Tells every client and ends every connection; resolves when auth knows of every session's end. */
+  async stop(reason: CloseReason): Promise<void> {
+    await this.closePort();
+    await this.#worker.stop(reason);
+  }
+
+  #isRefused(address: string): boolean {
+    if (this.#refused.size === 0) return false;
+    const until = this.#refused.get(sourceOf(address));
+    return until !== undefined && until > this.#options.clock.wallNow() && !this.#isExempt(address);
+  }
+}
+
+function prefixed(prefix: string, counts: Readonly<Partial<Record<string, number>>>): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(counts).map(([code, count]) => [`${prefix}${code.toLowerCase()}`, count ?? 0]),
+  );
+}
+
+function queueCounters({ counters, heldBytes }: QueueBudget): Record<string, number> {
+  return {
+    queue_memory_bytes: heldBytes,
+    queue_marked_packets: counters.marked,
+    queue_split_parts: counters.parts,
+    queue_signals_by_length: counters.signalsByLength,
+    queue_signals_by_time: counters.signalsByTime,
+  };
+}
+
+function sessionInfo(session: Session): SessionInfo {
+  const { receivedBytes, sentBytes } = session.link.counters;
+  const { lease, device } = session.granted;
+  return {
+    id: session.shortId,
+    user: session.user,
+    device,
+    addresses: [lease.v4, lease.v6].flatMap((address) => (address === undefined ? [] : [formatIp(address)])),
+    peer: session.remote,
+    waiting: session.isDetached,
+    superPackets: session.superPackets,
+    channels: session.dataChannels,
+    since: new Date(session.since).toISOString(),
+    receivedBytes,
+    sentBytes,
+    roundTripMs: session.roundTripMs ?? null,
+  };
+}
