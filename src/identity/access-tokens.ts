@@ -12,6 +12,7 @@ import type { Clock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
 import { Secret } from '../base/log.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
+import { prepare } from '../store/prepared.ts';
 import type { Queries, Store } from '../store/store.ts';
 import { findUser, type UserKey } from './accounts.ts';
 import { parseLabel } from './names.ts';
@@ -41,6 +42,19 @@ export interface AccessToken {
 export type TokenVerdict =
   | { readonly right: true; readonly id: string; readonly user: UserKey; readonly endsAt: number | undefined }
   | { readonly right: false; readonly user: UserKey | undefined; readonly reason: string };
+
+const findToken = prepare((db, { id }: { id: string }) =>
+  db
+    .selectFrom('access_tokens')
+    .innerJoin('users', 'users.id', 'access_tokens.user_id')
+    .selectAll('access_tokens')
+    .select('users.name as user')
+    .where('access_tokens.id', '=', id),
+);
+
+const noteUse = prepare((db, { id, now }: { id: string; now: number }) =>
+  db.updateTable('access_tokens').set({ last_used_at: now }).where('id', '=', id).where('revoked_at', 'is', null),
+);
 
 export class AccessTokens {
   readonly #store: Store;
@@ -159,13 +173,9 @@ export class AccessTokens {
   /** Judges a token that was presented. Does the same work for one that does not exist. */
   async check(token: Uint8Array, scope: AccessScope, now: number): Promise<TokenVerdict> {
     const isWellFormed = token.length === ID_BYTES + SECRET_BYTES;
-    const row = await this.#store.db
-      .selectFrom('access_tokens')
-      .innerJoin('users', 'users.id', 'access_tokens.user_id')
-      .selectAll('access_tokens')
-      .select('users.name as user')
-      .where('access_tokens.id', '=', isWellFormed ? Buffer.from(token).toString('hex', 0, ID_BYTES) : '')
-      .executeTakeFirst();
+    const id = isWellFormed ? Buffer.from(token).toString('hex', 0, ID_BYTES) : '';
+    const { rows } = await findToken(this.#store.db, { id });
+    const [row] = rows;
     const isRight = timingSafeEqual(hashOf(token), row?.hash ?? NO_HASH);
     if (!isRight || row === undefined)
       return { right: false, user: undefined, reason: 'the token is unknown or wrong' };
@@ -180,13 +190,8 @@ export class AccessTokens {
 
   /** Notes the use of a token; part of the transaction `db`. @returns false when it was revoked meanwhile */
   async spend(db: Queries, id: string): Promise<boolean> {
-    const { numUpdatedRows } = await db
-      .updateTable('access_tokens')
-      .set({ last_used_at: this.#now() })
-      .where('id', '=', id)
-      .where('revoked_at', 'is', null)
-      .executeTakeFirst();
-    return numUpdatedRows === 1n;
+    const { numAffectedRows } = await noteUse(db, { id, now: this.#now() });
+    return numAffectedRows === 1n;
   }
 
   #now(): number {

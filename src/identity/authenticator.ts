@@ -12,6 +12,7 @@
  */
 
 import { createHmac, randomBytes } from 'node:crypto';
+import { sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import { isVpnError } from '../base/errors.ts';
 import { nodePrimitives } from '../base/primitives.ts';
@@ -20,6 +21,7 @@ import type { Challenge, ChallengeRequest, ChallengeStep, LoginEvidence } from '
 import type { RejectCode, StepKind } from '../protocol/messages.ts';
 import type { ResumeEvidence } from '../protocol/resume.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
+import { prepare } from '../store/prepared.ts';
 import type { Queries, Store } from '../store/store.ts';
 import type { Bans, Trial } from './bans.ts';
 import { parseDeviceKey, verifyDeviceSignature } from './devices.ts';
@@ -122,6 +124,40 @@ interface Standing {
   readonly groups: readonly string[];
   readonly firstLogin: boolean;
 }
+
+const findStanding = prepare((db, { device, user }: { device: string; user: string }) =>
+  db
+    .selectFrom('devices')
+    .innerJoin('users', 'users.id', 'devices.user_id')
+    .select([
+      'users.name',
+      'users.disabled_at',
+      'users.expires_at',
+      'devices.approved_at',
+      'devices.revoked_at',
+      'devices.last_seen_at',
+    ])
+    .where('devices.id', '=', device)
+    .where('users.id', '=', user),
+);
+
+const findGroups = prepare((db, { user }: { user: string }) =>
+  db.selectFrom('user_groups').select('name').where('user_id', '=', user).orderBy('name'),
+);
+
+const noteSight = prepare((db, { device, now }: { device: string; now: number }) =>
+  db.updateTable('devices').set({ last_seen_at: now }).where('id', '=', device),
+);
+
+const noteLogin = prepare((db, { device, now }: { device: string; now: number }) =>
+  db
+    .updateTable('devices')
+    .set(({ fn, ref }) => ({
+      last_seen_at: now,
+      first_login_at: fn.coalesce(ref('first_login_at'), sql<number>`${now}`),
+    }))
+    .where('id', '=', device),
+);
 
 export class Authenticator {
   readonly #store: Store;
@@ -440,20 +476,8 @@ export class Authenticator {
     { device, now }: Pick<Attempt, 'device' | 'now'>,
     subject: Subject,
   ): Promise<Standing | Refusal> {
-    const row = await db
-      .selectFrom('devices')
-      .innerJoin('users', 'users.id', 'devices.user_id')
-      .select([
-        'users.name',
-        'users.disabled_at',
-        'users.expires_at',
-        'devices.approved_at',
-        'devices.revoked_at',
-        'devices.last_seen_at',
-      ])
-      .where('devices.id', '=', device)
-      .where('users.id', '=', subject.id)
-      .executeTakeFirst();
+    const { rows } = await findStanding(db, { device, user: subject.id });
+    const [row] = rows;
     const groups = await this.#groupsOf(db, subject.id);
     const rejected = (reason: string): Refusal => ({ code: 'rejected', reason });
     if (row === undefined) return rejected('the user or the device is gone');
@@ -467,25 +491,16 @@ export class Authenticator {
   }
 
   async #groupsOf(db: Queries, userId: string): Promise<string[]> {
-    const rows = await db
-      .selectFrom('user_groups')
-      .select('name')
-      .where('user_id', '=', userId)
-      .orderBy('name')
-      .execute();
+    const { rows } = await findGroups(db, { user: userId });
     return rows.map(({ name }) => name);
   }
 
   async #recordAccepted(db: Queries, { evidence, device, peer, now }: Attempt, standing: Standing): Promise<void> {
-    await db.updateTable('devices').set({ last_seen_at: now }).where('id', '=', device).execute();
     if (evidence.purpose === 'login') {
-      await db
-        .updateTable('devices')
-        .set({ first_login_at: now })
-        .where('id', '=', device)
-        .where('first_login_at', 'is', null)
-        .execute();
+      await noteLogin(db, { device, now });
       await this.#tokens.spend(db, device);
+    } else {
+      await noteSight(db, { device, now });
     }
     await this.#audit.append(
       {

@@ -14,6 +14,7 @@ import { VpnError } from '../base/errors.ts';
 import { Secret } from '../base/log.ts';
 import type { DeviceAlgorithm } from '../protocol/messages.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
+import { prepare } from '../store/prepared.ts';
 import type { Queries, Store } from '../store/store.ts';
 import { normaliseName } from './names.ts';
 
@@ -61,6 +62,14 @@ export type EnrolOutcome = 'enrolled' | 'foreign' | 'full';
 
 /** What became of an attempt to bind. `foreign`: the device is another user's; `full`: the user has as many as they may. */
 export type BindOutcome = 'bound' | 'repeated' | 'taken' | 'foreign' | 'full';
+
+const spendTokens = prepare((db, { device, now }: { device: string; now: number }) =>
+  db
+    .updateTable('enrolment_tokens')
+    .set({ spent_at: now })
+    .where('bound_device', '=', device)
+    .where('spent_at', 'is', null),
+);
 
 export class EnrolmentTokens {
   readonly #store: Store;
@@ -246,12 +255,7 @@ export class EnrolmentTokens {
 
   /** The device has logged in with its own key: its tokens are worth nothing any more. Part of the transaction `db`. */
   async spend(db: Queries, device: string): Promise<void> {
-    await db
-      .updateTable('enrolment_tokens')
-      .set({ spent_at: this.#now() })
-      .where('bound_device', '=', device)
-      .where('spent_at', 'is', null)
-      .execute();
+    await spendTokens(db, { device, now: this.#now() });
   }
 
   #now(): number {

@@ -6,8 +6,10 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { sql } from 'kysely';
+import { type Insertable, sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
+import { prepare } from './prepared.ts';
+import type { Schema } from './schema.ts';
 import type { Queries, Store } from './store.ts';
 
 /** What is recorded. */
@@ -74,12 +76,17 @@ export interface AuditQuery {
   readonly limit?: number;
 }
 
+const append = prepare((db, { id, at, event, user, device, source, reason, detail }: Insertable<Schema['audit']>) =>
+  db.insertInto('audit').values({ id, at, event, user, device, source, reason, detail }),
+);
+
 /** A user or peer chooses some of the values; none may fill the disk. */
 const MAX_TEXT = 256;
 
 export class Audit {
   readonly #store: Store;
   readonly #clock: Clock;
+  readonly #writer = randomBytes(6).toString('hex');
   #order = 0;
 
   constructor(store: Store, clock: Clock) {
@@ -90,19 +97,16 @@ export class Audit {
   /** Appends a row, on `db` when it is part of a transaction. */
   async append(entry: AuditEntry, db: Queries = this.#store.db): Promise<void> {
     const at = Math.trunc(this.#clock.wallNow());
-    await db
-      .insertInto('audit')
-      .values({
-        id: this.#nextId(at),
-        at,
-        event: entry.event,
-        user: cut(entry.user),
-        device: cut(entry.device),
-        source: cut(entry.source),
-        reason: cut(entry.reason),
-        detail: JSON.stringify(entry.detail ?? {}),
-      })
-      .execute();
+    await append(db, {
+      id: this.#nextId(at),
+      at,
+      event: entry.event,
+      user: cut(entry.user),
+      device: cut(entry.device),
+      source: cut(entry.source),
+      reason: cut(entry.reason),
+      detail: JSON.stringify(entry.detail ?? {}),
+    });
   }
 
   /** Reads rows, oldest first. */
@@ -134,10 +138,10 @@ export class Audit {
     }));
   }
 
-  /** Milliseconds and a counter keep the order of one writer; the random end keeps two writers apart. */
+  /** Milliseconds and a counter keep the order of one writer; the random end, its own, keeps two writers apart. */
   #nextId(at: number): string {
     this.#order = (this.#order + 1) % 0x1_0000_0000;
-    return hex(at, 12) + hex(this.#order, 8) + randomBytes(6).toString('hex');
+    return hex(at, 12) + hex(this.#order, 8) + this.#writer;
   }
 }
 

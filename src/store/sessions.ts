@@ -5,9 +5,12 @@
  * session that has ended leaves no row, only what the audit record says. It must not know what runs the session.
  */
 
+import type { Insertable } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
 import { type Audit, AuditEvent } from './audit.ts';
+import { prepare } from './prepared.ts';
+import type { Schema } from './schema.ts';
 import type { Queries, Store } from './store.ts';
 import type { Vault } from './vault.ts';
 
@@ -65,6 +68,57 @@ export interface NewSession extends Omit<SessionRecord, 'openedAt' | 'detachedAt
   readonly resumeKey: Uint8Array;
 }
 
+const findOwner = prepare((db, { device, user }: { device: string; user: string }) =>
+  db
+    .selectFrom('devices')
+    .innerJoin('users', 'users.id', 'devices.user_id')
+    .select('users.id')
+    .where('devices.id', '=', device)
+    .where('users.name', '=', user)
+    .where('devices.revoked_at', 'is', null)
+    .where('users.disabled_at', 'is', null),
+);
+
+const insertSession = prepare((db, row: Omit<Insertable<Schema['sessions']>, 'next_key' | 'detached_at'>) =>
+  db.insertInto('sessions').values({
+    id: row.id,
+    user_id: row.user_id,
+    device_id: row.device_id,
+    worker: row.worker,
+    epoch: row.epoch,
+    resume_key: row.resume_key,
+    next_key: null,
+    steps: row.steps,
+    features: row.features,
+    certificate: row.certificate,
+    detached_at: null,
+    lease4: row.lease4,
+    lease6: row.lease6,
+    policy_generation: row.policy_generation,
+    source: row.source,
+    opened_at: row.opened_at,
+    expires_at: row.expires_at,
+  }),
+);
+
+const noteLease = prepare((db, { device_id, lease4, lease6, leased_at }: Insertable<Schema['leases']>) => {
+  const lease = { lease4, lease6, leased_at };
+  return db
+    .insertInto('leases')
+    .values({ device_id, ...lease })
+    .onConflict((conflict) => conflict.column('device_id').doUpdateSet(lease));
+});
+
+const findHolder = prepare((db, { id }: { id: string }) =>
+  db
+    .selectFrom('sessions')
+    .innerJoin('users', 'users.id', 'sessions.user_id')
+    .select(['users.name as user', 'sessions.device_id as device', 'sessions.source as source'])
+    .where('sessions.id', '=', id),
+);
+
+const removeSession = prepare((db, { id }: { id: string }) => db.deleteFrom('sessions').where('id', '=', id));
+
 export class Sessions {
   readonly #store: Store;
   readonly #vault: Vault;
@@ -87,50 +141,31 @@ export class Sessions {
   async open(session: NewSession): Promise<void> {
     const sealed = this.#vault.seal(PURPOSE, contextOf(session.id, session.epoch), session.resumeKey);
     await this.#store.transaction(async (db) => {
-      const owner = await db
-        .selectFrom('devices')
-        .innerJoin('users', 'users.id', 'devices.user_id')
-        .select('users.id')
-        .where('devices.id', '=', session.device)
-        .where('users.name', '=', session.user)
-        .where('devices.revoked_at', 'is', null)
-        .where('users.disabled_at', 'is', null)
-        .executeTakeFirst();
+      const { rows } = await findOwner(db, session);
+      const [owner] = rows;
       if (owner === undefined) {
         throw new VpnError('ERR_AUTH_REJECTED', 'the account or device of the session may not log in any more');
       }
-      await db
-        .insertInto('sessions')
-        .values({
-          id: session.id,
-          user_id: owner.id,
-          device_id: session.device,
-          worker: session.worker,
-          epoch: session.epoch,
-          resume_key: sealed,
-          next_key: null,
-          steps: session.steps.join(),
-          features: session.features.join(),
-          certificate: session.certificate === undefined ? null : JSON.stringify(essential(session.certificate)),
-          detached_at: null,
-          lease4: session.lease4 ?? null,
-          lease6: session.lease6 ?? null,
-          policy_generation: session.policyGeneration,
-          source: session.source,
-          opened_at: Math.trunc(this.#clock.wallNow()),
-          expires_at: session.expiresAt ?? null,
-        })
-        .execute();
-      const lease = {
-        lease4: session.lease4 ?? null,
-        lease6: session.lease6 ?? null,
-        leased_at: Math.trunc(this.#clock.wallNow()),
-      };
-      await db
-        .insertInto('leases')
-        .values({ device_id: session.device, ...lease })
-        .onConflict((conflict) => conflict.column('device_id').doUpdateSet(lease))
-        .execute();
+      const now = Math.trunc(this.#clock.wallNow());
+      const { id, device: device_id, worker, epoch, lease4 = null, lease6 = null, source, certificate } = session;
+      await insertSession(db, {
+        id,
+        user_id: owner.id,
+        device_id,
+        worker,
+        epoch,
+        resume_key: sealed,
+        steps: session.steps.join(),
+        features: session.features.join(),
+        certificate: certificate === undefined ? null : JSON.stringify(essential(certificate)),
+        lease4,
+        lease6,
+        policy_generation: session.policyGeneration,
+        source,
+        opened_at: now,
+        expires_at: session.expiresAt ?? null,
+      });
+      await noteLease(db, { device_id, lease4, lease6, leased_at: now });
       await this.#audit.append({ ...describe(session), event: AuditEvent.sessionOpened }, db);
     });
   }
@@ -270,14 +305,10 @@ export class Sessions {
    */
   async end(id: string, reason: string): Promise<boolean> {
     return this.#store.transaction(async (db) => {
-      const row = await db
-        .selectFrom('sessions')
-        .innerJoin('users', 'users.id', 'sessions.user_id')
-        .select(['users.name as user', 'sessions.device_id as device', 'sessions.source as source'])
-        .where('sessions.id', '=', id)
-        .executeTakeFirst();
+      const { rows } = await findHolder(db, { id });
+      const [row] = rows;
       if (row === undefined) return false;
-      await db.deleteFrom('sessions').where('id', '=', id).execute();
+      await removeSession(db, { id });
       await this.#audit.append({ ...describe({ ...row, id }), event: AuditEvent.sessionEnded, reason }, db);
       return true;
     });

@@ -5,6 +5,7 @@
  */
 
 import type { Clock } from '../base/clock.ts';
+import { prepare } from './prepared.ts';
 import type { Store } from './store.ts';
 import type { Vault } from './vault.ts';
 
@@ -17,6 +18,10 @@ export interface SourcedAccount {
   /** As the configuration names it. */
   readonly source: string;
 }
+
+const findSource = prepare((db, { user }: { user: string }) =>
+  db.selectFrom('users').select('source').where('name', '=', user),
+);
 
 export class Sources {
   readonly #store: Store;
@@ -45,8 +50,8 @@ export class Sources {
 
   /** The source of a user; undefined for one of ours, or none. */
   async sourceOf(user: string): Promise<string | undefined> {
-    const row = await this.#store.db.selectFrom('users').select('source').where('name', '=', user).executeTakeFirst();
-    return row?.source ?? undefined;
+    const { rows } = await findSource(this.#store.db, { user });
+    return rows[0]?.source ?? undefined;
   }
 
   /** Where one source keeps things, each for one account. */

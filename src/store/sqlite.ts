@@ -68,6 +68,7 @@ export async function openSqlite(
     }
     return {
       name: path,
+      hasOneConnection: true,
       dialect: new Sqlite(new Adapter(database, path), busyTimeoutMs),
       sync: () => {
         if (!inMemory) syncJournal(path);

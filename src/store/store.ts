@@ -13,6 +13,7 @@ import { toVpnError, VpnError } from '../base/errors.ts';
 import type { PostgresOptions } from './postgres.ts';
 import { MIGRATIONS, type Schema } from './schema.ts';
 import { openSqlite, type StoreOptions } from './sqlite.ts';
+import { TransactionGroup } from './transaction-group.ts';
 
 /** What a query runs on: the store itself, or a transaction of it. */
 export type Queries = Kysely<Schema>;
@@ -24,6 +25,8 @@ export interface OpenedDatabase {
   readonly dialect: Dialect;
   /** Where migrations need another one. */
   readonly migrationDialect?: Dialect;
+  /** It has one connection: transactions that wait for each other share a commit. */
+  readonly hasOneConnection?: boolean;
   /** The first statement of every transaction. */
   begin?(db: Queries): Promise<void>;
   /** How long to wait before a failed transaction is run again after so many tries; undefined: not at all. */
@@ -35,10 +38,13 @@ export interface OpenedDatabase {
 export class Store {
   readonly #db: Queries;
   readonly #database: OpenedDatabase;
+  readonly #group: TransactionGroup | undefined;
 
   constructor(db: Queries, database: OpenedDatabase) {
     this.#db = db;
     this.#database = database;
+    this.#group =
+      database.hasOneConnection === true ? new TransactionGroup((work) => this.#transaction(work)) : undefined;
   }
 
   /** Runs single statements, each of which is a transaction. */
@@ -48,10 +54,15 @@ export class Store {
 
   /**
    * Runs `work` in one transaction that holds the write lock from its start; an error undoes all of it. Nothing but
-   * queries on the transaction may be awaited inside: other queries wait for its end. With a database of several gateways
+   * queries on the transaction may be awaited inside: other queries wait for its end. Transactions that wait at the same time
+   * are committed together where the database has one connection; each stays all or nothing by itself. With a database of several gateways
    * it is run again when another gateway's change got in between, so it must change nothing but the store.
    */
   async transaction<T>(work: (db: Transaction<Schema>) => Promise<T>): Promise<T> {
+    return await (this.#group === undefined ? this.#transaction(work) : this.#group.run(work));
+  }
+
+  async #transaction<T>(work: (db: Transaction<Schema>) => Promise<T>): Promise<T> {
     for (let tries = 0; ; tries++) {
       try {
         return await this.#db.transaction().execute(async (db) => {
@@ -72,8 +83,9 @@ export class Store {
   }
 
   /** Ends after running transactions. */
-  close(): Promise<void> {
-    return this.#db.destroy();
+  async close(): Promise<void> {
+    await this.#group?.settled();
+    await this.#db.destroy();
   }
 
   [Symbol.asyncDispose](): Promise<void> {

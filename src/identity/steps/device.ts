@@ -11,9 +11,18 @@ import { generateKeyPairSync, type KeyObject } from 'node:crypto';
 import { nodePrimitives } from '../../base/primitives.ts';
 import { deviceIdOf } from '../../protocol/keys.ts';
 import type { DeviceAlgorithm } from '../../protocol/messages.ts';
+import { prepare } from '../../store/prepared.ts';
 import type { Store } from '../../store/store.ts';
 import { parseDeviceKey, verifyDeviceSignature } from '../devices.ts';
 import type { Attempt, Finding, LoginStep, Subject } from './step.ts';
+
+const findDevice = prepare((db, { device }: { device: string }) =>
+  db
+    .selectFrom('devices')
+    .innerJoin('users', 'users.id', 'devices.user_id')
+    .select(['devices.algorithm', 'devices.public_key', 'users.id as user_id', 'users.name as user'])
+    .where('devices.id', '=', device),
+);
 
 export class DeviceStep implements LoginStep {
   readonly kind = 'device';
@@ -28,12 +37,8 @@ export class DeviceStep implements LoginStep {
   }
 
   async examine({ evidence, device }: Attempt): Promise<Finding> {
-    const row = await this.#store.db
-      .selectFrom('devices')
-      .innerJoin('users', 'users.id', 'devices.user_id')
-      .select(['devices.algorithm', 'devices.public_key', 'users.id as user_id', 'users.name as user'])
-      .where('devices.id', '=', device)
-      .executeTakeFirst();
+    const { rows } = await findDevice(this.#store.db, { device });
+    const [row] = rows;
     const { algorithm } = evidence;
     const nobody = this.#nobody[algorithm];
     const encoded = evidence.purpose === 'enrol' ? evidence.publicKey : row?.public_key;

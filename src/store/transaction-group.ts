@@ -1,0 +1,106 @@
+/**
+ * One commit for the transactions that wait at the same time.
+ *
+ * Hides the waiting and the savepoints. To a database in a file a commit costs more than what is committed, and one
+ * connection commits one transaction at a time: so those that came in one turn of the event loop go together. Each is still
+ * all or nothing by itself, sees what those before it did, and is answered only when all of it is committed.
+ */
+
+import { CompiledQuery, type Transaction } from 'kysely';
+import type { Schema } from './schema.ts';
+
+type Work<T> = (db: Transaction<Schema>) => Promise<T>;
+
+interface Waiting {
+  readonly work: Work<unknown>;
+  resolve(value: unknown): void;
+  reject(error: unknown): void;
+}
+
+/** In one commit: more would keep the event loop from packets for too long. */
+const MAX_TOGETHER = 16;
+
+const SAVEPOINT = CompiledQuery.raw('savepoint one');
+const RELEASE = CompiledQuery.raw('release one');
+const ROLLBACK = CompiledQuery.raw('rollback to one');
+
+export class TransactionGroup {
+  readonly #transaction: (work: Work<void>) => Promise<void>;
+  readonly #waiting: Waiting[] = [];
+  /** Of the commits that are under way or about to be. */
+  #committing: Promise<void> | undefined;
+
+  /** @param transaction runs one transaction of the database */
+  constructor(transaction: (work: Work<void>) => Promise<void>) {
+    this.#transaction = transaction;
+  }
+
+  /** Runs `work` in a transaction; an error undoes all of it, and nothing else. */
+  run<T>(work: Work<T>): Promise<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    this.#waiting.push({ work, resolve: resolve as (value: unknown) => void, reject });
+    this.#committing ??= this.#commitAll();
+    return promise;
+  }
+
+  /** Resolves when nothing waits and nothing is under way. */
+  async settled(): Promise<void> {
+    await this.#committing;
+  }
+
+  async #commitAll(): Promise<void> {
+    while (this.#waiting.length > 0) {
+      // What else arrives in this turn comes along; and between two commits others have theirs.
+      await new Promise(setImmediate);
+      await this.#commit(this.#waiting.splice(0, MAX_TOGETHER));
+    }
+    this.#committing = undefined;
+  }
+
+  /** Never rejects: whatever happens is told to those who wait. */
+  async #commit(group: readonly Waiting[]): Promise<void> {
+    const failed = new Map<Waiting, unknown>();
+    const values: unknown[] = [];
+    try {
+      await this.#transaction(async (db) => {
+        // Outcomes of an attempt that is run again are not outcomes.
+        failed.clear();
+        values.length = 0;
+        for (const waiting of group) {
+          values.push(
+            group.length === 1
+              ? await waiting.work(db)
+              : await runAlone(db, waiting, (error) => failed.set(waiting, error)),
+          );
+        }
+      });
+    } catch (error) {
+      for (const waiting of group) waiting.reject(failed.has(waiting) ? failed.get(waiting) : error);
+      return;
+    }
+    for (const [index, waiting] of group.entries()) {
+      if (failed.has(waiting)) waiting.reject(failed.get(waiting));
+      else waiting.resolve(values[index]);
+    }
+  }
+}
+
+/** @throws what the work threw, when the database has undone the whole group with it */
+async function runAlone(db: Transaction<Schema>, { work }: Waiting, fail: (error: unknown) => void): Promise<unknown> {
+  await db.executeQuery(SAVEPOINT);
+  try {
+    const value = await work(db);
+    await db.executeQuery(RELEASE);
+    return value;
+  } catch (error) {
+    try {
+      await db.executeQuery(ROLLBACK);
+      await db.executeQuery(RELEASE);
+    } catch {
+      // A full disk, for one, makes SQLite undo everything at once.
+      throw error;
+    }
+    fail(error);
+    return undefined;
+  }
+}
