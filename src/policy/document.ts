@@ -1,0 +1,133 @@
+/**
+ * The policy file: its keys, and where in the text each of them stands.
+ *
+ * Hides the file format. What the values mean together is not judged here.
+ */
+
+import { parse, TomlError } from 'smol-toml';
+import { z } from 'zod';
+import { type TextLocation, TomlLocations } from '../base/toml-location.ts';
+import { DAYS, isZone } from './hours.ts';
+
+/** Something to say about a policy file; an error keeps it from being used. */
+export interface Problem extends TextLocation {
+  readonly severity: 'error' | 'warning';
+  readonly message: string;
+}
+
+const MAX_RULES = 20_000;
+const MAX_ENTRIES = 10_000;
+const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/;
+const GROUP = /^[\p{L}\p{N}][\p{L}\p{M}\p{N}._@+-]{0,63}$/u;
+const RESERVED = ['any', 'clients', 'tcp', 'udp', 'ip', 'icmp'];
+
+const word = z.string().min(1).max(255);
+// No dot: a host name is never taken for the name of a network.
+const name = z
+  .string()
+  .regex(NAME, 'expected letters, digits, "_" and "-", at most 63')
+  .refine((text) => !RESERVED.includes(text), `expected another name than ${RESERVED.join(', ')}`);
+const group = z.string().regex(GROUP, 'expected the name of a group');
+const clock = z.string().regex(/^([01]\d|2[0-3]):[0-5]\d$|^24:00$/, 'expected a time of day such as 08:30');
+const list = (what: string) => z.array(word).min(1).max(MAX_ENTRIES).describe(what);
+
+const hours = z
+  .strictObject({
+    days: z.array(z.enum(DAYS)).min(1).optional().describe('days of the week; default: all'),
+    from: clock.optional().describe('start, such as 08:00'),
+    to: clock.optional().describe('end, such as 18:00; before the start: on the next day'),
+    zone: z
+      .string()
+      .refine(isZone, 'expected a time zone such as Europe/Berlin')
+      .optional()
+      .describe('time zone; default: UTC'),
+  })
+  .refine(({ from, to }) => (from === undefined) === (to === undefined), 'expected both from and to, or neither')
+  .refine(({ from, to }) => from === undefined || from !== to, 'from and to are the same time');
+
+const requirement = z.strictObject({
+  certificate: z.literal(true).optional().describe('a client certificate was shown'),
+  mfaMinutes: z
+    .int()
+    .min(1)
+    .max(525_600)
+    .optional()
+    .describe('a second factor was proven not more than so many minutes ago'),
+});
+
+const rule = z.strictObject({
+  name: z.string().min(1).max(100).optional().describe('what people call it'),
+  action: z.enum(['allow', 'deny']),
+  from: list('any, user:NAME, group:NAME'),
+  to: list('any, clients, a named network, a prefix, an address, a host name, user:NAME, group:NAME'),
+  services: list('any, a named service, tcp/443, udp/5000-5010, icmp, icmp/echo, ip/47').default(['any']),
+  when: hours.optional().describe('when the rule is in force; default: always'),
+  require: requirement.optional().describe('what the session must have; else the rule is passed over'),
+});
+
+export const policySchema = z.strictObject({
+  version: z.literal(1),
+  groups: z.record(group, list('NAME, group:NAME')).default({}).describe('members beside those that accounts have'),
+  networks: z.record(name, list('prefixes, addresses, host names, other networks')).default({}),
+  services: z.record(name, list('tcp/443, udp/5000-5010, icmp, icmp/echo, ip/47, other services')).default({}),
+  rules: z.array(rule).max(MAX_RULES).default([]).describe('the first that matches counts; none: denied'),
+  tests: z
+    .array(z.string().min(1).max(500))
+    .max(MAX_ENTRIES)
+    .default([])
+    .describe('alice can reach 10.1.2.3:443/tcp; group:contractors cannot reach 10.1.2.3'),
+});
+
+export type PolicyDocument = z.output<typeof policySchema>;
+export type RuleDocument = PolicyDocument['rules'][number];
+
+export interface ReadDocument {
+  /** Undefined when there is an error. */
+  readonly document: PolicyDocument | undefined;
+  readonly problems: readonly Problem[];
+  /** Where the value at a path stands. */
+  readonly locate: (path: readonly PropertyKey[]) => TextLocation;
+}
+
+/** Reads the text of a policy file. Never throws for what is in it. */
+export function readDocument(text: string): ReadDocument {
+  let locations: TomlLocations | undefined;
+  const locate = (path: readonly PropertyKey[]): TextLocation => {
+    locations ??= new TomlLocations(text);
+    return locations.of(path);
+  };
+  let value: unknown;
+  try {
+    value = parse(text);
+  } catch (error) {
+    if (!(error instanceof TomlError)) throw error;
+    const message = error.message.split('\n')[0]?.replace(/^Invalid TOML document: /, '') ?? 'not TOML';
+    const { line, column } = error;
+    return { document: undefined, problems: [{ severity: 'error', line, column, message }], locate };
+  }
+  const { data, error } = policySchema.safeParse(value);
+  if (error === undefined) return { document: data, problems: [], locate };
+  const problems = error.issues.flatMap((issue): Problem[] => {
+    if (issue.code !== 'unrecognized_keys') {
+      return [{ severity: 'error', ...locate(issue.path), message: messageOf(issue) }];
+    }
+    return issue.keys.map((key) => ({
+      severity: 'error',
+      ...locate([...issue.path, key]),
+      message: `unknown key ${JSON.stringify(key)}`,
+    }));
+  });
+  return { document: undefined, problems, locate };
+}
+
+/** The schema of a policy file for editors, as JSON Schema. */
+export function policyJsonSchema(): object {
+  return { ...z.toJSONSchema(policySchema, { io: 'input' }), title: 'CustomVPN policy' };
+}
+
+function messageOf(issue: z.core.$ZodIssue): string {
+  const { path, message } = issue;
+  const why = issue.code === 'invalid_key' ? (issue.issues[0]?.message ?? message) : message;
+  const key = path.findLast((part) => typeof part === 'string');
+  return key === undefined ? why : `${String(key)}: ${why}`;
+}

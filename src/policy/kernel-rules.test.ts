@@ -1,0 +1,93 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { parseIp } from '../ip/address.ts';
+import { kernelRules } from './kernel-rules.ts';
+import { readPolicy } from './policy.ts';
+
+function compile(text: string, hosts: Record<string, string[]> = {}) {
+  const { policy, problems } = readPolicy(`version = 1\n${text}`);
+  assert.ok(policy !== undefined, JSON.stringify(problems));
+  return kernelRules({
+    classes: [policy.rules],
+    addressesOf: (host) => (hosts[host] ?? []).map(parseIp),
+    allow: 'accept',
+    deny: 'drop',
+    clients: { 4: 'pool4', 6: 'pool6' },
+  });
+}
+
+const rule = (action: string, to: string, services: string): string =>
+  `[[rules]]\naction = "${action}"\nfrom = ["any"]\nto = [${to}]\nservices = [${services}]\n`;
+
+test('rules of one verdict in a row are looked up together, in the order of verdicts', () => {
+  const { lines } = compile(
+    rule('allow', '"10.1.0.0/16"', '"tcp/80"') +
+      rule('allow', '"10.2.0.0/16", "db.example.org"', '"any"') +
+      rule('deny', '"10.0.0.0/8"', '"tcp/1-1000"') +
+      rule('allow', '"any"', '"icmp/echo"'),
+    { 'db.example.org': ['192.0.2.9', '2001:db8::9'] },
+  );
+  assert.deepEqual(lines.join('\n').split('\n'), [
+    '\tset class_0_0_whole4 { type ipv4_addr; flags interval; auto-merge; elements = { 10.2.0.0/16, 192.0.2.9/32 }; }',
+    '\tset class_0_0_ports4 { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { 10.1.0.0/16 . 6 . 80 }; }',
+    '\tset class_0_0_whole6 { type ipv6_addr; flags interval; auto-merge; elements = { 2001:db8::9/128 }; }',
+    '\tset class_0_1_ports4 { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { 10.0.0.0/8 . 6 . 1-1000 }; }',
+    '\tset class_0_2_echo4 { type ipv4_addr; flags interval; auto-merge; elements = { 0.0.0.0/0 }; }',
+    '\tset class_0_2_echo6 { type ipv6_addr; flags interval; auto-merge; elements = { ::/0 }; }',
+    '\tchain class_0 {',
+    '\t\tip daddr @pool4 goto class_0_clients',
+    '\t\tip6 daddr @pool6 goto class_0_clients',
+    '\t\tip daddr @class_0_0_whole4 accept',
+    '\t\tip daddr . meta l4proto . th dport @class_0_0_ports4 accept',
+    '\t\tip6 daddr @class_0_0_whole6 accept',
+    '\t\tip daddr . meta l4proto . th dport @class_0_1_ports4 drop',
+    '\t\ticmp type echo-request ip daddr @class_0_2_echo4 accept',
+    '\t\ticmpv6 type echo-request ip6 daddr @class_0_2_echo6 accept',
+    '\t\tdrop',
+    '\t}',
+    '\tchain class_0_clients {',
+    '\t\tdrop',
+    '\t}',
+  ]);
+});
+
+test('boxes of prefixes and ports that overlap are cut apart, for the kernel takes no others', () => {
+  const { lines } = compile(
+    rule('allow', '"10.0.0.0/8"', '"tcp/80-90"') +
+      rule('allow', '"10.1.0.0/16"', '"tcp/85-100", "tcp/70", "udp"') +
+      rule('allow', '"10.1.2.0/24"', '"tcp/1-65535"') +
+      rule('allow', '"10.1.2.3"', '"tcp/22"'),
+  );
+  const [, elements = ''] = /ports4 .* elements = \{ (.*) \}; \}/.exec(lines.join('\n')) ?? [];
+  assert.deepEqual(
+    elements.split(', ').sort(),
+    [
+      '10.0.0.0/8 . 6 . 80-90',
+      '10.1.0.0/16 . 17 . 0-65535',
+      '10.1.0.0/16 . 6 . 70',
+      '10.1.0.0/16 . 6 . 91-100',
+      '10.1.2.0/24 . 6 . 1-69',
+      '10.1.2.0/24 . 6 . 101-65535',
+      '10.1.2.0/24 . 6 . 71-79',
+    ].sort(),
+  );
+});
+
+test('users and groups as destinations have a set each, however many rules name them', () => {
+  const { lines, peers } = compile(
+    rule('allow', '"user:bob", "clients"', '"tcp/22"') +
+      rule('deny', '"group:staff"', '"any"') +
+      rule('allow', '"user:bob"', '"icmp"'),
+  );
+  assert.deepEqual([...peers.keys()], ['user:bob', 'group:staff']);
+  const text = lines.join('\n');
+  assert.match(text, /ip daddr @peers_0_4 meta l4proto 6 th dport 22 accept\n/);
+  assert.match(text, /ip6 daddr @pool6 meta l4proto 6 th dport 22 accept\n/);
+  assert.match(text, /ip daddr @peers_1_4 drop\n/);
+  assert.match(text, /ip6 daddr @peers_0_6 meta l4proto 58 accept\n/);
+});
+
+test('a name without addresses opens nothing', () => {
+  const { lines } = compile(rule('allow', '"gone.example.org"', '"any"'));
+  assert.doesNotMatch(lines.join('\n'), /accept/);
+});

@@ -1,0 +1,291 @@
+/**
+ * A policy as packet rules of the kernel: parts of one `nft` table.
+ *
+ * Hides how an ordered list of rules becomes a few look-ups in sets. Sessions for which the same rules are in force make a
+ * class; each class has a chain. Rules of the same verdict that follow each other are looked up together, so that a class
+ * of a thousand rules costs a packet no more than one of ten. Pure: it makes text from values.
+ */
+
+import { createPrefix, formatPrefix, type IpAddress, type Prefix } from '../ip/address.ts';
+import { type Destination, formatDestination, type Rule } from './policy.ts';
+import { ICMP4, ICMP6, type Service } from './service.ts';
+
+export interface KernelRulesInput {
+  /** The rules of each class, in their order. */
+  readonly classes: readonly (readonly Rule[])[];
+  /** The addresses that a host name has. */
+  addressesOf(host: string): readonly IpAddress[];
+  /** What to do with a packet that a rule allows, such as `accept`. */
+  readonly allow: string;
+  /** What to do with one that a rule denies, or that none allows. */
+  readonly deny: string;
+  /** The sets that hold the addresses of all clients. */
+  readonly clients: Readonly<Record<4 | 6, string>>;
+}
+
+export interface KernelRules {
+  /** Lines of the table: sets, then chains. */
+  readonly lines: readonly string[];
+  /** Users and groups whose sessions' addresses have to be in a set each: `user:NAME` or `group:NAME` → names of the sets. */
+  readonly peers: ReadonlyMap<string, Readonly<Record<4 | 6, string>>>;
+}
+
+/** The chain of a class; packets of its sessions go to it. */
+export function classChain(index: number): string {
+  return `class_${index}`;
+}
+
+const VERSIONS = [4, 6] as const;
+const EVERYWHERE: Readonly<Record<4 | 6, Prefix>> = {
+  4: { address: { version: 4, bytes: new Uint8Array(4) }, length: 0 },
+  6: { address: { version: 6, bytes: new Uint8Array(16) }, length: 0 },
+};
+
+export function kernelRules(input: KernelRulesInput): KernelRules {
+  const writer = new Writer(input);
+  for (const [index, rules] of input.classes.entries()) writer.writeClass(index, rules);
+  return { lines: [...writer.sets, ...writer.chains], peers: writer.peers };
+}
+
+/** A range of ports, both ends included. */
+type Range = readonly [low: number, high: number];
+
+/** What rules of one verdict speak of, in one version. */
+interface Reach {
+  readonly whole: Prefix[];
+  readonly echo: Prefix[];
+  /** By protocol. */
+  readonly protocols: Map<number, Prefix[]>;
+  readonly ports: Map<number, { prefix: Prefix; range: Range }[]>;
+}
+
+class Writer {
+  readonly sets: string[] = [];
+  readonly chains: string[] = [];
+  readonly peers = new Map<string, Readonly<Record<4 | 6, string>>>();
+  readonly #input: KernelRulesInput;
+
+  constructor(input: KernelRulesInput) {
+    this.#input = input;
+  }
+
+  writeClass(index: number, rules: readonly Rule[]): void {
+    const { clients, deny } = this.#input;
+    const name = classChain(index);
+    const toClients = [`ip daddr @${clients[4]} goto ${name}_clients`, `ip6 daddr @${clients[6]} goto ${name}_clients`];
+    const elsewhere = runsOf(rules, (destination) => !isPeer(destination)).flatMap((run, at) =>
+      VERSIONS.flatMap((version) => this.#reachRules(run, version, `${name}_${at}`)),
+    );
+    const among = runsOf(rules, isPeer).flatMap((run) => run.flatMap((rule) => this.#peerRules(rule)));
+    this.#chain(name, [...toClients, ...elsewhere, deny]);
+    this.#chain(`${name}_clients`, [...among, deny]);
+  }
+
+  #chain(name: string, rules: readonly string[]): void {
+    this.chains.push([`\tchain ${name} {`, ...rules.map((rule) => `\t\t${rule}`), '\t}'].join('\n'));
+  }
+
+  /** A set of `elements`; undefined when there are none. */
+  #set(name: string, type: string, elements: readonly string[]): string | undefined {
+    if (elements.length === 0) return undefined;
+    const merging = type.includes('.') ? '' : ' auto-merge;';
+    this.sets.push(`\tset ${name} { type ${type}; flags interval;${merging} elements = { ${elements.join(', ')} }; }`);
+    return name;
+  }
+
+  #reachRules(run: readonly Rule[], version: 4 | 6, name: string): string[] {
+    const { allow, deny } = this.#input;
+    const verdict = run[0]?.action === 'allow' ? allow : deny;
+    const reach = this.#reachOf(run, version);
+    if (reach.whole.some(({ length }) => length === 0)) return [`meta nfproto ipv${version} ${verdict}`];
+    const [ip, address] = version === 4 ? ['ip', 'ipv4_addr'] : ['ip6', 'ipv6_addr'];
+    const echo = version === 4 ? 'icmp type echo-request' : 'icmpv6 type echo-request';
+    const whole = this.#set(`${name}_whole${version}`, address, reach.whole.map(formatPrefix));
+    const echoes = this.#set(`${name}_echo${version}`, address, reach.echo.map(formatPrefix));
+    const protocols = this.#set(
+      `${name}_protocols${version}`,
+      `inet_proto . ${address}`,
+      [...reach.protocols].flatMap(([protocol, prefixes]) =>
+        outermost(prefixes).map((prefix) => `${protocol} . ${formatPrefix(prefix)}`),
+      ),
+    );
+    const ports = this.#set(
+      `${name}_ports${version}`,
+      `${address} . inet_proto . inet_service`,
+      [...reach.ports].flatMap(([protocol, boxes]) =>
+        apart(boxes).map(({ prefix, range }) => `${formatPrefix(prefix)} . ${protocol} . ${formatRange(range)}`),
+      ),
+    );
+    return [
+      ...(whole === undefined ? [] : [`${ip} daddr @${whole} ${verdict}`]),
+      ...(ports === undefined ? [] : [`${ip} daddr . meta l4proto . th dport @${ports} ${verdict}`]),
+      ...(protocols === undefined ? [] : [`meta l4proto . ${ip} daddr @${protocols} ${verdict}`]),
+      ...(echoes === undefined ? [] : [`${echo} ${ip} daddr @${echoes} ${verdict}`]),
+    ];
+  }
+
+  #reachOf(run: readonly Rule[], version: 4 | 6): Reach {
+    const reach: Reach = { whole: [], echo: [], protocols: new Map(), ports: new Map() };
+    for (const { to, services } of run) {
+      const prefixes = to.flatMap((destination) => this.#prefixesOf(destination, version));
+      for (const service of services) addService(reach, service, version, prefixes);
+    }
+    return reach;
+  }
+
+  #prefixesOf(destination: Destination, version: 4 | 6): Prefix[] {
+    if (destination.kind === 'any') return [EVERYWHERE[version]];
+    if (destination.kind === 'prefix')
+      return destination.prefix.address.version === version ? [destination.prefix] : [];
+    if (destination.kind !== 'host') return [];
+    return this.#input
+      .addressesOf(destination.name)
+      .filter((address) => address.version === version)
+      .map((address) => ({ address, length: address.bytes.length * 8 }));
+  }
+
+  #peerRules(rule: Rule): string[] {
+    const verdict = rule.action === 'allow' ? this.#input.allow : this.#input.deny;
+    return rule.to.filter(isPeer).flatMap((destination) =>
+      VERSIONS.flatMap((version) => {
+        const to = `${version === 4 ? 'ip' : 'ip6'} daddr @${this.#peerSet(destination)[version]}`;
+        return rule.services.map((service) => `${to}${serviceMatch(service, version)} ${verdict}`);
+      }),
+    );
+  }
+
+  #peerSet(destination: Destination): Readonly<Record<4 | 6, string>> {
+    if (destination.kind === 'clients') return this.#input.clients;
+    const key = formatDestination(destination);
+    const known = this.peers.get(key);
+    if (known !== undefined) return known;
+    const names = { 4: `peers_${this.peers.size}_4`, 6: `peers_${this.peers.size}_6` };
+    this.sets.push(`\tset ${names[4]} { type ipv4_addr; }`, `\tset ${names[6]} { type ipv6_addr; }`);
+    this.peers.set(key, names);
+    return names;
+  }
+}
+
+/** The rules with a destination of that kind, those that follow each other with the same verdict together. */
+function runsOf(rules: readonly Rule[], isOfKind: (destination: Destination) => boolean): Rule[][] {
+  const runs: Rule[][] = [];
+  for (const rule of rules) {
+    if (!rule.to.some(isOfKind)) continue;
+    const last = runs.at(-1);
+    if (last?.[0]?.action === rule.action) last.push(rule);
+    else runs.push([rule]);
+  }
+  return runs;
+}
+
+function isPeer({ kind }: Destination): boolean {
+  return kind === 'clients' || kind === 'user' || kind === 'group';
+}
+
+function addService(reach: Reach, service: Service, version: 4 | 6, prefixes: readonly Prefix[]): void {
+  switch (service.kind) {
+    case 'any':
+      reach.whole.push(...prefixes);
+      break;
+    case 'icmp':
+      if (service.echo) reach.echo.push(...prefixes);
+      else append(reach.protocols, version === 4 ? ICMP4 : ICMP6, prefixes);
+      break;
+    case 'protocol':
+      append(reach.protocols, service.protocol, prefixes);
+      break;
+    case 'ports': {
+      const range: Range = [service.low, service.high];
+      append(
+        reach.ports,
+        service.protocol,
+        prefixes.map((prefix) => ({ prefix, range })),
+      );
+    }
+  }
+}
+
+function append<T>(map: Map<number, T[]>, key: number, values: readonly T[]): void {
+  const list = map.get(key);
+  if (list === undefined) map.set(key, [...values]);
+  else for (const value of values) list.push(value);
+}
+
+function serviceMatch(service: Service, version: 4 | 6): string {
+  switch (service.kind) {
+    case 'any':
+      return '';
+    case 'icmp':
+      if (service.echo) return version === 4 ? ' icmp type echo-request' : ' icmpv6 type echo-request';
+      return ` meta l4proto ${version === 4 ? ICMP4 : ICMP6}`;
+    case 'protocol':
+      return ` meta l4proto ${service.protocol}`;
+    case 'ports':
+      return ` meta l4proto ${service.protocol} th dport ${formatRange([service.low, service.high])}`;
+  }
+}
+
+function formatRange([low, high]: Range): string {
+  return low === high ? String(low) : `${low}-${high}`;
+}
+
+/** The prefixes that no other of them holds; two prefixes are apart, or one is within the other. */
+function outermost(prefixes: readonly Prefix[]): Prefix[] {
+  const kept = new Map<string, Prefix>();
+  const lengths = [...new Set(prefixes.map(({ length }) => length))].sort((a, b) => a - b);
+  for (const prefix of prefixes.toSorted((a, b) => a.length - b.length)) {
+    if (!within(prefix, lengths).some((key) => kept.has(key))) kept.set(formatPrefix(prefix), prefix);
+  }
+  return [...kept.values()];
+}
+
+/** The same prefixes and ports in boxes of which no two overlap: the kernel takes no others. */
+function apart(boxes: readonly { prefix: Prefix; range: Range }[]): { prefix: Prefix; range: Range }[] {
+  const byPrefix = new Map<string, { prefix: Prefix; ranges: Range[] }>();
+  for (const { prefix, range } of boxes) {
+    const key = formatPrefix(prefix);
+    const found = byPrefix.get(key);
+    if (found === undefined) byPrefix.set(key, { prefix, ranges: [range] });
+    else found.ranges.push(range);
+  }
+  const lengths = [...new Set([...byPrefix.values()].map(({ prefix }) => prefix.length))].sort((a, b) => a - b);
+  return [...byPrefix.values()].flatMap(({ prefix, ranges }) => {
+    const around = within(prefix, lengths).flatMap((key) => {
+      const outer = byPrefix.get(key);
+      return outer === undefined || outer.prefix.length === prefix.length ? [] : outer.ranges;
+    });
+    return without(union(ranges), union(around)).map((range) => ({ prefix, range }));
+  });
+}
+
+/** The text of the prefixes of some lengths that hold a prefix, itself included. */
+function within({ address, length }: Prefix, lengths: readonly number[]): string[] {
+  return lengths
+    .filter((candidate) => candidate <= length)
+    .map((candidate) => formatPrefix(createPrefix(address, candidate)));
+}
+
+function union(ranges: readonly Range[]): Range[] {
+  const merged: Range[] = [];
+  for (const [low, high] of ranges.toSorted((a, b) => a[0] - b[0])) {
+    const last = merged.at(-1);
+    if (last === undefined || low > last[1] + 1) merged.push([low, high]);
+    else if (high > last[1]) merged[merged.length - 1] = [last[0], high];
+  }
+  return merged;
+}
+
+/** Both in order and without overlaps of their own. */
+function without(ranges: readonly Range[], taken: readonly Range[]): Range[] {
+  return ranges.flatMap(([low, high]) => {
+    const left: Range[] = [];
+    let start = low;
+    for (const [from, to] of taken) {
+      if (to < start || from > high) continue;
+      if (from > start) left.push([start, from - 1]);
+      start = to + 1;
+    }
+    if (start <= high) left.push([start, high]);
+    return left;
+  });
+}
