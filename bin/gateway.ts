@@ -2,6 +2,7 @@
  * The verbs of a gateway: on its state directory, on the running one, and running it.
  */
 
+import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
@@ -19,6 +20,7 @@ import { openBackend } from '../src/identity/backends/open.ts';
 import { ServiceManager } from '../src/os/service-manager.ts';
 import { gatewayUnit } from '../src/os/systemd-unit.ts';
 import { backUp, restore } from '../src/store/backup.ts';
+import type { PolicyWorld } from './policy.ts';
 import { warmPath, withSignals } from './run.ts';
 
 interface GatewaySource {
@@ -134,6 +136,15 @@ function reloadOnHangUp(server: VpnServer, readConfig: () => Promise<GatewayConf
       .then((config) => server.reload(config))
       .catch((error: unknown) => log.error('the configuration was not reloaded; the old one stays', { error }));
   });
+}
+
+/** What the gateway of a state directory adds to a policy; nothing where there is none. */
+export async function policyWorld(state: string): Promise<PolicyWorld> {
+  if (!existsSync(statePaths(state).config)) return { pool: [], groupsOfUser: () => [] };
+  const { pool } = await readGatewayConfig(statePaths(state).config);
+  await using gateway = await openGateway(state);
+  const groups = new Map((await gateway['user.list']({})).map((user) => [user.name, user.groups]));
+  return { pool, groupsOfUser: (user) => groups.get(user) ?? [] };
 }
 
 /** The running gateway's operations, or, where none runs, those on its state directory. */

@@ -12,6 +12,7 @@ export async function main(): Promise<void> {
   const root = packageFolder();
   const version = readVersion(root);
   const gateway = () => import('./gateway.ts');
+  const policy = () => import('./policy.ts');
   const client = () => import('./client.ts');
   const host: CliHost = {
     openGateway: async (state) => (await gateway()).openGateway(state),
@@ -20,6 +21,9 @@ export async function main(): Promise<void> {
     backupStore: async (state, file, force) => (await gateway()).backupStore(state, file, force),
     restoreStore: async (state, file, force) => (await gateway()).restoreStore(state, file, force),
     gatewayUnit: async (source) => (await gateway()).unitOf(source, join(root, 'bin', 'customvpn')),
+    checkPolicy: async (file) => (await policy()).checkPolicy(file),
+    testPolicy: async (file, state) => (await policy()).testPolicy(file, await (await gateway()).policyWorld(state)),
+    schemaOfPolicy: async () => (await policy()).schemaOfPolicy(),
     runGateway: async (source) => (await gateway()).runGateway(source, version),
     openClients: async (state) => (await client()).findClients(state),
     runClient: async (run) => (await client()).runClientHere(run, version),

@@ -88,6 +88,37 @@ export interface StoreCopyResult {
   readonly replaced?: string;
 }
 
+/** What was found in a policy file. */
+export interface PolicyCheck {
+  readonly file: string;
+  /** It can be used: there are no errors. */
+  readonly good: boolean;
+  readonly rules: number;
+  readonly tests: number;
+  readonly problems: readonly {
+    readonly severity: 'error' | 'warning';
+    readonly line: number;
+    readonly column: number;
+    readonly message: string;
+  }[];
+}
+
+/** What became of the tests of a policy file. */
+export interface PolicyTrial {
+  readonly file: string;
+  /** All of them hold. */
+  readonly good: boolean;
+  readonly outcomes: readonly {
+    readonly line: number;
+    readonly text: string;
+    readonly passed: boolean;
+    /** What was found instead. */
+    readonly reason: string;
+  }[];
+  /** Host names of the file that could not be looked up. */
+  readonly unresolved: readonly string[];
+}
+
 export interface CliHost {
   /** The gateway's operations: of the running daemon, else of its state directory. Dispose of it after use. */
   openGateway(state: string): Promise<GatewayApi & AsyncDisposable>;
@@ -100,6 +131,11 @@ export interface CliHost {
   restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
   /** The text of a systemd unit that runs this gateway. */
   gatewayUnit(source: { state: string; config?: string }): Promise<string>;
+  checkPolicy(file: string): Promise<PolicyCheck>;
+  /** Tries the tests of a policy file; with the users and addresses of the gateway of a state directory, where there is one. */
+  testPolicy(file: string, state: string): Promise<PolicyTrial>;
+  /** JSON Schema of a policy file. */
+  schemaOfPolicy(): Promise<object>;
   /** Runs until stopped; resolves when everything has been put back. */
   runGateway(source: { state: string; config?: string }): Promise<void>;
   /** Operations of the running clients under a state directory, by profile id. */

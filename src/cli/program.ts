@@ -13,6 +13,7 @@ import { doctorCommand } from './doctor.ts';
 import type { CliHost } from './host.ts';
 import { reportError } from './output.ts';
 import { pkiCommand } from './pki.ts';
+import { policyCommand } from './policy.ts';
 import { profileCommand } from './profile.ts';
 import { serverCommand } from './server.ts';
 import { userCommand } from './user.ts';
@@ -44,6 +45,7 @@ What this machine lacks:
     userCommand(host),
     deviceCommand(host),
     profileCommand(host),
+    policyCommand(host),
     pkiCommand(host),
     auditCommand(host),
     clientCommand(host),

@@ -72,10 +72,13 @@ export const policySchema = z.strictObject({
   services: z.record(name, list('tcp/443, udp/5000-5010, icmp, icmp/echo, ip/47, other services')).default({}),
   rules: z.array(rule).max(MAX_RULES).default([]).describe('the first that matches counts; none: denied'),
   tests: z
-    .array(z.string().min(1).max(500))
-    .max(MAX_ENTRIES)
-    .default([])
-    .describe('alice can reach 10.1.2.3:443/tcp; group:contractors cannot reach 10.1.2.3'),
+    .strictObject({
+      expect: z
+        .array(z.string().min(1).max(500))
+        .max(MAX_ENTRIES)
+        .describe('alice can reach 10.1.2.3:443/tcp; group:contractors cannot reach 10.1.2.3'),
+    })
+    .default({ expect: [] }),
 });
 
 export type PolicyDocument = z.output<typeof policySchema>;

@@ -113,8 +113,8 @@ for (const text of [
 }
 
 test('the tests of a file are read with their lines, those that are none apart', () => {
-  const { policy } = readPolicy('version = 1\ntests = [\n"alice can reach 10.1.2.3",\n"what",\n]\n');
+  const { policy } = readPolicy('version = 1\n[tests]\nexpect = [\n"alice can reach 10.1.2.3",\n"what",\n]\n');
   assert.ok(policy !== undefined);
   const { expectations, unreadable } = readExpectations(policy);
-  assert.deepEqual([expectations.map(({ line }) => line), unreadable.map(({ line }) => line)], [[3], [4]]);
+  assert.deepEqual([expectations.map(({ line }) => line), unreadable.map(({ line }) => line)], [[4], [5]]);
 });

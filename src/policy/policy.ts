@@ -107,7 +107,7 @@ class PolicyReader {
       nesting,
       groups: this.#groups,
       hosts: [...this.#hosts].sort(),
-      tests: tests.map((text, index) => ({ text, line: this.#locate(['tests', index]).line })),
+      tests: tests.expect.map((text, index) => ({ text, line: this.#locate(['tests', 'expect', index]).line })),
     };
   }
 
