@@ -9,7 +9,7 @@ import { join, resolve } from 'node:path';
 import { ERROR_CODES, type ErrorCode, toVpnError, VpnError } from '../src/base/errors.ts';
 import { createLogger } from '../src/base/log.ts';
 import { makePrivateFolder } from '../src/base/private-file.ts';
-import type { ClientRun, CredentialRequest, CredentialSource } from '../src/cli/host.ts';
+import type { ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
 import { cleanClients, clientOf, runClient } from '../src/client/daemon.ts';
 import type { AnswerSteps } from '../src/client/login-answers.ts';
 import type { ClientApi } from '../src/control/operations.ts';
@@ -94,6 +94,7 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
     '--foreground',
     ...(run.plain ? ['--plain'] : []),
     ...(run.user === undefined ? [] : ['--user', run.user]),
+    ...tunnelArguments(run.tunnel ?? {}),
   ];
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] ?? '', ...argv], {
     detached: true,
@@ -117,6 +118,15 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
   child.unref();
   if (outcome !== undefined) throw errorOf(outcome, `; its log: ${logFile}`);
   return await clientOf(run.state, run.profile);
+}
+
+/** The words that say the same to the client in the background. */
+function tunnelArguments({ mode, lan, overlap, isAsked }: TunnelFlags): string[] {
+  return [
+    ...(mode === undefined ? [] : [`--${mode}`]),
+    ...(lan === undefined ? [] : [lan ? '--lan' : '--no-lan']),
+    ...(overlap === undefined ? (isAsked === true ? ['--overlap', 'ask'] : []) : ['--overlap', overlap]),
+  ];
 }
 
 /** Answers what the client asks, until it says how its start went: undefined when it is up. */

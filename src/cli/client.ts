@@ -2,10 +2,10 @@
  * `customvpn client …`: connect, disconnect, look.
  */
 
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { ClientStatus } from '../control/operations.ts';
-import type { CliHost, ProbeResult } from './host.ts';
+import type { CliHost, ProbeResult, TunnelFlags } from './host.ts';
 import { clientState, hostAndPort, jsonOutput } from './options.ts';
 import { bad, facts, formatAge, formatBytes, good, type OutputOptions, print, warning } from './output.ts';
 import { answersFromStdin, askInTerminal, isInteractive, showLogins } from './secrets.ts';
@@ -19,6 +19,10 @@ interface UpOptions {
   plain?: boolean;
   user?: string;
   passwordStdin?: boolean;
+  full?: boolean;
+  split?: boolean;
+  lan?: boolean;
+  overlap?: 'local' | 'tunnel' | 'stop' | 'ask';
 }
 
 export function clientCommand(host: CliHost): Command {
@@ -31,12 +35,22 @@ export function clientCommand(host: CliHost): Command {
     .addOption(clientState())
     .option('--foreground', 'stay in the foreground until interrupted')
     .option('--plain', 'do not use super-packets')
+    .addOption(new Option('--full', 'all traffic goes through the tunnel').conflicts('split'))
+    .option('--split', "only the gateway's networks go through the tunnel")
+    .option('--lan', 'with --full: private networks that this machine is in stay reachable')
+    .option('--no-lan', 'with --full: everything else, local networks too, goes through the tunnel')
+    .addOption(
+      new Option(
+        '--overlap <who>',
+        'networks that this machine is in and the tunnel has, too: they stay local, go into the tunnel, or stop the start',
+      ).choices(['local', 'tunnel', 'stop', 'ask']),
+    )
     .option('--user <name>', "log in as this user instead of the profile's")
     .option('--password-stdin', 'answer from standard input, a line each: password, one-time code, what else is asked')
     .addOption(jsonOutput())
     .addHelpText(
       'after',
-      '\nExamples:\n  customvpn client up alice.toml\n  customvpn client up alice.toml --foreground\n  pass show vpn | customvpn client up alice.toml --password-stdin',
+      '\nExamples:\n  customvpn client up alice.toml\n  customvpn client up alice.toml --full --lan\n  customvpn client up alice.toml --foreground\n  pass show vpn | customvpn client up alice.toml --password-stdin',
     )
     .action(async (profile: string, options: StateOptions & UpOptions) => {
       const answer = options.passwordStdin === true ? answersFromStdin() : isInteractive() ? askInTerminal : showLogins;
@@ -45,6 +59,7 @@ export function clientCommand(host: CliHost): Command {
         state: options.state,
         plain: options.plain ?? false,
         ...(options.user === undefined ? {} : { user: options.user }),
+        tunnel: tunnelFlags(options),
         answer,
       };
       if (options.foreground === true) {
@@ -94,6 +109,16 @@ export function clientCommand(host: CliHost): Command {
     });
 
   return command;
+}
+
+function tunnelFlags({ full, split, lan, overlap }: UpOptions): TunnelFlags {
+  const isAsked = overlap === 'ask' || (overlap === undefined && isInteractive());
+  return {
+    ...(full === true ? { mode: 'full' } : split === true ? { mode: 'split' } : {}),
+    ...(lan === undefined ? {} : { lan }),
+    ...(overlap === undefined || overlap === 'ask' ? {} : { overlap }),
+    isAsked,
+  };
 }
 
 function formatStatus(status: ClientStatus): string {

@@ -26,6 +26,16 @@ export interface GatewayInitResult {
   routes: readonly string[];
 }
 
+export interface TunnelFlags {
+  mode?: 'full' | 'split';
+  /** In a full tunnel: private networks that the machine is in stay reachable. */
+  lan?: boolean;
+  /** Who gets networks that the machine is in and the tunnel has, too. */
+  overlap?: 'local' | 'tunnel' | 'stop';
+  /** Whether a person can be asked. */
+  isAsked?: boolean;
+}
+
 export interface ClientRun {
   profile: string;
   state: string;
@@ -33,6 +43,8 @@ export interface ClientRun {
   plain: boolean;
   /** Who logs in; default the profile's user. */
   user?: string;
+  /** What to do to this machine; default: what the profile says. */
+  tunnel?: TunnelFlags;
   /** Answers what a login asks; without it a login that asks for something fails. */
   answer?: CredentialSource;
 }

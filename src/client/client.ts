@@ -68,6 +68,8 @@ export interface ClientOptions {
   answer?: AnswerSteps;
   /** What a server may push; default: no default route, no DNS. */
   limits?: Partial<Omit<ClientLimits, 'serverVerified'>>;
+  /** The firewall mark of the client's own connections, by which its host keeps them outside the tunnel. */
+  mark?: number;
   /** Offer super-packets when the device has them; default true. */
   superPackets?: boolean;
   /** Without one the client carries no packets: echoes and control only. */
@@ -385,6 +387,7 @@ export class VpnClient {
             pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
             verifyServer: serverVerified,
             ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
+            ...(options.mark === undefined ? {} : { mark: options.mark }),
             log: this.#log,
           },
           attempt,
@@ -405,6 +408,7 @@ export class VpnClient {
         defaultRoute: false,
         dns: false,
         outside: addressesIn(options.serverHost),
+        socketsExempt: options.mark !== undefined,
         ...options.limits,
         serverVerified,
       },

@@ -25,9 +25,11 @@ import { formatIp, formatPrefix } from '../ip/address.ts';
 import { HostNetwork } from '../os/host.ts';
 import { type ClientSnapshot, VpnClient } from './client.ts';
 import { DeviceKey } from './device-key.ts';
+import { OWN_MARK } from './host-plan.ts';
 import type { AnswerSteps } from './login-answers.ts';
 import { machineNetwork } from './roaming.ts';
 import { TunnelHost } from './tunnel-host.ts';
+import { hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
 
 export interface ClientRunOptions {
   /** Path of the profile file. */
@@ -40,6 +42,8 @@ export interface ClientRunOptions {
   log: Logger;
   /** Default: the profile's. */
   user?: string;
+  /** What the command line says of the tunnel; default: what the profile says. */
+  tunnel?: TunnelFlags;
   answer?: AnswerSteps;
   /** Told once, when packets can flow. */
   onReady?: (() => void) | undefined;
@@ -92,10 +96,16 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
     ...userOf(options.user ?? profile.user),
     ...(options.answer === undefined ? {} : { answer: options.answer }),
     ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
-    limits: { defaultRoute: false, dns: false, maxRoutes: profile.allow.maxRoutes },
+    limits: pushLimits(profile, options.tunnel ?? {}),
+    mark: OWN_MARK,
     superPackets: !options.plain,
-    network: machineNetwork(),
-    host: new TunnelHost({ journalPath: paths.journal, superPackets: !options.plain, log }),
+    network: machineNetwork(OWN_MARK),
+    host: new TunnelHost({
+      journalPath: paths.journal,
+      superPackets: !options.plain,
+      ...hostWishes(profile, options.tunnel ?? {}, options.answer, signal),
+      log,
+    }),
     onEnrolled: async () => {
       await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
       await forgetToken(options.profile, profile, log);

@@ -55,6 +55,14 @@ const full: NewProfile = {
   ca: CA,
   server: { hosts: ['vpn.example.org', '2001:db8::1'], port: 443, name: 'vpn.example.org' },
   allow: { fullTunnel: false, maxRoutes: 10, dns: false, dnsDomains: ['corp.example'] },
+  tunnel: {
+    mode: 'full',
+    include: ['192.0.2.0/24', '2001:db8::/32'],
+    exclude: ['10.0.0.0/8'],
+    lan: true,
+    overlap: 'stop',
+    dns: ['9.9.9.9', '2620:fe::9'],
+  },
 };
 const minimal = `
 version = 1
@@ -90,12 +98,20 @@ test('what is formatted is parsed again', () => {
 });
 
 test('what is left out takes its default', () => {
-  const { token: _, verifyServer: __, pins: ___, allow: ____, ...draft } = full;
+  const { token: _, verifyServer: __, pins: ___, allow: ____, tunnel: _____, ...draft } = full;
   for (const text of [minimal, formatProfile(draft)]) {
     const profile = parseProfile(text, 'p.toml');
     assert.equal(profile.verifyServer, true);
     assert.deepEqual(profile.pins, []);
     assert.deepEqual(profile.allow, { fullTunnel: true, maxRoutes: 1000, dns: true });
+    assert.deepEqual(profile.tunnel, {
+      mode: 'auto',
+      include: [],
+      exclude: [],
+      lan: false,
+      overlap: 'auto',
+      dns: [],
+    });
     assert.equal(profile.token, undefined);
   }
 });
@@ -138,6 +154,17 @@ test('each mistake has its code and names its key', () => {
   refuses(withLine(`ca = """${CA.replace('MIIB', 'MIIC')}"""`), 'ERR_CONFIG_VALUE', { key: 'ca' });
   refuses(withLine('certFile = "a.pem"'), 'ERR_CONFIG_VALUE', { key: 'keyFile' });
   refuses(`${minimal}[allow]\nmaxRoutes = 1001\n`, 'ERR_CONFIG_VALUE', { key: 'allow.maxRoutes' });
+  for (const [line, key] of [
+    ['mode = "half"', 'mode'],
+    ['include = ["192.0.2.0"]', 'include.0'],
+    ['include = ["0.0.0.0/0"]', 'include.0'],
+    ['exclude = ["10.0.0.0/8", "::/0"]', 'exclude.1'],
+    ['dns = ["dns.example"]', 'dns.0'],
+    ['lan = "yes"', 'lan'],
+    ['overlap = "both"', 'overlap'],
+  ]) {
+    refuses(`${minimal}[tunnel]\n${line}\n`, 'ERR_CONFIG_VALUE', { key: `tunnel.${key}` });
+  }
   refuses(' '.repeat(300_000), 'ERR_CONFIG_VALUE');
 });
 

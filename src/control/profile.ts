@@ -56,6 +56,29 @@ const allow = z.strictObject({
   dnsDomains: z.array(domain).max(64).exactOptional().describe('only for these domains and what is below them'),
 });
 
+const ip = z.union([z.ipv4(), z.ipv6()], 'expected an IP address');
+const network = z
+  .union([z.cidrv4(), z.cidrv6()], 'expected a network such as 192.0.2.0/24 or 2001:db8::/32')
+  .refine((text) => Number(text.slice(text.indexOf('/') + 1)) >= 8, 'too broad: for everything use mode = "full"');
+
+const tunnel = z.strictObject({
+  mode: z
+    .enum(['auto', 'full', 'split'])
+    .default('auto')
+    .describe('`full`: all traffic goes through the tunnel; `auto`: when the gateway offers that'),
+  include: z.array(network).max(256).default([]).describe('networks in the tunnel besides those that are pushed'),
+  exclude: z.array(network).max(256).default([]).describe('networks outside the tunnel, whatever is pushed'),
+  lan: z
+    .boolean()
+    .default(false)
+    .describe('in a full tunnel: the private networks that the machine is in stay reachable'),
+  overlap: z
+    .enum(['auto', 'local', 'tunnel', 'stop'])
+    .default('auto')
+    .describe('who gets networks that the machine is in and the tunnel has, too'),
+  dns: z.array(ip).max(8).default([]).describe('name servers in place of those that are pushed'),
+});
+
 export const profileSchema = z
   .strictObject({
     version: z.literal(PROFILE_VERSION, `expected ${PROFILE_VERSION}; a newer profile needs a newer client`),
@@ -75,6 +98,7 @@ export const profileSchema = z
       .describe("left out: the system's authorities"),
     server,
     allow: allow.prefault({}),
+    tunnel: tunnel.prefault({}),
   })
   .refine((profile) => profile.token === undefined || profile.pins.length > 0, {
     path: ['pins'],
@@ -93,7 +117,8 @@ export const profileSchema = z
 export type Profile = Readonly<z.output<typeof profileSchema>>;
 /** A profile to be written; what is left out takes its default. */
 export type NewProfile = Readonly<
-  Omit<Profile, 'verifyServer' | 'pins' | 'allow'> & Partial<Pick<Profile, 'verifyServer' | 'pins' | 'allow'>>
+  Omit<Profile, 'verifyServer' | 'pins' | 'allow' | 'tunnel'> &
+    Partial<Pick<Profile, 'verifyServer' | 'pins' | 'allow' | 'tunnel'>>
 >;
 
 /** A name for a new profile that no other has: 32 hexadecimal digits. */
@@ -163,7 +188,18 @@ export function formatProfile(profile: NewProfile): string {
   lines.push('', '# What the gateway may ask of this machine.', '[allow]', `fullTunnel = ${fullTunnel}`);
   lines.push(`maxRoutes = ${maxRoutes}`, `dns = ${dns}`);
   if (dnsDomains !== undefined) lines.push(`dnsDomains = ${list(dnsDomains)}`);
+  lines.push(...tunnelLines(profile.tunnel));
   return `${lines.join('\n')}\n`;
+}
+
+/** What differs from the defaults. */
+function tunnelLines(wishes: Profile['tunnel'] | undefined): string[] {
+  const defaults: Readonly<Record<string, unknown>> = tunnel.parse({});
+  const lines = Object.entries(wishes ?? {}).flatMap(([key, value]) => {
+    if (JSON.stringify(value) === JSON.stringify(defaults[key])) return [];
+    return [`${key} = ${Array.isArray(value) ? list(value) : JSON.stringify(value)}`];
+  });
+  return lines.length === 0 ? [] : ['', '# What the tunnel does to this machine.', '[tunnel]', ...lines];
 }
 
 /**

@@ -138,6 +138,11 @@ export function isUnusableAddress(address: IpAddress): boolean {
   return UNUSABLE_ROUTES.some((unusable) => prefixContains(unusable, address));
 }
 
+/** Whether all of a prefix is for private networks: RFC 1918, or unique local addresses (RFC 4193). */
+export function isPrivateNetwork(prefix: Prefix): boolean {
+  return PRIVATE_NETWORKS.some((outer) => outer.length <= prefix.length && prefixContains(outer, prefix.address));
+}
+
 const BROAD_ROUTE_BITS = 8;
 
 /** Hexadecimal and colons, and perhaps a tail in dotted decimal without leading zeros: no zone id. */
@@ -153,6 +158,10 @@ const UNUSABLE_ROUTES: readonly Prefix[] = [
   ...['::/128', '::1/128', 'fe80::/10', 'ff00::/8'].map(parsePrefix),
   V4_MAPPED,
 ];
+
+const PRIVATE_NETWORKS: readonly Prefix[] = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7'].map(
+  parsePrefix,
+);
 
 /** How many leading bits two addresses of one version share. */
 function commonBits(a: Uint8Array, b: Uint8Array): number {

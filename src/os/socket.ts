@@ -6,7 +6,8 @@
  * listening socket, because accepted sockets inherit them, and on a dialled socket before its first data.
  */
 
-import type { Socket } from 'node:net';
+import { createSocket, type Socket as DatagramSocket } from 'node:dgram';
+import { Socket, type SocketConstructorOpts } from 'node:net';
 import { VpnError } from '../base/errors.ts';
 import { type IpAddress, parseIp } from '../ip/address.ts';
 import { checkResult, Errno, errnoName, type NativeCalls, NativeMemory, nativeCalls, systemError } from './ffi.ts';
@@ -16,6 +17,7 @@ const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_STREAM_NONBLOCK_CLOEXEC = 1 | 0x800 | 0x80000;
 const SOCK_DGRAM_CLOEXEC = 2 | 0x80000;
+const SOCK_DGRAM_NONBLOCK_CLOEXEC = 2 | 0x800 | 0x80000;
 
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
@@ -215,6 +217,43 @@ function setMark(calls: NativeCalls, fd: number, mark: number, what: string): vo
   const errno = calls.errno();
   if (errno !== Errno.EPERM) throw systemError(what, 'setsockopt SO_MARK', errno);
   throw new VpnError('ERR_PRIVILEGE', 'a firewall mark on a socket needs CAP_NET_ADMIN; run as root');
+}
+
+/**
+ * A TCP socket for `connect`, whose packets carry a firewall mark from the first one on.
+ *
+ * @throws {VpnError} ERR_PRIVILEGE, ERR_SYSCALL
+ */
+export function openMarkedSocket(family: 4 | 6, mark: number): Socket {
+  const calls = nativeCalls();
+  const kind = family === 4 ? AF_INET : AF_INET6;
+  const fd = checkResult(calls.socket(kind, SOCK_STREAM_NONBLOCK_CLOEXEC, 0), 'opening a socket', 'socket');
+  try {
+    setMark(calls, fd, mark, 'marking a socket');
+    // Without it Node reads at once from whatever has a descriptor, and this one is not connected yet.
+    return new Socket({ fd, manualStart: true } as SocketConstructorOpts);
+  } catch (error) {
+    calls.close(fd);
+    throw error;
+  }
+}
+
+/**
+ * A UDP socket whose packets carry a firewall mark.
+ *
+ * @throws {VpnError} ERR_PRIVILEGE, ERR_SYSCALL
+ */
+export function openMarkedDatagrams(family: 4 | 6, mark: number): DatagramSocket {
+  const calls = nativeCalls();
+  const kind = family === 4 ? AF_INET : AF_INET6;
+  const fd = checkResult(calls.socket(kind, SOCK_DGRAM_NONBLOCK_CLOEXEC, 0), 'opening a socket', 'socket');
+  try {
+    setMark(calls, fd, mark, 'marking a socket');
+    return createSocket(family === 4 ? 'udp4' : 'udp6').bind({ fd });
+  } catch (error) {
+    calls.close(fd);
+    throw error;
+  }
 }
 
 function congestionOf(calls: NativeCalls, fd: number, what: string): string {

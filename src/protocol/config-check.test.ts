@@ -84,6 +84,14 @@ test('REQ-CONFIG-003: never a network that holds the gateway’s own outer addre
   });
 });
 
+test('REQ-CONFIG-003: a client whose own connections stay outside takes a network with the gateway’s address', () => {
+  const both = ['203.0.113.0/24', '203.0.113.5/32', '127.0.0.0/8'];
+  assert.deepEqual(routesOf(both, { socketsExempt: true }), {
+    taken: ['203.0.113.0/24', '203.0.113.5/32'],
+    refused: ['127.0.0.0/8'],
+  });
+});
+
 test('REQ-CONFIG-004: a default route, or a half of one, only where the profile allows it and the server is verified', () => {
   const all = ['0.0.0.0/0', '0.0.0.0/1', '128.0.0.0/1', '::/0', '::/1', '8000::/1'];
   assert.deepEqual(routesOf(all).taken, all);

@@ -45,6 +45,8 @@ export interface ClientLimits {
   domains?: readonly string[];
   /** Addresses that must stay outside the tunnel: the server's outer ones, the local router's. */
   outside: readonly IpAddress[];
+  /** The client's own connections stay outside whatever is routed, so a route may hold an address of `outside`. */
+  socketsExempt?: boolean;
 }
 
 /** What a client uses of a CONFIG. */
@@ -144,7 +146,7 @@ function refusalOfRoute(prefix: Prefix, limits: ClientLimits, has: Record<4 | 6,
     if (!limits.serverVerified) return 'a default route from a server that is not verified';
     return limits.defaultRoute ? undefined : 'the profile allows no default route';
   }
-  if (limits.outside.some((address) => prefixContains(prefix, address))) {
+  if (limits.socketsExempt !== true && limits.outside.some((address) => prefixContains(prefix, address))) {
     return 'it holds an address that must stay outside the tunnel';
   }
   const allowed = limits.routes;

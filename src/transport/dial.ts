@@ -14,7 +14,7 @@ import { connect as connectTcp, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { socketFd, tuneSocket } from '../os/socket.ts';
+import { openMarkedSocket, socketFd, tuneSocket } from '../os/socket.ts';
 import { Channel } from './channel.ts';
 import { localEnd, remoteEnd } from './endpoint.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -60,6 +60,8 @@ export interface DialOptions extends ClientCredentials {
   /** Shared by the data queues of all connections. */
   queues?: QueueBudget;
   log: Logger;
+  /** The firewall mark of the connection's packets: what keeps them outside a tunnel. Needs CAP_NET_ADMIN. */
+  mark?: number;
   /** Resolves a name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
 }
@@ -70,7 +72,7 @@ export interface DialOptions extends ClientCredentials {
  * @throws {VpnError} ERR_NAME_LOOKUP, ERR_CONNECT, ERR_CONNECT_TIMEOUT, ERR_STAGE_TIMEOUT, ERR_NOT_TLS, ERR_TLS_VERSION,
  *   ERR_TLS_MASTER_SECRET, ERR_TLS_ALPN, ERR_TLS_HANDSHAKE, ERR_CERT_EXPIRED, ERR_CERT_NOT_YET_VALID, ERR_CERT_NAME,
  *   ERR_CERT_UNTRUSTED, ERR_CERT_PIN, ERR_CERT_REVOKED, ERR_CERT_REQUIRED (TLS 1.2; on 1.3 it comes to the channel),
- *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE
+ *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE, ERR_PRIVILEGE (mark)
  */
 export async function dial(options: DialOptions): Promise<Channel> {
   const hosts = typeof options.host === 'string' ? [options.host] : options.host;
@@ -85,7 +87,7 @@ export async function dial(options: DialOptions): Promise<Channel> {
   const deadline = new Deadline(options.timeoutMs ?? TIMEOUT_MS, options.signal);
   try {
     const addresses = await deadline.race(resolveHosts(hosts, options.lookup ?? lookupAll));
-    const raw = await connectFirst(addresses, options.port, deadline);
+    const raw = await connectFirst(addresses, options.port, options.mark, deadline);
     tune(raw, log);
     deadline.stage = 'tls';
     const socket = connectTls({
@@ -180,7 +182,12 @@ export function alternateFamilies(addresses: readonly string[]): string[] {
 }
 
 /** Starts an attempt every 250 ms, or as soon as one fails; the first that connects wins, the others are cut. */
-async function connectFirst(addresses: readonly string[], port: number, deadline: Deadline): Promise<Socket> {
+async function connectFirst(
+  addresses: readonly string[],
+  port: number,
+  mark: number | undefined,
+  deadline: Deadline,
+): Promise<Socket> {
   const winner = Promise.withResolvers<Socket>();
   const open = new Set<Socket>();
   const failures: { address: string; errno: string }[] = [];
@@ -194,7 +201,7 @@ async function connectFirst(addresses: readonly string[], port: number, deadline
     if (address === undefined || isOver) return;
     next += 1;
     if (next < addresses.length) delay = setTimeout(attempt, ATTEMPT_DELAY_MS);
-    const socket = connectTcp({ host: address, port, noDelay: true, autoSelectFamily: false });
+    const socket = connectTo(address, port, mark);
     open.add(socket);
     socket.once('connect', () => winner.resolve(socket));
     socket.on('error', (error: NodeJS.ErrnoException) => {
@@ -215,6 +222,12 @@ async function connectFirst(addresses: readonly string[], port: number, deadline
     clearTimeout(delay);
     for (const loser of open) loser.destroy();
   }
+}
+
+function connectTo(address: string, port: number, mark: number | undefined): Socket {
+  const target = { host: address, port, noDelay: true, autoSelectFamily: false };
+  if (mark === undefined) return connectTcp(target);
+  return openMarkedSocket(isIP(address) === 6 ? 6 : 4, mark).connect(target);
 }
 
 function connectError(failures: readonly { address: string; errno: string }[], port: number): VpnError {

@@ -2,6 +2,7 @@
 
 import { isVpnError } from '../../src/base/errors.ts';
 import { type Logger, silentLogger } from '../../src/base/log.ts';
+import { runCommand } from '../../src/os/command.ts';
 import { type HostChange, HostNetwork } from '../../src/os/host.ts';
 import { RouteBatch } from '../../src/os/route-batch.ts';
 import { openTun } from '../../src/os/tun-linux.ts';
@@ -22,6 +23,17 @@ export const CHANGES: HostChange[] = [
   { kind: 'route', prefix: '203.0.114.0/24', device: 'out0', via: '198.51.100.2' },
   { kind: 'route', prefix: '0.0.0.0/1', device: 'out0', table: 4242, metric: 7 },
   { kind: 'route', prefix: '2001:db8:9::/48', device: 'out0' },
+  { kind: 'route', type: 'throw', prefix: '198.18.0.0/15', table: 4242 },
+  { kind: 'route', type: 'unreachable', prefix: '2001:db8:a::/48', table: 4242 },
+  { kind: 'rule', family: 4, priority: 4242, notMark: 7, table: 4242 },
+  { kind: 'rule', family: 6, priority: 4242, to: '2001:db8:b::/48', table: 'main', suppressLength: 47 },
+  {
+    kind: 'rule',
+    family: 4,
+    priority: 4241,
+    ports: { protocol: 'udp', source: 68, destination: 67 },
+    table: 'main',
+  },
 ];
 
 /** Counts the steps that the host's log tells of, and dies at the one that is wanted, as if the power of the program failed. */
@@ -54,6 +66,44 @@ const scenarios: Record<string, () => Promise<unknown>> = {
     await host.applyAll(CHANGES);
     await host.revert();
     return steps();
+  },
+
+  /** Says at each step what the kernel has, and whether something was ever missing between two steps. */
+  async become() {
+    const host = await HostNetwork.open({ journalPath, log: silentLogger });
+    const at = (address: string): HostChange => ({ kind: 'address', device: 'out0', address });
+    const rules = (name: string): HostChange => ({
+      kind: 'nft',
+      table: { family: 'inet', name: 'hosttest' },
+      body: `chain ${name} { }`,
+    });
+    const mtu = (value: number): HostChange => ({ kind: 'link', device: 'out0', mtu: value });
+    const has = async (): Promise<string> => {
+      const addresses = await runCommand('ip', ['-o', '-4', 'address', 'show', 'dev', 'out0']);
+      const link = await runCommand('ip', ['-o', 'link', 'show', 'dev', 'out0']);
+      const table = await runCommand('nft', ['list', 'table', 'inet', 'hosttest']).catch(() => '');
+      return [
+        ...addresses.matchAll(/inet (192\.0\.2\.\d+)/g),
+        ...link.matchAll(/(mtu \d+)/g),
+        ...table.matchAll(/chain (\w+)/g),
+      ]
+        .map(([, found]) => found)
+        .join(' ');
+    };
+    const seen: string[] = [];
+    await host.become([at('192.0.2.7/32'), mtu(1400), rules('one')]);
+    seen.push(await has());
+    await host.become([at('192.0.2.7/32'), at('192.0.2.8/32'), mtu(1300), rules('two')]);
+    seen.push(await has());
+    const failed = await codeOf(() =>
+      host.become([at('192.0.2.9/32'), mtu(1290), rules('three }'), at('192.0.2.8/32')]),
+    );
+    seen.push(`${failed} ${await has()}`);
+    await host.become([at('192.0.2.8/32'), mtu(1400), rules('two')]);
+    seen.push(await has());
+    await host.revert();
+    seen.push(await has());
+    return seen;
   },
 
   async apply() {

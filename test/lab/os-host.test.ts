@@ -74,6 +74,12 @@ test('all changes are there while applied, and nothing of them after', options, 
     '203.0.113.0/24 198.51.100.2 out0',
     '0.0.0.0/1 - out0 4242 7',
     '2001:db8:9::/48',
+    '+ route throw 198.18.0.0/15 - - 4242',
+    '+ route unreachable 2001:db8:a::/48 - lo 4242',
+    '"fwmark":"0x7","not":null,"priority":4242',
+    '"dst":"2001:db8:b::","dstlen":48',
+    '"suppress_prefixlen":47',
+    '"dport":67',
   ]) {
     assert.ok(lines.includes(expected), `${expected} is not in\n${lines}`);
   }
@@ -81,6 +87,23 @@ test('all changes are there while applied, and nothing of them after', options, 
   assert.deepEqual(differences(before, await lab.host.snapshot()), []);
   assert.equal(existsSync(lab.journal), false);
 });
+
+test(
+  'what the host should have replaces what it had, without a gap, and not at all when a part of it fails',
+  options,
+  async () => {
+    await using lab = await openLab();
+    const before = await lab.host.snapshot();
+    assert.deepEqual(await lab.child('become'), [
+      '192.0.2.7 mtu 1400 one',
+      '192.0.2.7 192.0.2.8 mtu 1300 two',
+      'ERR_HOST_APPLY 192.0.2.7 192.0.2.8 mtu 1300 two',
+      '192.0.2.8 mtu 1400 two',
+      'mtu 1500',
+    ]);
+    assert.deepEqual(differences(before, await lab.host.snapshot()), []);
+  },
+);
 
 test('a process that dies at any step leaves nothing behind after the next start', options, async () => {
   await using lab = await openLab();

@@ -116,23 +116,32 @@ describe('the life of a tunnel', labOptions(), () => {
     assert.equal(less.reconnects, reconnects);
   });
 
-  test('a pushed network that the client has already stays where it is, and is said', async () => {
-    const taken = '203.0.113.0/24';
+  test('a pushed network that the client is in stays where it is, and is said', async () => {
+    const near = { address: '10.77.1.1/24', network: '10.77.1.0/24', pushed: '10.77.0.0/16', inside: '10.77.1.9' };
     const { routes, pid } = await first.status();
-    await first.namespace.run(['ip', 'route', 'add', taken, 'dev', 'lo']);
+    await first.namespace.run(['ip', 'address', 'add', near.address, 'dev', 'out0']);
     const listed = (list: readonly string[]) => `routes = ${JSON.stringify(list)}`;
-    await deployment.configure((text) => text.replace(/^routes = .*$/m, listed([...routes, taken])));
+    await deployment.configure((text) => text.replace(/^routes = .*$/m, listed([...routes, near.pushed])));
     await deployment.ask('server', 'reload');
     const told = await first.statusWhen('the refusal', ({ refused }) => refused.length > 0);
-    assert.deepEqual(told.refused, [{ item: `routes ${taken}`, why: 'this machine has that network on lo already' }]);
-    assert.deepEqual(told.routes, routes);
+    assert.deepEqual(
+      told.refused.map(({ item }) => item),
+      [`routes ${near.network}`],
+    );
+    assert.match(told.refused[0]?.why ?? '', /on out0.*--overlap tunnel/);
+    assert.deepEqual(told.routes, [...routes, near.pushed]);
     assert.equal(told.pid, pid);
+    const deviceTo = async (address: string) => {
+      const { stdout } = await first.namespace.run(['ip', '-j', 'route', 'get', address]);
+      return (JSON.parse(stdout) as { dev: string }[])[0]?.dev;
+    };
+    assert.deepEqual([await deviceTo(near.inside), await deviceTo('10.77.2.9')], ['out0', told.device]);
     assert.ok(await first.reaches(BEHIND.host4));
 
     await deployment.configure((text) => text.replace(/^routes = .*$/m, listed(routes)));
     await deployment.ask('server', 'reload');
     await first.statusWhen('no refusal', ({ refused }) => refused.length === 0);
-    await first.namespace.run(['ip', 'route', 'delete', taken, 'dev', 'lo']);
+    await first.namespace.run(['ip', 'address', 'delete', near.address, 'dev', 'out0']);
   });
 
   test('a reload of a bad configuration is refused with its line, and changes nothing', async () => {

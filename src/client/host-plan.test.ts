@@ -1,0 +1,256 @@
+// What the plan of a client's machine says, for configurations, wishes and machines. That the kernel does it: test/lab.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
+import type { HostChange } from '../os/host.ts';
+import { attachedIn, type HostFacts, routedIn } from '../os/host-facts.ts';
+import type { AcceptedConfig } from '../protocol/config-check.ts';
+import { findOverlaps, type HostPlan, OWN_MARK, type PlanInput, planHost, type TunnelWishes } from './host-plan.ts';
+
+const TABLE = 17_238_003;
+const WISHES: TunnelWishes = { mode: 'auto', include: [], exclude: [], lan: false, dns: [] };
+const AT_HOME: HostFacts = {
+  attached: [
+    { prefix: parsePrefix('192.168.1.0/24'), device: 'wlan0' },
+    { prefix: parsePrefix('2001:db8:7::/64'), device: 'wlan0' },
+  ],
+  routed: [],
+  hasIpv6: true,
+};
+
+function config(routes: readonly string[], change: Partial<AcceptedConfig> = {}): AcceptedConfig {
+  return {
+    revision: 1,
+    addresses: {
+      v4: { address: parseIp('10.88.0.2'), gateway: parseIp('10.88.0.1') },
+      v6: { address: parseIp('fd88::2'), gateway: parseIp('fd88::1') },
+    },
+    routes: routes.map(parsePrefix),
+    dns: { servers: [], domains: [] },
+    mtu: 1500,
+    ping: { intervalMs: 20_000, deadMs: 60_000 },
+    data: { mode: 'attached', channels: 1 },
+    pins: [],
+    ...change,
+  };
+}
+
+function plan(accepted: AcceptedConfig, change: Partial<TunnelWishes> = {}, input: Partial<PlanInput> = {}): HostPlan {
+  return planHost({
+    device: 'cvpn3',
+    config: accepted,
+    wishes: { ...WISHES, ...change },
+    facts: AT_HOME,
+    choose: () => 'local',
+    ...input,
+  });
+}
+
+function routesOf({ changes }: HostPlan): string[] {
+  return changes.flatMap((change) => {
+    if (change.kind !== 'route') return [];
+    assert.equal(change.table, TABLE, 'the main table is not ours');
+    return [`${change.type ?? change.device} ${change.prefix}`];
+  });
+}
+
+function rulesOf({ changes }: HostPlan): Extract<HostChange, { kind: 'rule' }>[] {
+  return changes.filter((change) => change.kind === 'rule');
+}
+
+function guardOf({ changes }: HostPlan): string {
+  const guard = changes.find((change) => change.kind === 'nft');
+  assert.ok(guard?.kind === 'nft');
+  assert.equal(guard.table.name, 'customvpn_cvpn3');
+  return guard.body;
+}
+
+test('a split tunnel has its networks in its own table, before the main one, for all but our sockets', () => {
+  const made = plan(config(['192.0.2.0/24', '2001:db8:2::/64']));
+  assert.equal(made.mode, 'split');
+  assert.deepEqual(routesOf(made), [
+    'cvpn3 10.88.0.1/32',
+    'cvpn3 fd88::1/128',
+    'cvpn3 192.0.2.0/24',
+    'cvpn3 2001:db8:2::/64',
+  ]);
+  assert.deepEqual(rulesOf(made), [
+    { kind: 'rule', family: 4, priority: 4403, notMark: OWN_MARK, table: TABLE },
+    { kind: 'rule', family: 6, priority: 4403, notMark: OWN_MARK, table: TABLE },
+  ]);
+  assert.equal(made.changes.at(-1)?.kind, 'rule', 'the rules come last: nothing is in force half done');
+});
+
+test('a pushed default route makes a full tunnel for both families, and local networks go into it', () => {
+  const made = plan(config(['0.0.0.0/0', '::/0']));
+  assert.equal(made.mode, 'full');
+  assert.deepEqual(routesOf(made), ['cvpn3 10.88.0.1/32', 'cvpn3 fd88::1/128', 'cvpn3 0.0.0.0/0', 'cvpn3 ::/0']);
+  const [dhcp, all4, all6, ...more] = rulesOf(made);
+  assert.deepEqual(dhcp?.ports, { protocol: 'udp', source: 68, destination: 67 });
+  assert.deepEqual([all4?.notMark, all6?.notMark, more], [OWN_MARK, OWN_MARK, []]);
+  assert.deepEqual(
+    made.notes.filter((note) => note.includes('blocked')),
+    [],
+  );
+  assert.doesNotMatch(guardOf(made), /nfproto ipv6 goto|daddr !=/);
+});
+
+test('IPv6 is blocked when the tunnel has none, and when the gateway carries only some of it', () => {
+  const { addresses } = config([]);
+  const none = plan(config(['0.0.0.0/0'], { addresses: { ...(addresses.v4 && { v4: addresses.v4 }) } }));
+  assert.ok(routesOf(none).includes('cvpn3 ::/0'), 'IPv6 must not go elsewhere');
+  assert.match(guardOf(none), /chain refused \{\n {2}meta nfproto ipv6 goto cut\n\}/);
+  assert.ok(none.notes.some((note) => /^IPv6 is blocked.*none$/.test(note)));
+
+  const some = plan(config(['0.0.0.0/0', '2001:db8:2::/64', '2001:db8:2::/80']));
+  assert.ok(routesOf(some).includes('cvpn3 ::/0'));
+  assert.match(guardOf(some), /ip6 daddr != \{ fd88::1\/128, 2001:db8:2::\/64 \} goto cut/);
+});
+
+test('a kernel without IPv6 is asked for none', () => {
+  const made = plan(
+    config(['0.0.0.0/0', '::/0']),
+    { exclude: [parsePrefix('2001:db8::/32')] },
+    { facts: { ...AT_HOME, hasIpv6: false } },
+  );
+  assert.ok(rulesOf(made).every(({ family }) => family === 4));
+  assert.ok(routesOf(made).every((route) => !route.includes(':')));
+});
+
+test('--full and --split win over what is pushed', () => {
+  const forced = plan(config(['192.0.2.0/24']), { mode: 'full' });
+  assert.ok(routesOf(forced).includes('cvpn3 0.0.0.0/0'));
+  assert.ok(forced.notes.some((note) => note.includes('offers no default route')));
+  const split = plan(config(['0.0.0.0/0', '192.0.2.0/24']), { mode: 'split' });
+  assert.deepEqual(routesOf(split), ['cvpn3 10.88.0.1/32', 'cvpn3 fd88::1/128', 'cvpn3 192.0.2.0/24']);
+});
+
+test('what the profile includes is in the tunnel, what it excludes is not, nor is a family without an address', () => {
+  const { addresses } = config([]);
+  const only4 = config(['10.0.0.0/8'], { addresses: { ...(addresses.v4 && { v4: addresses.v4 }) } });
+  const made = plan(only4, {
+    include: ['198.51.100.0/24', '2001:db8:5::/48'].map(parsePrefix),
+    exclude: [parsePrefix('10.1.0.0/16')],
+  });
+  assert.deepEqual(routesOf(made), [
+    'cvpn3 10.88.0.1/32',
+    'cvpn3 10.0.0.0/8',
+    'cvpn3 198.51.100.0/24',
+    'throw 10.1.0.0/16',
+  ]);
+});
+
+test('a network that both have is an overlap, with the choice of both ways', () => {
+  const accepted = config(['192.168.0.0/16', '2001:db8:7::/64', '192.0.2.0/24']);
+  const overlaps = findOverlaps({ config: accepted, wishes: WISHES, facts: AT_HOME });
+  assert.deepEqual(
+    overlaps.map(({ prefix, route, isPrivate }) => [formatPrefix(prefix), formatPrefix(route), isPrivate]),
+    [
+      ['192.168.1.0/24', '192.168.0.0/16', true],
+      // Anybody can hand out addresses of anybody: this one may be a trap.
+      ['2001:db8:7::/64', '2001:db8:7::/64', false],
+    ],
+  );
+
+  const local = plan(accepted);
+  assert.deepEqual(
+    rulesOf(local).filter(({ to }) => to !== undefined),
+    [
+      { kind: 'rule', family: 4, priority: 4203, to: '192.168.1.0/24', table: 'main', suppressLength: 23 },
+      { kind: 'rule', family: 6, priority: 4203, to: '2001:db8:7::/64', table: 'main', suppressLength: 63 },
+    ],
+  );
+  assert.deepEqual(
+    local.refused.map(({ item }) => item),
+    ['routes 192.168.1.0/24', 'routes 2001:db8:7::/64'],
+  );
+
+  const taken = plan(accepted, {}, { choose: () => 'tunnel' });
+  assert.deepEqual(
+    rulesOf(taken).filter(({ to }) => to !== undefined),
+    [],
+  );
+  assert.deepEqual(taken.refused, []);
+  assert.equal(taken.notes.filter((note) => note.includes('goes into the tunnel')).length, 2);
+});
+
+test('what is excluded, and a full tunnel, have no overlaps', () => {
+  const accepted = config(['192.168.0.0/16']);
+  const exclude = [parsePrefix('192.168.1.0/24')];
+  assert.deepEqual(findOverlaps({ config: accepted, wishes: { ...WISHES, exclude }, facts: AT_HOME }), []);
+  assert.deepEqual(findOverlaps({ config: accepted, wishes: { ...WISHES, mode: 'full' }, facts: AT_HOME }), []);
+});
+
+test('in a full tunnel only private local networks stay, only when asked for, and only by routes as narrow as they are', () => {
+  const rules = rulesOf(plan(config(['0.0.0.0/0', '::/0']), { lan: true })).filter(({ to }) => to !== undefined);
+  assert.deepEqual(rules, [
+    { kind: 'rule', family: 4, priority: 4203, to: '192.168.1.0/24', table: 'main', suppressLength: 23 },
+  ]);
+});
+
+test('routes of the machine that the tunnel overrules are told', () => {
+  const facts = { ...AT_HOME, routed: [{ prefix: parsePrefix('8.8.8.0/24'), device: 'wlan0' }] };
+  const full = plan(config(['0.0.0.0/0', '::/0']), {}, { facts });
+  assert.ok(full.notes.some((note) => note.includes('8.8.8.0/24 on wlan0 is overruled')));
+  const split = plan(config(['192.0.2.0/24']), {}, { facts });
+  assert.deepEqual(split.notes, []);
+});
+
+test('name servers are asked through the tunnel, for all names or for the pushed domains only', () => {
+  const dns = { servers: [parseIp('1.1.1.1')], domains: ['corp.example'] };
+  const split = plan(config(['192.0.2.0/24'], { dns }));
+  assert.deepEqual(split.dns, { ...dns, all: false });
+  assert.ok(routesOf(split).includes('cvpn3 1.1.1.1/32'));
+  assert.equal(plan(config(['192.0.2.0/24'], { dns: { ...dns, domains: [] } })).dns?.all, true);
+  assert.equal(plan(config(['0.0.0.0/0', '::/0'], { dns })).dns?.all, true);
+  const own = plan(config(['0.0.0.0/0', '::/0'], { dns }), { dns: [parseIp('9.9.9.9')] });
+  assert.deepEqual(own.dns?.servers, [parseIp('9.9.9.9')]);
+  const none = plan(config(['0.0.0.0/0', '::/0']));
+  assert.equal(none.dns, undefined);
+  assert.ok(none.notes.some((note) => note.includes('tunnel.dns')));
+});
+
+test('the same input makes the same plan, so that a reconnect changes nothing', () => {
+  const accepted = config(['0.0.0.0/0', '::/0', '192.0.2.0/24']);
+  assert.deepEqual(plan(accepted), plan(structuredClone(accepted)));
+});
+
+test('networks are read from the lists of ip, without loopback, link-local and single addresses', () => {
+  const address = (family: string, local: string, prefixlen: number, scope = 'global') => ({
+    family,
+    local,
+    prefixlen,
+    scope,
+  });
+  const links = [
+    { ifname: 'lo', addr_info: [address('inet', '127.0.0.1', 8, 'host'), address('inet', '10.7.7.7', 24)] },
+    {
+      ifname: 'eth0',
+      addr_info: [
+        address('inet', '192.168.1.7', 24),
+        address('inet', '192.168.1.8', 24),
+        address('inet6', 'fe80::1', 64, 'link'),
+        address('inet6', 'fd00::7', 64),
+        address('inet6', 'fd01::7', 128),
+      ],
+    },
+    { ifname: 'cvpn0', addr_info: [address('inet', '10.88.0.2', 32)] },
+    {},
+  ];
+  assert.deepEqual(
+    attachedIn(links).map(({ prefix, device }) => `${formatPrefix(prefix)} ${device}`),
+    ['192.168.1.0/24 eth0', 'fd00::/64 eth0'],
+  );
+  const routes = [
+    { dst: 'default', gateway: '192.168.1.1', dev: 'eth0' },
+    { dst: '192.168.1.0/24', dev: 'eth0' },
+    { dst: '8.8.8.8', gateway: '192.168.1.1', dev: 'eth0' },
+    { dst: '10.9.0.0/16', via: { family: 'inet6', host: 'fe80::1' }, dev: 'eth0' },
+    { dst: '::ffff:0:0/96', gateway: 'fe80::1', dev: 'eth0' },
+  ];
+  assert.deepEqual(
+    routedIn(routes).map(({ prefix }) => formatPrefix(prefix)),
+    ['8.8.8.8/32', '10.9.0.0/16'],
+  );
+});

@@ -1,0 +1,63 @@
+/**
+ * What a profile and the command line ask of the tunnel, in the terms of the host's plan; the command line wins.
+ *
+ * Hides the profile's texts, and how a person is asked about networks that both the machine and the tunnel have.
+ */
+
+import { VpnError } from '../base/errors.ts';
+import type { Profile } from '../control/profile.ts';
+import { parseIp, parsePrefix } from '../ip/address.ts';
+import type { ClientLimits } from '../protocol/config-check.ts';
+import type { Overlap, OverlapChoice, TunnelWishes } from './host-plan.ts';
+import type { AnswerSteps } from './login-answers.ts';
+import { describeOverlaps, type TunnelHostOptions } from './tunnel-host.ts';
+
+/** What the command line may say; left out: what the profile says. */
+export interface TunnelFlags {
+  mode?: 'full' | 'split';
+  lan?: boolean;
+  overlap?: OverlapChoice | 'stop';
+  /** Whether a person can be asked. */
+  isAsked?: boolean;
+}
+
+/** What the tunnel's host is opened with. */
+export function hostWishes(
+  { tunnel }: Profile,
+  flags: TunnelFlags,
+  answer: AnswerSteps | undefined,
+  signal: AbortSignal,
+): Pick<TunnelHostOptions, 'wishes' | 'overlap' | 'ask'> {
+  const wishes: TunnelWishes = {
+    mode: flags.mode ?? tunnel.mode,
+    include: tunnel.include.map(parsePrefix),
+    exclude: tunnel.exclude.map(parsePrefix),
+    lan: flags.lan ?? tunnel.lan,
+    dns: tunnel.dns.map(parseIp),
+  };
+  const ask = flags.isAsked === true && answer !== undefined ? { ask: askAbout(answer, signal) } : {};
+  return { wishes, overlap: flags.overlap ?? tunnel.overlap, ...ask };
+}
+
+/** What the gateway may push: as far as the profile allows it and the tunnel is to have it. */
+export function pushLimits({ allow, tunnel }: Profile, flags: TunnelFlags): Partial<ClientLimits> {
+  return {
+    defaultRoute: allow.fullTunnel && (flags.mode ?? tunnel.mode) !== 'split',
+    maxRoutes: allow.maxRoutes,
+    dns: allow.dns,
+    ...(allow.dnsDomains === undefined ? {} : { domains: allow.dnsDomains }),
+  };
+}
+
+function askAbout(answer: AnswerSteps, signal: AbortSignal): NonNullable<TunnelHostOptions['ask']> {
+  return async (overlaps) => {
+    const standard: OverlapChoice = overlaps.every(({ isPrivate }: Overlap) => isPrivate) ? 'local' : 'tunnel';
+    const prompt =
+      `${describeOverlaps(overlaps)}. local: they stay as they are; tunnel: they go into the tunnel; stop: change nothing. ` +
+      `What shall be (local, tunnel, stop)? [${standard}]`;
+    const { ask } = await answer([{ kind: 'ask', prompt, echo: true }], signal);
+    const choice = (typeof ask === 'string' ? ask : '').trim().toLowerCase() || standard;
+    if (choice === 'local' || choice === 'tunnel' || choice === 'stop') return choice;
+    throw new VpnError('ERR_USAGE', `expected local, tunnel or stop, got "${choice}"`);
+  };
+}

@@ -1,0 +1,87 @@
+/**
+ * What this machine's network looks like: which networks it is in, and where it sends what.
+ *
+ * Hides the JSON of `ip`. Looks only. Devices of ours are left out: what they carry is what is being decided.
+ */
+
+import { readFile } from 'node:fs/promises';
+import { formatPrefix, type Prefix, parsePrefix } from '../ip/address.ts';
+import { runCommand } from './command.ts';
+
+/** A network and the device that leads to it. */
+export interface NetworkOnDevice {
+  readonly prefix: Prefix;
+  readonly device: string;
+}
+
+export interface HostFacts {
+  /** Networks in which this machine has an address, loopback's and single addresses aside. */
+  readonly attached: readonly NetworkOnDevice[];
+  /** What the main table sends through another machine, but for default routes: somebody else has said so. */
+  readonly routed: readonly NetworkOnDevice[];
+  /** Whether the kernel has IPv6 at all. */
+  readonly hasIpv6: boolean;
+}
+
+/**
+ * Looks at the host.
+ *
+ * @param isOurs tells devices that are left out
+ * @throws {VpnError} ERR_HOST_APPLY, ERR_UNSUPPORTED
+ */
+export async function readHostFacts(isOurs: (device: string) => boolean): Promise<HostFacts> {
+  const hasIpv6 = await readFile('/proc/net/if_inet6').then(
+    () => true,
+    () => false,
+  );
+  const list = async (...words: string[]): Promise<Record<string, unknown>[]> => {
+    const text = await runCommand('ip', ['-j', ...words]);
+    return text.trim() === '' ? [] : (JSON.parse(text) as Record<string, unknown>[]);
+  };
+  const [addresses, routes4, routes6] = await Promise.all([
+    list('address', 'show', 'up'),
+    list('-4', 'route', 'show', 'table', 'main'),
+    hasIpv6 ? list('-6', 'route', 'show', 'table', 'main') : [],
+  ]);
+  return {
+    attached: attachedIn(addresses).filter(({ device }) => !isOurs(device)),
+    routed: routedIn([...routes4, ...routes6]).filter(({ device }) => !isOurs(device)),
+    hasIpv6,
+  };
+}
+
+/** From the list of `ip -j address`. */
+export function attachedIn(links: readonly Record<string, unknown>[]): NetworkOnDevice[] {
+  const found = new Map<string, NetworkOnDevice>();
+  for (const { ifname, addr_info: addresses } of links) {
+    if (typeof ifname !== 'string' || ifname === 'lo' || !Array.isArray(addresses)) continue;
+    for (const { family, local, prefixlen, scope } of addresses as Record<string, unknown>[]) {
+      if (scope !== 'global' && scope !== 'site') continue;
+      const bits = family === 'inet' ? 32 : 128;
+      if (typeof local !== 'string' || typeof prefixlen !== 'number' || prefixlen === bits) continue;
+      const prefix = readPrefix(`${local}/${prefixlen}`);
+      if (prefix !== undefined) found.set(`${formatPrefix(prefix)} ${ifname}`, { prefix, device: ifname });
+    }
+  }
+  return [...found.values()];
+}
+
+/** From the list of `ip -j route show`. */
+export function routedIn(routes: readonly Record<string, unknown>[]): NetworkOnDevice[] {
+  return routes.flatMap(({ dst, dev, gateway, via }) => {
+    if (typeof dst !== 'string' || typeof dev !== 'string' || dst === 'default') return [];
+    if (gateway === undefined && via === undefined) return [];
+    const length = dst.includes(':') ? 128 : 32;
+    const prefix = readPrefix(dst.includes('/') ? dst : `${dst}/${length}`);
+    return prefix === undefined ? [] : [{ prefix, device: dev }];
+  });
+}
+
+/** The kernel has prefixes that are none for us, such as v4-mapped ones. */
+function readPrefix(text: string): Prefix | undefined {
+  try {
+    return parsePrefix(text);
+  } catch {
+    return undefined;
+  }
+}
