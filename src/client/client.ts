@@ -36,6 +36,8 @@ export interface ClientHost {
   open(): Promise<TunDevice>;
   /** Makes MTU, addresses and routes match a configuration; called again for each new one. Returns what it left out. */
   apply(config: AcceptedConfig): Promise<readonly RefusedItem[]>;
+  /** The machine may be in other networks than before. Returns as `apply`; undefined while there is no configuration. */
+  networkChanged?(): Promise<readonly RefusedItem[] | undefined>;
   /** Puts the machine back as it was and closes the device. Idempotent. */
   close(): Promise<void>;
 }
@@ -335,11 +337,26 @@ export class VpnClient {
           new VpnError('ERR_PEER_GONE', `this machine's address is ${to} now, and was ${from}; connecting from there`),
         );
       },
-      check: () => this.#session?.check(),
+      check: () => {
+        this.#session?.check();
+        this.#judgeNetworks();
+      },
       retry: () => this.#retryNow(),
     });
     if (this.#tun !== undefined) roaming.ignore(this.#tun.name);
     this.#roaming = roaming;
+  }
+
+  /** What stays local is judged again where the machine has come to. */
+  #judgeNetworks(): void {
+    const { host } = this.#options;
+    if (host?.networkChanged === undefined) return;
+    const judged = this.#applied.then(async () => {
+      this.#hostRefused = (await host.networkChanged?.()) ?? this.#hostRefused;
+    });
+    this.#applied = judged.catch((error: unknown) => {
+      this.#log.warn('the tunnel could not be fitted to the changed network', { error });
+    });
   }
 
   /** Ends a wait, or calls off a dial or resume that may hang on a way that is no more. */

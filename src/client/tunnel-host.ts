@@ -90,8 +90,8 @@ export class TunnelHost implements ClientHost {
    *
    * @throws {VpnError} as `apply`
    */
-  async networkChanged(): Promise<readonly RefusedItem[]> {
-    return this.#config === undefined ? [] : await this.apply(this.#config);
+  async networkChanged(): Promise<readonly RefusedItem[] | undefined> {
+    return this.#config === undefined ? undefined : await this.apply(this.#config);
   }
 
   async close(): Promise<void> {
