@@ -23,7 +23,7 @@ import { parseName } from '../identity/names.ts';
 import { parseNewPassword } from '../identity/passwords.ts';
 import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
-import type { AuditRecord } from '../store/audit.ts';
+import { AuditEvent, type AuditRecord } from '../store/audit.ts';
 import { readHolder } from '../transport/certificate-facts.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { GatewayConfig } from './config.ts';
@@ -73,6 +73,9 @@ export function createAdministration(
     notAfter: facts.notAfter.toISOString(),
     daysLeft: Math.floor((facts.notAfter.getTime() - wallNow()) / DAY_MS),
   });
+
+  const recordCertificate = (event: AuditEvent, { role, name, serial, notAfter }: CertificateFacts) =>
+    state.audit.append({ event, detail: { role, name, serial, ends: notAfter.toISOString() } });
 
   return {
     'user.add': async ({ name, groups, expiresAt, password }) => {
@@ -156,8 +159,10 @@ export function createAdministration(
     },
     'user.delete': async ({ name }) => {
       const { name: user } = await accounts.show(name);
+      // Before, so that their ends are on record; and those that began meanwhile.
       const kicked = live.endSessions({ user });
       await accounts.delete(name);
+      live.endSessions({ user });
       return { kicked };
     },
     'device.list': async ({ user }) => (await devices.list(user)).map(deviceInfo),
@@ -205,20 +210,27 @@ export function createAdministration(
     'pki.show': async () => (await state.pki.show()).map(certificate),
     'pki.issue': async ({ name }) => {
       const issued = await state.pki.issue(name);
+      await recordCertificate(AuditEvent.certificateIssued, issued.certificate);
       return { certificate: certificate(issued.certificate), keyFile: issued.keyFile };
     },
     'pki.revoke': async ({ serial }) => {
-      const facts = await state.pki.revoke(serial);
       const authority = readHolder(new X509Certificate(state.pki.caPem).raw)?.authority ?? '';
-      const kicked = live.endSessions({ certificate: { authority, serial: facts.serial } });
+      let kicked = 0;
+      // Before the list is there: whoever watches its file would end them uncounted.
+      const facts = await state.pki.revoke(serial, (revoked) => {
+        kicked = live.endSessions({ certificate: { authority, serial: revoked } });
+      });
       await live.reloadCertificates();
+      await recordCertificate(AuditEvent.certificateRevoked, facts);
       return { certificate: certificate(facts), kicked };
     },
     'pki.renew': async ({ name, key }) => {
-      if (name !== undefined)
-        return certificate((await state.pki.renewClient(name, { key: key ?? 'same' })).certificate);
-      const { certificate: facts } = await state.pki.renew({ key: key ?? 'new' });
-      await live.reloadCertificates();
+      const { certificate: facts } =
+        name === undefined
+          ? await state.pki.renew({ key: key ?? 'new' })
+          : await state.pki.renewClient(name, { key: key ?? 'same' });
+      await recordCertificate(AuditEvent.certificateRenewed, facts);
+      if (name === undefined) await live.reloadCertificates();
       return certificate(facts);
     },
   };

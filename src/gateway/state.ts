@@ -50,6 +50,7 @@ import { type PasswordSources, PasswordStep } from '../identity/steps/password.t
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
+import { recordPolicy } from '../store/policy.ts';
 import type { PostgresOptions } from '../store/postgres.ts';
 import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
@@ -59,6 +60,22 @@ import { sourceOf } from '../transport/endpoint.ts';
 import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
 
 const MASTER_KEY_BYTES = 32;
+
+/** What of a configuration says who may enter, and where to. It holds no secret: those are in files. */
+const POLICY_KEYS = [
+  'accounts',
+  'backends',
+  'caFile',
+  'clientToClient',
+  'limits',
+  'login',
+  'minVersion',
+  'proxyFrom',
+  'requireClientAuth',
+  'routes',
+  'services',
+  'session',
+] as const satisfies readonly (keyof GatewayConfig)[];
 
 const LOCAL_HASHER: PasswordHasher = {
   parameters: ARGON2_PARAMETERS,
@@ -245,6 +262,12 @@ export class GatewayState implements AsyncDisposable {
       opened.set(name, await openBackend(name, settings, { grants: this.sources.grantsOf(name), clock }));
     }
     return opened;
+  }
+
+  /** Puts on record what has changed in who may enter, and where to. @throws {VpnError} ERR_STORE */
+  async recordPolicy(config: GatewayConfig): Promise<void> {
+    const rules = Object.fromEntries(POLICY_KEYS.map((key) => [key, config[key]]));
+    await recordPolicy(this.#store, this.audit, rules);
   }
 
   get hasPki(): boolean {

@@ -391,6 +391,14 @@ export class Authenticator {
     });
   }
 
+  /** Puts on record that a login which its steps had accepted was refused all the same. @throws {VpnError} ERR_STORE */
+  async recordOverruled(who: { user: string; device: string }, { remote }: LoginPeer, reason: string): Promise<void> {
+    const unrecorded = this.#provenRecords.take();
+    if (unrecorded === undefined) return;
+    const detail = unrecorded > 0 ? { unrecorded } : {};
+    await this.#audit.append({ event: AuditEvent.loginRefused, ...who, source: remote, reason, detail });
+  }
+
   async #examine(kind: StepKind, attempt: Attempt): Promise<Finding> {
     const step = this.#steps[attempt.evidence.purpose].find((candidate) => candidate.kind === kind);
     if (step !== undefined) return await step.examine(attempt);

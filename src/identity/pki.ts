@@ -303,9 +303,10 @@ export class Pki {
    * Revokes a leaf by its serial number and writes the list anew.
    *
    * @param serial hexadecimal; colons and leading zeros are ignored
+   * @param decided told, with the serial number as facts have it, as soon as nothing can undo it, before anybody can read the list
    * @throws {VpnError} ERR_NOT_FOUND for a serial that this authority has not issued; ERR_BAD_REQUEST for its own
    */
-  async revoke(serial: string): Promise<CertificateFacts> {
+  async revoke(serial: string, decided: (serial: string) => void = () => {}): Promise<CertificateFacts> {
     const wanted = normaliseSerial(serial);
     if (wanted === normaliseSerial(this.#ca.serialNumber)) {
       throw new VpnError('ERR_BAD_REQUEST', 'an authority cannot revoke itself; make a new one and new profiles');
@@ -321,6 +322,7 @@ export class Pki {
     } catch (error) {
       if (!isVpnError(error, 'ERR_CONFLICT')) throw error;
     }
+    decided(wanted);
     await this.#writeCrl();
     return this.#facts(parseCertificate(pem, file), file);
   }

@@ -149,6 +149,12 @@ export interface Schema {
     banned: number;
     forget_at: number;
   };
+  /** The rules in force when the gateway last looked, by their key in the configuration. */
+  policy: {
+    key: string;
+    /** JSON. */
+    value: string;
+  };
   audit: {
     /** Sorts by time, then by order of writing. */
     id: string;
@@ -173,6 +179,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0005_failures': { up: failures },
   '0007_sources': { up: sources },
   '0008_append_only': { up: appendOnly },
+  '0009_policy': { up: policy },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -345,6 +352,14 @@ async function resume(db: Kysely<unknown>): Promise<void> {
   await table.addColumn('features', 'text', (column) => column.notNull().defaultTo('')).execute();
   await table.addColumn('certificate', 'text').execute();
   await table.addColumn('detached_at', 'bigint').execute();
+}
+
+async function policy(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('policy')
+    .addColumn('key', 'text', (column) => column.primaryKey())
+    .addColumn('value', 'text', (column) => column.notNull())
+    .execute();
 }
 
 /** Rows of the audit record are appended and read, by whomever, with whatever program. */

@@ -170,6 +170,8 @@ export interface RightsHolder {
 interface JudgedLogin extends RightsHolder {
   user: string | undefined;
   hasLostItsRight: boolean;
+  /** What is asked of its user may have changed since it was judged. */
+  mustSuffice: boolean;
 }
 
 export class Auth {
@@ -245,12 +247,19 @@ export class Auth {
       certificate: peer.certificate,
       steps,
       hasLostItsRight: false,
+      mustSuffice: false,
     };
     this.#judged.add(judged);
     try {
       const verdict = await this.#judge(evidence, peer, judged, worker);
-      // Whoever revokes ends the sessions there are; this one was not among them yet.
-      return judged.hasLostItsRight && verdict.accepted ? await this.#takeBack(verdict.session.key) : verdict;
+      if (!verdict.accepted) return verdict;
+      // Whoever takes a right away ends the sessions there are; this one may not have been among them yet.
+      while (judged.mustSuffice && !judged.hasLostItsRight) {
+        judged.mustSuffice = false;
+        const { user } = verdict.session;
+        judged.hasLostItsRight = !(await this.#options.authenticator.stillSuffices(user, steps));
+      }
+      return judged.hasLostItsRight ? await this.#takeBack(verdict.session, peer) : verdict;
     } finally {
       this.#judged.delete(judged);
     }
@@ -266,9 +275,22 @@ export class Auth {
     this.#options.authenticator.forget(binding);
   }
 
-  async #takeBack(key: SessionKey): Promise<LoginVerdict> {
+  async #takeBack({ key, user, device }: SessionGrant, peer: LoginPeer): Promise<LoginVerdict> {
     await this.end(key, 'revoked');
-    return { accepted: false, code: 'rejected', message: '' };
+    return this.#overrule('rejected', 'a right that it rests on was taken away meanwhile', { user, device }, peer);
+  }
+
+  /** Refuses a login that its steps have accepted; only the record has the reason. */
+  async #overrule(
+    code: RejectCode,
+    reason: string,
+    who: { user: string; device: string },
+    peer: LoginPeer,
+    message = '',
+  ): Promise<LoginVerdict> {
+    this.#log.warn(`login refused: ${reason}`, { user: who.user, peer: peer.remote, code });
+    await this.#options.authenticator.recordOverruled(who, peer, reason);
+    return { accepted: false, code, message };
   }
 
   async #judge(evidence: LoginEvidence, peer: LoginPeer, judged: JudgedLogin, worker: number): Promise<LoginVerdict> {
@@ -282,17 +304,16 @@ export class Auth {
     judged.user = user;
     // A password or a login at a provider has just been judged at the source; a device's key alone says nothing of the account there.
     const isAsked = steps.includes('password') || steps.includes('oidc');
+    const overrule = (code: RejectCode, reason: string, message?: string) =>
+      this.#overrule(code, reason, { user, device }, peer, message);
     if (!isAsked && (await this.#options.standing?.(user)) === 'gone') {
-      return { accepted: false, code: 'rejected', message: '' };
+      return await overrule('rejected', 'the account is gone at its source');
     }
     if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
-      return { accepted: false, code: 'rejected', message: '' };
+      return await overrule('rejected', 'the application does not authorize it');
     }
     // Its handshake may have been before the revocation.
-    if (this.#isRevoked(peer)) {
-      this.#log.warn('login refused: the client certificate was revoked', { user, peer: peer.remote });
-      return { accepted: false, code: 'certificate_revoked', message: '' };
-    }
+    if (this.#isRevoked(peer)) return await overrule('certificate_revoked', 'the client certificate was revoked');
     const { perUser, whenFull } = this.#config.session;
     // Other logins of this device, or of this user, may come while an old session ends.
     for (;;) {
@@ -301,22 +322,20 @@ export class Auth {
       const superseded = this.#byDevice.get(device) ?? oldest;
       if (superseded === undefined) break;
       if (!this.#byDevice.has(device) && whenFull === 'refuse') {
-        this.#log.warn('login refused: too many sessions of the user', { user, limit: perUser });
-        return { accepted: false, code: 'too_many_sessions', message: 'the account has as many sessions as it may' };
+        const message = 'the account has as many sessions as it may';
+        return await overrule('too_many_sessions', `the user has ${perUser} sessions, as many as one may`, message);
       }
       await this.#replace(superseded);
     }
     if (this.#live.size >= this.#config.limits.sessions) {
-      this.#log.warn('login refused: too many sessions', { user, limit: this.#config.limits.sessions });
-      return { accepted: false, code: 'too_many_sessions', message: '' };
+      return await overrule('too_many_sessions', `the gateway has ${this.#live.size} sessions, as many as it may`);
     }
     let lease: Lease;
     try {
       lease = this.#options.pool.lease(device, worker);
     } catch (error) {
       if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
-      this.#log.warn('login refused: no free address', { user, code: error.code });
-      return { accepted: false, code: rejectCodeOf(error), message: '' };
+      return await overrule(rejectCodeOf(error), 'there is no free address');
     }
     const id = this.#options.primitives.randomBytes(SESSION_ID_BYTES);
     const key = id.toHex();
@@ -688,6 +707,7 @@ export class Auth {
 
   /** Ends the sessions that proved less than is asked of their users now; returns how many. @throws {VpnError} ERR_STORE */
   async endInsufficient(user?: string): Promise<number> {
+    for (const login of this.#judged) login.mustSuffice = true;
     let ended = 0;
     for (const session of [...this.#live.values()]) {
       if (user !== undefined && session.user !== user) continue;

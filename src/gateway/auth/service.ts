@@ -262,6 +262,7 @@ export class AuthService {
       clock,
       log,
     });
+    await state.recordPolicy(this.#config);
     const administration = this.#administration(host.port, credentials);
     this.#begun = { host, credentials, ends, expiry, recheck, administration };
     // Of the sessions from before a restart.
@@ -388,6 +389,7 @@ export class AuthService {
     this.#hasher.parameters = argon2Of(merged);
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
+    await this.#state.recordPolicy(merged);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
