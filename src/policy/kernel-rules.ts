@@ -10,23 +10,23 @@ import { createPrefix, formatPrefix, type IpAddress, type Prefix } from '../ip/a
 import { type Destination, formatDestination, type Rule } from './policy.ts';
 import { ICMP4, ICMP6, type Service } from './service.ts';
 
+/** What the kernel has to know of a rule: it looks up no host names. */
+export interface KernelRule extends Pick<Rule, 'action' | 'services'> {
+  readonly to: readonly Exclude<Destination, { kind: 'host' }>[];
+}
+
 export interface KernelRulesInput {
   /** The rules of each class, in their order. */
-  readonly classes: readonly (readonly Rule[])[];
-  /** The addresses that a host name has. */
-  addressesOf(host: string): readonly IpAddress[];
+  readonly classes: readonly (readonly KernelRule[])[];
+  /** The number of the first of them. Default 0. */
+  readonly first?: number;
   /** What to do with a packet that a rule allows, such as `accept`. */
   readonly allow: string;
   /** What to do with one that a rule denies, or that none allows. */
   readonly deny: string;
   /** The sets that hold the addresses of all clients. */
   readonly clients: Readonly<Record<4 | 6, string>>;
-}
-
-export interface KernelRules {
-  /** Lines of the table: sets, then chains. */
-  readonly lines: readonly string[];
-  /** Users and groups whose sessions' addresses have to be in a set each: `user:NAME` or `group:NAME` → names of the sets. */
+  /** The sets that hold the addresses of a user's or a group's clients: `user:NAME` or `group:NAME` → their names. */
   readonly peers: ReadonlyMap<string, Readonly<Record<4 | 6, string>>>;
 }
 
@@ -41,10 +41,28 @@ const EVERYWHERE: Readonly<Record<4 | 6, Prefix>> = {
   6: { address: { version: 6, bytes: new Uint8Array(16) }, length: 0 },
 };
 
-export function kernelRules(input: KernelRulesInput): KernelRules {
+/** The same rules with the addresses of host names in place of the names. */
+export function withAddresses(
+  rules: readonly Rule[],
+  addressesOf: (host: string) => readonly IpAddress[],
+): KernelRule[] {
+  return rules.map(({ action, services, to }) => ({
+    action,
+    services,
+    to: to.flatMap((destination) => {
+      if (destination.kind !== 'host') return [destination];
+      return addressesOf(destination.name).map((address) => {
+        return { kind: 'prefix' as const, prefix: { address, length: address.bytes.length * 8 } };
+      });
+    }),
+  }));
+}
+
+/** Lines of the table: sets, then chains. */
+export function kernelRules(input: KernelRulesInput): string[] {
   const writer = new Writer(input);
-  for (const [index, rules] of input.classes.entries()) writer.writeClass(index, rules);
-  return { lines: [...writer.sets, ...writer.chains], peers: writer.peers };
+  for (const [index, rules] of input.classes.entries()) writer.writeClass((input.first ?? 0) + index, rules);
+  return [...writer.sets, ...writer.chains];
 }
 
 /** A range of ports, both ends included. */
@@ -62,14 +80,13 @@ interface Reach {
 class Writer {
   readonly sets: string[] = [];
   readonly chains: string[] = [];
-  readonly peers = new Map<string, Readonly<Record<4 | 6, string>>>();
   readonly #input: KernelRulesInput;
 
   constructor(input: KernelRulesInput) {
     this.#input = input;
   }
 
-  writeClass(index: number, rules: readonly Rule[]): void {
+  writeClass(index: number, rules: readonly KernelRule[]): void {
     const { clients, deny } = this.#input;
     const name = classChain(index);
     const toClients = [`ip daddr @${clients[4]} goto ${name}_clients`, `ip6 daddr @${clients[6]} goto ${name}_clients`];
@@ -93,7 +110,7 @@ class Writer {
     return name;
   }
 
-  #reachRules(run: readonly Rule[], version: 4 | 6, name: string): string[] {
+  #reachRules(run: readonly KernelRule[], version: 4 | 6, name: string): string[] {
     const { allow, deny } = this.#input;
     const verdict = run[0]?.action === 'allow' ? allow : deny;
     const reach = this.#reachOf(run, version);
@@ -124,51 +141,41 @@ class Writer {
     ];
   }
 
-  #reachOf(run: readonly Rule[], version: 4 | 6): Reach {
+  #reachOf(run: readonly KernelRule[], version: 4 | 6): Reach {
     const reach: Reach = { whole: [], echo: [], protocols: new Map(), ports: new Map() };
     for (const { to, services } of run) {
-      const prefixes = to.flatMap((destination) => this.#prefixesOf(destination, version));
+      const prefixes = to.flatMap((destination) => prefixesOf(destination, version));
       for (const service of services) addService(reach, service, version, prefixes);
     }
     return reach;
   }
 
-  #prefixesOf(destination: Destination, version: 4 | 6): Prefix[] {
-    if (destination.kind === 'any') return [EVERYWHERE[version]];
-    if (destination.kind === 'prefix')
-      return destination.prefix.address.version === version ? [destination.prefix] : [];
-    if (destination.kind !== 'host') return [];
-    return this.#input
-      .addressesOf(destination.name)
-      .filter((address) => address.version === version)
-      .map((address) => ({ address, length: address.bytes.length * 8 }));
-  }
-
-  #peerRules(rule: Rule): string[] {
+  #peerRules(rule: KernelRule): string[] {
     const verdict = rule.action === 'allow' ? this.#input.allow : this.#input.deny;
-    return rule.to.filter(isPeer).flatMap((destination) =>
-      VERSIONS.flatMap((version) => {
-        const to = `${version === 4 ? 'ip' : 'ip6'} daddr @${this.#peerSet(destination)[version]}`;
+    return rule.to.filter(isPeer).flatMap((destination) => {
+      const sets = this.#peerSet(destination);
+      if (sets === undefined) return [];
+      return VERSIONS.flatMap((version) => {
+        const to = `${version === 4 ? 'ip' : 'ip6'} daddr @${sets[version]}`;
         return rule.services.map((service) => `${to}${serviceMatch(service, version)} ${verdict}`);
-      }),
-    );
+      });
+    });
   }
 
-  #peerSet(destination: Destination): Readonly<Record<4 | 6, string>> {
-    if (destination.kind === 'clients') return this.#input.clients;
-    const key = formatDestination(destination);
-    const known = this.peers.get(key);
-    if (known !== undefined) return known;
-    const names = { 4: `peers_${this.peers.size}_4`, 6: `peers_${this.peers.size}_6` };
-    this.sets.push(`\tset ${names[4]} { type ipv4_addr; }`, `\tset ${names[6]} { type ipv6_addr; }`);
-    this.peers.set(key, names);
-    return names;
+  #peerSet(destination: Destination): Readonly<Record<4 | 6, string>> | undefined {
+    const { clients, peers } = this.#input;
+    return destination.kind === 'clients' ? clients : peers.get(formatDestination(destination));
   }
 }
 
+function prefixesOf(destination: Destination, version: 4 | 6): Prefix[] {
+  if (destination.kind === 'any') return [EVERYWHERE[version]];
+  return destination.kind === 'prefix' && destination.prefix.address.version === version ? [destination.prefix] : [];
+}
+
 /** The rules with a destination of that kind, those that follow each other with the same verdict together. */
-function runsOf(rules: readonly Rule[], isOfKind: (destination: Destination) => boolean): Rule[][] {
-  const runs: Rule[][] = [];
+function runsOf(rules: readonly KernelRule[], isOfKind: (destination: Destination) => boolean): KernelRule[][] {
+  const runs: KernelRule[][] = [];
   for (const rule of rules) {
     if (!rule.to.some(isOfKind)) continue;
     const last = runs.at(-1);

@@ -7,13 +7,14 @@
 import { execFileSync } from 'node:child_process';
 import { setTimeout as delay } from 'node:timers/promises';
 import fc from 'fast-check';
+import { ACCESS_RULES, AccessTable } from '../../src/gateway/supervisor/access-table.ts';
 import { parseIp } from '../../src/ip/address.ts';
 import { NO_OFFLOAD } from '../../src/ip/super-packet.ts';
 import { replaceTableText, runNft } from '../../src/os/nft.ts';
 import { PACKET_OFFSET, type TunDevice } from '../../src/os/tun.ts';
 import { openTun } from '../../src/os/tun-linux.ts';
 import { groupsOf, rulesFor } from '../../src/policy/access.ts';
-import { classChain, kernelRules } from '../../src/policy/kernel-rules.ts';
+import { withAddresses } from '../../src/policy/kernel-rules.ts';
 import { type Policy, readPolicy } from '../../src/policy/policy.ts';
 import { icmpPacket, ipPacket, mendIpv4, optionsHeader, TcpFlag, tcpPacket, udpPacket } from '../support/packets.ts';
 import {
@@ -134,32 +135,36 @@ function fragments(packet: Uint8Array, id: number): Uint8Array[] {
   });
 }
 
-function tableOf(policy: Policy): string {
-  const holders = CLIENTS.map(({ user, groups, hasCertificate, mfaMinutes }) => ({
-    user,
-    groups,
-    hasCertificate,
-    mfaAt: mfaMinutes === undefined ? undefined : NOW - mfaMinutes * 60_000,
-  }));
-  const { lines, peers } = kernelRules({
-    classes: holders.map((holder) => rulesFor(policy, holder, NOW)),
-    addressesOf: (host) => (HOSTS[host] ?? []).map(parseIp),
+/** Puts the rules of a policy into the kernel; `later`: clients come one by one, some of them twice. */
+async function apply(policy: Policy, later: boolean): Promise<void> {
+  const admitted = CLIENTS.map(({ user, groups, address4, address6, hasCertificate, mfaMinutes }) => {
+    const holder = {
+      user,
+      groups,
+      hasCertificate,
+      mfaAt: mfaMinutes === undefined ? undefined : NOW - mfaMinutes * 60_000,
+    };
+    const rules = rulesFor(policy, holder, NOW).map(({ index }) => index);
+    const peers = [`user:${user}`, ...[...groupsOf(policy, holder)].map((group) => `group:${group}`)];
+    return { lease: { v4: parseIp(address4), v6: parseIp(address6) }, access: { rules, peers } };
+  });
+  const table = new AccessTable({
+    table: `${TABLE.family} ${TABLE.name}`,
+    rules: withAddresses(policy.rules, (host) => (HOSTS[host] ?? []).map(parseIp)),
     allow: 'accept',
     deny: 'drop',
     clients: { 4: 'pool4', 6: 'pool6' },
+    admitted: later ? [] : admitted,
   });
-  const jumps = (address: (index: number) => string | undefined) =>
-    CLIENTS.map((_, index) => `${address(index)} : goto ${classChain(index)}`).join(', ');
   const body = [
     `\tset pool4 { type ipv4_addr; flags interval; elements = { ${POOLS[0]} }; }`,
     `\tset pool6 { type ipv6_addr; flags interval; elements = { ${POOLS[1]} }; }`,
-    ...lines,
+    ...table.lines(),
     '\tchain forward {',
     '\t\ttype filter hook forward priority filter; policy drop;',
     '\t\tct state established counter',
     `\t\tip saddr ${FENCE} accept`,
-    `\t\tiifname "pc0" ip saddr vmap { ${jumps((index) => CLIENTS[index]?.address4)} }`,
-    `\t\tiifname "pc0" ip6 saddr vmap { ${jumps((index) => CLIENTS[index]?.address6)} }`,
+    ...ACCESS_RULES.map((rule) => `\t\tiifname "pc0" ${rule}`),
     '\t}',
     // The kernel tells two clients of one device to talk without it, and quotes what it was sent.
     '\tchain output {',
@@ -168,16 +173,14 @@ function tableOf(policy: Policy): string {
     '\t\toifname "pc0" icmpv6 type nd-redirect drop',
     '\t}',
   ].join('\n');
-  const members = [...peers].flatMap(([peer, sets]) =>
-    CLIENTS.flatMap(({ user, groups, address4, address6 }) => {
-      const isMember =
-        peer === `user:${user}` || [...groupsOf(policy, { user, groups })].some((group) => peer === `group:${group}`);
-      if (!isMember) return [];
-      const table = `${TABLE.family} ${TABLE.name}`;
-      return [`add element ${table} ${sets[4]} { ${address4} }`, `add element ${table} ${sets[6]} { ${address6} }`];
-    }),
-  );
-  return `${replaceTableText(TABLE, body)}${members.join('\n')}\n`;
+  await runNft(replaceTableText(TABLE, body));
+  if (!later) return;
+  // Somebody else's rights first: nothing of them may stay.
+  for (const [at, { lease }] of admitted.entries()) {
+    const other = admitted[(at + 1) % admitted.length];
+    if (other !== undefined) await runNft(table.admit(lease, other.access));
+  }
+  await runNft(admitted.map(({ lease, access }) => table.admit(lease, access)).join(''));
 }
 
 /** Everything that was written before has come out or has been dropped. */
@@ -195,10 +198,15 @@ async function fence(): Promise<void> {
   }
 }
 
-async function tryPolicy(model: ModelPolicy, flows: readonly ModelFlow[], report: Report): Promise<void> {
+async function tryPolicy(
+  model: ModelPolicy,
+  flows: readonly ModelFlow[],
+  report: Report,
+  later: boolean,
+): Promise<void> {
   const { policy, problems } = readPolicy(textOf(model));
   if (policy === undefined) throw new Error(JSON.stringify(problems));
-  await runNft(tableOf(policy));
+  await apply(policy, later);
   const sent = flows.map((flow, at) => {
     number += 1;
     const dress = DRESSES[at % DRESSES.length] ?? 'plain';
@@ -223,7 +231,7 @@ const report: Report = { seed: Number(seedText), sent: 0, allowed: 0, dresses: {
 const models = fc.sample(modelPolicy, { seed: report.seed, numRuns: Number(policiesText) });
 const flows = fc.sample(modelFlow, { seed: report.seed, numRuns: models.length * Number(flowsText) });
 for (const [at, model] of models.entries()) {
-  await tryPolicy(model, flows.slice(at * Number(flowsText), (at + 1) * Number(flowsText)), report);
+  await tryPolicy(model, flows.slice(at * Number(flowsText), (at + 1) * Number(flowsText)), report, at % 2 === 1);
 }
 process.stdout.write(`${JSON.stringify(report)}\n`);
 process.exit(0);
