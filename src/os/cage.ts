@@ -13,7 +13,7 @@
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { checkResult, errnoName, NativeMemory, nativeCalls } from './ffi.ts';
+import { errnoName, NativeMemory, nativeCalls } from './ffi.ts';
 import {
   type ArgumentCondition,
   allowAllBut,
@@ -22,8 +22,8 @@ import {
   isFilterArch,
   type SyscallName,
   type SyscallRules,
-  syscallNumber,
 } from './seccomp.ts';
+import { callByName, setNoNewPrivileges } from './syscall.ts';
 
 /**
  * What a process is there for.
@@ -339,7 +339,7 @@ export interface CageOptions {
  */
 export function enterCage(kind: CageKind, { log }: CageOptions): boolean {
   checkUnprivileged(kind);
-  dropFutureRights(`the cage of the ${kind}`);
+  setNoNewPrivileges(`the cage of the ${kind}`);
   if (!isFilterArch(process.arch)) {
     log.error(`no system call filter for ${process.arch}: this ${kind} is held by its user id alone`, {
       component: 'cage',
@@ -369,14 +369,9 @@ export function enterCage(kind: CageKind, { log }: CageOptions): boolean {
 export function refuseRings(): boolean {
   const what = 'refusing io_uring to children';
   if (!isFilterArch(process.arch)) return false;
-  dropFutureRights(what);
+  setNoNewPrivileges(what);
   install(allowAllBut(process.arch, ['io_uring_setup']), what);
   return true;
-}
-
-/** Sets `no_new_privs` on this thread; the filter carries it to all. */
-function dropFutureRights(what: string): void {
-  checkResult(nativeCalls().prctl(PR_SET_NO_NEW_PRIVS, 1n, 0n, 0n, 0n), what, 'prctl PR_SET_NO_NEW_PRIVS');
 }
 
 function checkUnprivileged(kind: CageKind): void {
@@ -404,19 +399,16 @@ function hasRing(): boolean {
 
 /** On every thread of this process. */
 function install(program: Uint8Array<ArrayBuffer>, what: string): void {
-  const calls = nativeCalls();
-  const number = isFilterArch(process.arch) ? syscallNumber(process.arch, 'seccomp') : null;
-  if (number === null) throw new VpnError('ERR_INVARIANT', 'no system call filter on this architecture');
   const instructions = new NativeMemory(program.length);
   instructions.bytes.set(program);
   // struct sock_fprog: count u16, then on its own eight bytes the address.
   const header = new NativeMemory(16);
   header.view.setUint16(0, program.length / INSTRUCTION_BYTES, true);
   header.view.setBigUint64(8, instructions.address, true);
-  const result = calls.syscall(BigInt(number), SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, header.address, 0n);
+  const result = callByName('seccomp', SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, header.address) ?? -1;
   if (result === 0) return;
   if (result > 0) throw new VpnError('ERR_SYSCALL', `${what}: thread ${result} has a filter of its own`);
-  const errno = errnoName(calls.errno());
+  const errno = errnoName(nativeCalls().errno());
   throw new VpnError(
     'ERR_UNSUPPORTED',
     `${what}: this kernel takes no system call filter (${errno}); CONFIG_SECCOMP_FILTER is needed`,

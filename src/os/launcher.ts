@@ -9,12 +9,14 @@
 import { execFile } from 'node:child_process';
 import { constants, statSync } from 'node:fs';
 import { access } from 'node:fs/promises';
-import { delimiter, dirname, join } from 'node:path';
+import { delimiter, dirname, extname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { refuseRings } from './cage.ts';
 import { adminPath } from './command.ts';
+import type { FileAccess } from './landlock.ts';
 
 /** The user and group of a process. */
 export interface Identity {
@@ -27,6 +29,54 @@ export interface LaunchCommand {
   readonly file: string;
   readonly args: readonly string[];
   readonly options: { readonly uid?: number; readonly gid?: number };
+}
+
+/** Files that a confined program can reach beside those of its own: what Node and the C library are made of and look into. */
+const EVERYBODY: FileAccess = {
+  read: [
+    '/usr',
+    '/lib',
+    '/lib64',
+    '/etc/ld.so.cache',
+    '/etc/localtime',
+    '/etc/ssl',
+    '/etc/pki',
+    // Looking names up.
+    '/etc/hosts',
+    '/etc/host.conf',
+    '/etc/nsswitch.conf',
+    '/etc/gai.conf',
+    '/etc/services',
+    '/etc/resolv.conf',
+    '/run/systemd/resolve',
+    '/run/resolvconf',
+    // Memory and processors.
+    '/proc/self',
+    '/proc/meminfo',
+    '/sys/devices/system/cpu',
+    '/sys/fs/cgroup',
+    '/dev/urandom',
+  ],
+  write: ['/dev/null'],
+  // What the kernel starts in a program's stead so that it finds its libraries.
+  execute: [
+    '/lib64/ld-linux-x86-64.so.2',
+    '/lib/ld-linux-aarch64.so.1',
+    '/lib/ld-musl-x86_64.so.1',
+    '/lib/ld-musl-aarch64.so.1',
+  ],
+};
+
+const CONFINE = fileURLToPath(new URL(`confine${extname(import.meta.url)}`, import.meta.url));
+const PACKAGE = dirname(dirname(dirname(CONFINE)));
+
+/** Confines a program to files of its own, on a kernel that can; its descriptors have to be named. */
+export interface Confinement {
+  /** Files and folders beside the program's own package, Node, and what the system has for everybody. */
+  readonly read: readonly string[];
+  readonly write: readonly string[];
+  /** Descriptors that the program inherits, above 2. */
+  readonly descriptors: readonly number[];
 }
 
 /** The options of `setpriv` that are used; util-linux has them all since 2.33. */
@@ -71,11 +121,18 @@ export class Launcher {
    * The command that runs `argv` as `identity`, without any right. `argv[0]` is the path of a program.
    *
    * @param reads further files and folders that the program has to reach
+   * @param confinement the only files that it can reach then; it can start nothing but `argv[0]`
    * @throws {VpnError} ERR_PRIVILEGE naming the folder, when that user cannot reach one of them
    */
-  command({ uid, gid }: Identity, argv: readonly [string, ...string[]], reads: readonly string[] = []): LaunchCommand {
+  command(
+    { uid, gid }: Identity,
+    program: readonly [string, ...string[]],
+    reads: readonly string[] = [],
+    confinement?: Confinement,
+  ): LaunchCommand {
+    for (const path of [program[0], ...reads]) checkReach({ uid, gid }, path);
+    const argv = confinement === undefined ? program : confined(program, confinement);
     const [file, ...args] = argv;
-    for (const path of [file, ...reads]) checkReach({ uid, gid }, path);
     if (this.#setpriv === undefined) return { file, args, options: { uid, gid } };
     return {
       file: this.#setpriv,
@@ -94,6 +151,16 @@ export class Launcher {
       options: {},
     };
   }
+}
+
+function confined(program: readonly [string, ...string[]], confinement: Confinement): [string, ...string[]] {
+  const files: FileAccess = {
+    read: [...EVERYBODY.read, PACKAGE, ...confinement.read],
+    write: [...EVERYBODY.write, ...confinement.write],
+    execute: [...EVERYBODY.execute, program[0]],
+  };
+  const orders = JSON.stringify({ files, descriptors: confinement.descriptors });
+  return [process.execPath, '--disable-warning=ExperimentalWarning', CONFINE, orders, ...program];
 }
 
 /** The first on the administrator's path that has the options: other makers' programs of that name lack some. */

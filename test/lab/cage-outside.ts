@@ -7,7 +7,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,6 +22,7 @@ import type { CageOrder } from './cage-child.ts';
 
 const NOBODY = { uid: 65534, gid: 65534 };
 const CHILD = new URL('./cage-child.ts', import.meta.url).pathname;
+const CONFINED = new URL('./confine-child.ts', import.meta.url).pathname;
 const NODE = [process.execPath, '--disable-warning=ExperimentalWarning'] as const;
 const SHOWN = [
   'Uid',
@@ -41,6 +42,8 @@ const scenarios: Record<string, () => Promise<unknown>> = {
   worker: () => caged('worker'),
   hasher: () => caged('hasher'),
   auth: () => caged('auth'),
+  confined: () => confined(true),
+  unconfined: () => confined(false),
   free: () => caged('worker', true),
   'no-setpriv': async () => {
     // The administrator's folders stay on the path; setpriv is a user's program.
@@ -127,6 +130,40 @@ async function privileged(): Promise<unknown> {
     stdio: ['ignore', 'inherit', 'inherit', 'ipc', listen.fd, openTunFd()],
   });
   return await ask(child, { kind: 'worker', paths: [], port: 0 } as unknown as CageOrder);
+}
+
+async function confined(isConfined: boolean): Promise<unknown> {
+  const launcher = await Launcher.open({ log: collectLog().log });
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-cage-'));
+  try {
+    const [state, other] = ['state', 'other'].map((name) => join(folder, name)) as [string, string];
+    chmodSync(folder, 0o755);
+    for (const path of [state, other]) {
+      mkdirSync(path);
+      chmodSync(path, 0o777);
+    }
+    writeFileSync(join(other, 'open'), 'readable by all', { mode: 0o644 });
+    writeFileSync(join(folder, 'greeting'), 'hello');
+    const program = [...NODE, CONFINED, state, other] as const;
+    const command = launcher.command(
+      NOBODY,
+      program,
+      [CONFINED],
+      isConfined ? { read: [], write: [state], descriptors: [3] } : undefined,
+    );
+    const greeting = openSync(join(folder, 'greeting'), 'r');
+    const child = spawn(command.file, command.args, {
+      ...command.options,
+      env: {},
+      stdio: ['ignore', 'pipe', 'inherit', greeting],
+    });
+    child.stdout?.setEncoding('utf8');
+    let text = '';
+    for await (const chunk of child.stdout ?? []) text += String(chunk);
+    return JSON.parse(text);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 /** Ends without a word while its child is stopped: only the kernel can end that one. */

@@ -166,6 +166,35 @@ test('a process with privileges is not taken in', options, async () => {
   assert.match(failed?.message ?? '', /privileges \(uid 0, CapPrm CapEff\)/);
 });
 
+test(
+  'a confined program reaches the files named and no others, on every thread, and starts nothing but itself',
+  options,
+  async () => {
+    const expected = {
+      'write its state': 'done',
+      'use a database': 'done',
+      'read an open secret elsewhere': 'EACCES',
+      'read it on the thread pool': 'EACCES',
+      'write elsewhere': 'EACCES',
+      'read /etc/passwd': 'EACCES',
+      'read a process': 'EACCES',
+      'start a shell': 'EACCES',
+      'start Node': 'done',
+      'signal its parent': 'EPERM',
+      'look a name up': 'done',
+      'hash a password': 'done',
+      'see its memory': 'done',
+      'use what it inherited': 'done',
+    };
+    const names = Object.keys(expected).filter((name) => name !== 'signal its parent');
+    assert.deepEqual(await scenario('unconfined'), {
+      ...Object.fromEntries(names.map((name) => [name, 'done'])),
+      'signal its parent': 'EPERM',
+    });
+    assert.deepEqual(await scenario('confined'), expected);
+  },
+);
+
 test('a program that its user cannot reach is named before it is started', options, async () => {
   assert.deepEqual(await scenario('unreachable'), { code: 'ERR_PRIVILEGE', names: true });
 });
