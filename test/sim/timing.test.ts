@@ -6,6 +6,6 @@ import { measureTiming } from '../bench/timing.ts';
 
 test('a wrong password takes as long for nobody as for somebody; without the hash for nobody this test would fail', async (t) => {
   const { report } = await measureTiming(true, (line) => t.diagnostic(line));
-  const [result] = report.results;
-  assert.ok(result?.met, JSON.stringify(result));
+  assert.equal(report.results.length, 2);
+  for (const result of report.results) assert.ok(result.met, JSON.stringify(result));
 });

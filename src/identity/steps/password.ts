@@ -78,8 +78,24 @@ export class PasswordStep implements LoginStep {
     };
   }
 
+  /** A refusal comes no sooner than one of an account of ours: else its time would tell which names those are. */
   async #askSource(sources: PasswordSources, source: string, user: string, attempt: Attempt): Promise<Finding> {
-    const password = normalisePassword(attempt.evidence.password ?? '');
+    const text = attempt.evidence.password ?? '';
+    const likeOurs = this.#passwords.check(undefined, text);
+    likeOurs.catch(() => {});
+    const finding = await this.#judgeAtSource(sources, source, user, text, attempt);
+    if (finding.refusal?.code === 'rejected') await likeOurs;
+    return finding;
+  }
+
+  async #judgeAtSource(
+    sources: PasswordSources,
+    source: string,
+    user: string,
+    text: string,
+    attempt: Attempt,
+  ): Promise<Finding> {
+    const password = normalisePassword(text);
     const backend = sources.find(source);
     if (password === undefined) return refuse('a password that nobody can have');
     if (backend === undefined) return refuse(`the source ${source} is not configured, or judges no passwords`);
