@@ -7,9 +7,11 @@
 
 import { parseArgs } from 'node:util';
 import { missingForLab } from '../lab/rig.ts';
-import { FULL_GATEWAY_EFFORT, measureGateway, QUICK_GATEWAY_EFFORT } from './gateway.ts';
+import { FULL_BOTTLENECK_EFFORT, measureBottleneck, QUICK_BOTTLENECK_EFFORT } from './gateway/bottleneck.ts';
+import { FULL_LOSS_EFFORT, measureLoss, QUICK_LOSS_EFFORT } from './gateway/loss.ts';
 import { FULL_LOGIN_EFFORT, measureLogin, QUICK_LOGIN_EFFORT } from './login.ts';
 import { formatReport, type Report } from './report.ts';
+import type { System } from './system.ts';
 import { CustomVpn } from './systems/customvpn.ts';
 import { Ocserv } from './systems/ocserv.ts';
 import { OpenVpn } from './systems/openvpn.ts';
@@ -19,6 +21,30 @@ import { measureTiming } from './timing.ts';
 import { FULL_EFFORT, measureTunnel, QUICK_EFFORT } from './tunnel.ts';
 
 type Measure = (quick: boolean, progress: (line: string) => void) => Promise<{ report: Report; measured: boolean }>;
+
+function gatewaySystems(): System[] {
+  return [
+    new CustomVpn({ plain: false }),
+    new WireguardGo(),
+    new OpenVpn('udp'),
+    new OpenVpn('tcp'),
+    new Ocserv('tls'),
+    new RawLink(),
+  ];
+}
+
+/** Several measurements one after the other, in one report. */
+function allOf(first: Measure, ...others: readonly Measure[]): Measure {
+  return async (quick, progress) => {
+    const whole = await first(quick, progress);
+    for (const measure of others) {
+      const { report, measured } = await measure(quick, progress);
+      whole.report = join(whole.report, report);
+      whole.measured &&= measured;
+    }
+    return whole;
+  };
+}
 
 const AREAS: Readonly<Record<string, Measure>> = {
   tunnel: (quick, progress) =>
@@ -36,19 +62,11 @@ const AREAS: Readonly<Record<string, Measure>> = {
       quick ? QUICK_EFFORT : FULL_EFFORT,
       progress,
     ),
-  gateway: (quick, progress) =>
-    measureGateway(
-      [
-        new CustomVpn({ plain: false }),
-        new WireguardGo(),
-        new OpenVpn('udp'),
-        new OpenVpn('tcp'),
-        new Ocserv('tls'),
-        new RawLink(),
-      ],
-      quick ? QUICK_GATEWAY_EFFORT : FULL_GATEWAY_EFFORT,
-      progress,
-    ),
+  gateway: allOf(
+    (quick, progress) =>
+      measureBottleneck(gatewaySystems(), quick ? QUICK_BOTTLENECK_EFFORT : FULL_BOTTLENECK_EFFORT, progress),
+    (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
+  ),
   login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
   timing: measureTiming,
 };
@@ -102,7 +120,7 @@ function parse(argv: string[]) {
 
 function join(one: Report, other: Report): Report {
   return {
-    machine: one.machine,
+    machine: { ...other.machine, ...one.machine },
     versions: { ...one.versions, ...other.versions },
     rounds: Math.max(one.rounds, other.rounds),
     results: [...one.results, ...other.results],

@@ -7,6 +7,7 @@
 
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Impairment } from '../lab/impairment.ts';
 import { type BackgroundProcess, LabError, run, until } from '../lab/process.ts';
 import type { Namespace, Rig } from '../lab/rig.ts';
 
@@ -112,6 +113,27 @@ export async function openNetwork(rig: Rig, label: string, congestion: string): 
   const folder = join(rig.folder, label);
   await mkdir(folder, { mode: 0o700 });
   return { rig, server, client, folder };
+}
+
+/** A network whose two ends are joined by a bad cable. */
+export interface CableNetwork extends BenchNetwork {
+  readonly cable: Impairment;
+}
+
+/** Makes a network for one system over a cable, which is good until it is told otherwise. */
+export async function openCable(rig: Rig, label: string, congestion: string): Promise<CableNetwork> {
+  const server = await rig.namespace(`${label}-s`);
+  const client = await rig.namespace(`${label}-c`);
+  const cable = await Impairment.open(rig, `${label}-x`, [
+    { namespace: client, device: 'out0', addresses: [`${OUTER_CLIENT}/24`] },
+    { namespace: server, device: 'out0', addresses: [`${OUTER_SERVER}/24`] },
+  ]);
+  for (const namespace of [server, client]) {
+    await namespace.setSysctl('net.ipv4.tcp_congestion_control', congestion);
+  }
+  const folder = join(rig.folder, label);
+  await mkdir(folder, { mode: 0o700 });
+  return { rig, server, client, cable, folder };
 }
 
 /** Milliseconds until `address` answers a ping from the client, from `since` (`performance.now()`). */

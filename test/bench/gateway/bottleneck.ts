@@ -1,25 +1,25 @@
 /**
- * The area `gateway`: how long packets wait beside a load that fills a slow link, beside every peer in the same run.
+ * How long packets wait beside a load that fills a slow link, beside every peer in the same run.
  *
  * One system is up at a time, in namespaces of its own with a router of 20 Mbit/s between them, and all are measured in
  * turn, forwards and backwards by rounds. A ping beside a load says something only while the load fills the link: a round
  * with less than 85 % of it does not count, neither for us nor for a peer. The best peer is the best of each round.
  */
 
-import { LabError } from '../lab/process.ts';
-import { Rig } from '../lab/rig.ts';
-import { type Direction, type LoadedResult, measureLoadedRoundTrips, outerCongestion } from './measure.ts';
-import { describeMachine, type Report, type Result, rounded, summarise } from './report.ts';
-import { formatGoal, type Goal, judge, median, pairedRatios, quantile } from './statistics.ts';
-import { type BottleneckNetwork, OUTER_SERVER, openBottleneck, type System, type TunnelEnds } from './system.ts';
+import { LabError } from '../../lab/process.ts';
+import { Rig } from '../../lab/rig.ts';
+import { type Direction, type LoadedResult, measureLoadedRoundTrips, outerCongestion } from '../measure.ts';
+import { describeMachine, type Report, type Result, rounded, summarise } from '../report.ts';
+import { formatGoal, type Goal, judge, median, pairedRatios, quantile } from '../statistics.ts';
+import { type BottleneckNetwork, OUTER_SERVER, openBottleneck, type System, type TunnelEnds } from '../system.ts';
 
-export interface GatewayEffort {
+export interface BottleneckEffort {
   rounds: number;
   pings: number;
 }
 
-export const FULL_GATEWAY_EFFORT: GatewayEffort = { rounds: 5, pings: 250 };
-export const QUICK_GATEWAY_EFFORT: GatewayEffort = { rounds: 3, pings: 100 };
+export const FULL_BOTTLENECK_EFFORT: BottleneckEffort = { rounds: 5, pings: 250 };
+export const QUICK_BOTTLENECK_EFFORT: BottleneckEffort = { rounds: 3, pings: 100 };
 
 const OURS = 'customvpn';
 const RAW = 'raw';
@@ -50,9 +50,9 @@ interface Contestant {
  * @param progress gets one line at a time
  * @returns the report, and whether our own system could be measured at all
  */
-export async function measureGateway(
+export async function measureBottleneck(
   systems: readonly System[],
-  effort: GatewayEffort,
+  effort: BottleneckEffort,
   progress: (line: string) => void,
 ): Promise<{ report: Report; measured: boolean }> {
   await using rig = await Rig.open();
@@ -66,7 +66,7 @@ export async function measureGateway(
 
 class BottleneckRun {
   readonly #rig: Rig;
-  readonly #effort: GatewayEffort;
+  readonly #effort: BottleneckEffort;
   readonly #progress: (line: string) => void;
   readonly #machine = describeMachine();
   readonly #versions: Record<string, string> = {};
@@ -75,7 +75,7 @@ class BottleneckRun {
   readonly #samples = new Map<string, (LoadedResult | undefined)[]>();
   readonly #outer = new Map<string, Set<string>>();
 
-  constructor(rig: Rig, effort: GatewayEffort, progress: (line: string) => void) {
+  constructor(rig: Rig, effort: BottleneckEffort, progress: (line: string) => void) {
     this.#rig = rig;
     this.#effort = effort;
     this.#progress = progress;
