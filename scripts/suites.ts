@@ -61,7 +61,7 @@ export const SUITES: readonly Suite[] = [
     concurrency: parallel,
     testTimeoutMs: 30_000,
     fileTimeoutMs: 60_000,
-    suiteTimeoutMs: minutes(4),
+    suiteTimeoutMs: minutes(6),
   },
   {
     name: 'sim',
@@ -69,7 +69,7 @@ export const SUITES: readonly Suite[] = [
     concurrency: parallel,
     testTimeoutMs: 60_000,
     fileTimeoutMs: minutes(2),
-    suiteTimeoutMs: minutes(4),
+    suiteTimeoutMs: minutes(8),
   },
   {
     name: 'fuzz',
@@ -94,7 +94,7 @@ export const SUITES: readonly Suite[] = [
     concurrency: 1,
     testTimeoutMs: 180_000,
     fileTimeoutMs: minutes(6),
-    suiteTimeoutMs: minutes(15),
+    suiteTimeoutMs: minutes(18),
   },
   {
     name: 'interop',
