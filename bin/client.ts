@@ -3,75 +3,109 @@
  */
 
 import { spawn } from 'node:child_process';
-import { closeSync, openSync } from 'node:fs';
-import { Socket } from 'node:net';
-import { join, resolve } from 'node:path';
-import { ERROR_CODES, type ErrorCode, toVpnError, VpnError } from '../src/base/errors.ts';
+import { closeSync, existsSync, openSync, writeSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import type { Socket } from 'node:net';
+import { resolve } from 'node:path';
+import { ERROR_CODES, type ErrorCode, isVpnError, toVpnError, VpnError } from '../src/base/errors.ts';
 import { createLogger } from '../src/base/log.ts';
 import { makePrivateFolder } from '../src/base/private-file.ts';
-import type { ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
-import { cleanClients, clientOf, runClient } from '../src/client/daemon.ts';
+import type { ClientFacts, ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
+import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
+import { runClient } from '../src/client/daemon.ts';
 import type { AnswerSteps } from '../src/client/login-answers.ts';
+import { cleanClients, clientOf, profileIds, profilePaths, readEnd } from '../src/client/state-folder.ts';
 import type { ClientApi } from '../src/control/operations.ts';
+import { readProfile } from '../src/control/profile.ts';
+import { findProfile } from '../src/control/profile-store.ts';
+import { answers } from '../src/control/socket.ts';
+import { ServiceManager } from '../src/os/service-manager.ts';
+import { clientUnit } from '../src/os/systemd-unit.ts';
 import { warmPath, withSignals } from './run.ts';
 
-export { findClients } from '../src/client/daemon.ts';
+export { findClients } from '../src/client/state-folder.ts';
 
-/**
- * A client in the background talks over this descriptor with whoever started it, a JSON line a turn: it asks for what its
- * login wants, and says when it is up or has failed.
- */
-const TALK_FD = 3;
+/** A client in the background says over this descriptor, in a JSON line, that it can be talked to, or why it has ended. */
+const START_FD = 3;
+const START_VARIABLE = 'CUSTOMVPN_START_FD';
+const MAX_START_BYTES = 64 * 1024;
 const PROGRESS_MS = 2000;
 /** As a shell reports a program that SIGINT ended. */
 const GIVEN_UP_STATUS = 130;
-const TALK_VARIABLE = 'CUSTOMVPN_TALK_FD';
-const MAX_TALK_BYTES = 64 * 1024;
-
-/** What the client in the background says. */
-type Said = { ask: CredentialRequest } | { code: string; message: string } | { up: true };
-/** What it is answered. */
-type Answered = { answers: Record<string, string> } | { code: string; message: string };
 
 /** `client up --foreground`. */
 export async function runClientHere(run: ClientRun, version: string): Promise<void> {
   const log = createLogger();
-  using starter = openStarter();
-  const answer = starter === undefined ? run.answer : (request: CredentialRequest) => starter.ask(request);
-  const onReady = (): void => {
-    if (starter === undefined) process.stdout.write('up\n');
-    else starter.finish({ up: true });
-    // Not before: the tunnel is of use already.
-    void warmPath(log);
+  const isBackground = process.env[START_VARIABLE] === String(START_FD);
+  delete process.env[START_VARIABLE];
+  const tellStarter = (outcome: object): void => {
+    if (isBackground) sayAndClose(outcome);
   };
-  const options = {
-    ...run,
-    ...(answer === undefined ? {} : { answer: orderedAnswers(answer) }),
-    version,
-    log,
-    onReady,
-  };
+  using manager = ServiceManager.fromEnvironment();
   try {
+    const profile = await findProfile(run.state, run.profile);
+    const options = {
+      ...run,
+      profile,
+      ...(profile === resolve(run.profile) ? {} : { name: run.profile }),
+      ...withAnswers(isBackground ? undefined : run.answer),
+      ...(isBackground || run.show === undefined ? {} : { show: run.show }),
+      isLogged: isBackground,
+      version,
+      log,
+      onListening: () => {
+        tellStarter({ listening: true });
+        manager.ready('connecting');
+      },
+      onState: (state: string) => manager.status(state),
+      onReady: () => {
+        if (!isBackground) process.stdout.write('up\n');
+        // Not before: the tunnel is of use already.
+        void warmPath(log);
+      },
+    };
     // A closed terminal is a signal, too.
     const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-    await withSignals((signal) => runClient(options, signal), signals);
+    await withSignals(async (signal) => {
+      signal.addEventListener('abort', () => manager.stopping(), { once: true });
+      await runClient(options, signal);
+    }, signals);
   } catch (error) {
     const { code, message } = toVpnError(error);
-    starter?.finish({ code, message });
+    tellStarter({ code, message });
+    if (isBackground) log.error('the client has ended', { code, reason: message });
     throw error;
   }
 }
 
+let isSaid = false;
+
+function sayAndClose(outcome: object): void {
+  if (isSaid) return;
+  isSaid = true;
+  try {
+    writeSync(START_FD, `${JSON.stringify(outcome)}\n`);
+  } catch {
+    // Nobody waits any more.
+  }
+  closeSync(START_FD);
+}
+
+function withAnswers(answer: CredentialSource | undefined): { answer?: AnswerSteps } {
+  return answer === undefined ? {} : { answer: orderedAnswers(answer) };
+}
+
 /** The command line's way of answering, as the client wants it. */
 function orderedAnswers(answer: CredentialSource): AnswerSteps {
-  return async (steps) => {
-    const { password, totp, token, ask } = await answer(steps);
-    return {
-      ...(password === undefined ? {} : { password }),
-      ...(totp === undefined ? {} : { totp }),
-      ...(token === undefined ? {} : { token }),
-      ...(ask === undefined ? {} : { ask }),
-    };
+  return async (steps) => answersOf(await answer(steps));
+}
+
+function answersOf({ password, totp, token, ask }: Readonly<Record<string, string>>) {
+  return {
+    ...(password === undefined ? {} : { password }),
+    ...(totp === undefined ? {} : { totp }),
+    ...(token === undefined ? {} : { token }),
+    ...(ask === undefined ? {} : { ask }),
   };
 }
 
@@ -80,15 +114,84 @@ export function cleanUp(state: string): Promise<number> {
   return cleanClients(state, createLogger({ level: 'warn' }));
 }
 
-/** Starts this program again as a client in the background and waits for its outcome. */
+/** `client unit`. */
+export function unitOf(state: string, program: string): string {
+  return clientUnit({ program, state: resolve(state) });
+}
+
+/** What there is of each profile that has been used. */
+export async function clientFacts(state: string): Promise<ReadonlyMap<string, ClientFacts>> {
+  const facts = new Map<string, ClientFacts>();
+  for (const id of await profileIds(state)) {
+    const { control, enrolled, log } = profilePaths(state, id);
+    const end = await readEnd(state, id);
+    facts.set(id, {
+      isRunning: await answers(control),
+      isEnrolled: existsSync(enrolled),
+      log,
+      ...(end === undefined ? {} : { end: { at: end.at, code: end.error.code, message: end.error.message } }),
+    });
+  }
+  return facts;
+}
+
+/** Forgets the device's key and everything else that is kept of a profile. */
+export async function forgetClient(state: string, id: string): Promise<void> {
+  await rm(profilePaths(state, id).folder, { recursive: true, force: true });
+}
+
+/** Sees to it that a client for the profile runs in the background and is connected. */
 export async function startClient(run: ClientRun): Promise<ClientApi> {
-  const logFile = join(resolve(run.state), 'client.log');
-  await makePrivateFolder(resolve(run.state));
+  const path = await findProfile(run.state, run.profile);
+  const { id } = await readProfile(path);
+  const paths = profilePaths(run.state, id);
+  const client = clientOf(run.state, id);
+  let giveUp: () => Promise<unknown>;
+  if (await answers(paths.control)) {
+    const { state } = await client['client.status']({});
+    if (state === 'connected') {
+      process.stderr.write('connected already\n');
+      return client;
+    }
+    if (state === 'down') await client['client.up']({});
+    giveUp = () => (state === 'down' ? client['client.down']({ keep: true }) : Promise.resolve());
+  } else {
+    const child = await spawnClient(run, paths.folder, paths.log);
+    giveUp = async () => child.kill('SIGTERM');
+  }
+  // Whoever gives up waiting gives up the client.
+  const interrupted = (): void => {
+    process.stderr.write('gave up\n');
+    void giveUp()
+      .catch(() => {})
+      .finally(() => process.exit(GIVEN_UP_STATUS));
+  };
+  process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
+  try {
+    await waitUntilUp(client, run);
+  } catch (error) {
+    // It has ended before it could say why to us.
+    const end = isVpnError(error, 'ERR_NOT_RUNNING') ? await readEnd(run.state, id.slice(0, 16)) : undefined;
+    const { code, message } = end?.error ?? toVpnError(error);
+    throw new VpnError(code, `${message}; its log: customvpn client logs ${run.profile}${stateWord(run.state)}`);
+  } finally {
+    process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
+  }
+  return client;
+}
+
+function stateWord(state: string): string {
+  return state === DEFAULT_CLIENT_STATE ? '' : ` --state ${state}`;
+}
+
+/** Starts this program again as a client in the background; resolves when it can be talked to. */
+async function spawnClient(run: ClientRun, folder: string, logFile: string) {
+  await makePrivateFolder(folder);
   const log = openSync(logFile, 'a', 0o600);
   const argv = [
     'client',
     'up',
-    resolve(run.profile),
+    run.profile,
     '--state',
     resolve(run.state),
     '--foreground',
@@ -99,25 +202,24 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
   const child = spawn(process.execPath, [...process.execArgv, process.argv[1] ?? '', ...argv], {
     detached: true,
     stdio: ['ignore', 'ignore', log, 'pipe'],
-    env: { ...process.env, [TALK_VARIABLE]: String(TALK_FD) },
+    env: { ...process.env, [START_VARIABLE]: String(START_FD) },
   });
   closeSync(log);
-  // Whoever gives up waiting gives up the client.
-  const giveUp = (): void => {
+  const kill = (): void => {
     child.kill('SIGTERM');
-    process.stderr.write('gave up; the client was stopped\n');
     process.exit(GIVEN_UP_STATUS);
   };
-  process.once('SIGINT', giveUp).once('SIGTERM', giveUp);
-  let outcome: { code: string; message: string } | undefined;
+  process.once('SIGINT', kill).once('SIGTERM', kill);
   try {
-    outcome = await talk(child.stdio[TALK_FD] as Socket, run);
+    const said = JSON.parse(await firstLine(child.stdio[START_FD] as Socket)) as
+      | { code: string; message: string }
+      | object;
+    if ('code' in said) throw errorOf(said);
   } finally {
-    process.off('SIGINT', giveUp).off('SIGTERM', giveUp);
+    process.off('SIGINT', kill).off('SIGTERM', kill);
   }
   child.unref();
-  if (outcome !== undefined) throw errorOf(outcome, `; its log: ${logFile}`);
-  return await clientOf(run.state, run.profile);
+  return child;
 }
 
 /** The words that say the same to the client in the background. */
@@ -129,111 +231,60 @@ function tunnelArguments({ mode, lan, overlap, isAsked }: TunnelFlags): string[]
   ];
 }
 
-/** Answers what the client asks, until it says how its start went: undefined when it is up. */
-async function talk(socket: Socket, run: ClientRun): Promise<{ code: string; message: string } | undefined> {
-  const startProgress = () => setInterval(() => void tellProgress(run), PROGRESS_MS);
-  let progress = startProgress();
-  try {
-    for await (const line of linesOf(socket)) {
-      const said = JSON.parse(line) as Said;
-      if ('up' in said) return undefined;
-      if ('code' in said) return said;
-      clearInterval(progress);
-      socket.write(`${JSON.stringify(await answered(said.ask, run.answer))}\n`);
-      // Nothing is said over a page and a code that somebody is busy with.
-      if (!said.ask.some(({ kind }) => kind === 'oidc')) progress = startProgress();
-    }
-  } finally {
-    clearInterval(progress);
-    socket.destroy();
-  }
-  return { code: 'ERR_INVARIANT', message: 'the client ended without a word' };
-}
-
-async function answered(request: CredentialRequest, answer: CredentialSource | undefined): Promise<Answered> {
-  try {
-    if (answer === undefined) throw nobodyToAsk(request);
-    return { answers: { ...(await answer(request)) } };
-  } catch (error) {
-    const { code, message } = toVpnError(error);
-    return { code, message };
-  }
-}
-
-function nobodyToAsk(request: CredentialRequest): VpnError {
-  const kinds = request.map(({ kind }) => kind).join(' and ');
-  return new VpnError(
-    'ERR_AUTH_NEEDED',
-    `the login asks for a ${kinds}; run this in a terminal, or give it on standard input with --password-stdin`,
-  );
-}
-
-function errorOf({ code, message }: { code: string; message: string }, hint = ''): VpnError {
-  const known = ERROR_CODES.find((candidate): candidate is ErrorCode => candidate === code) ?? 'ERR_INVARIANT';
-  return new VpnError(known, `${message}${hint}`);
-}
-
-/** Says why a client that is being started is not up yet. */
-async function tellProgress(run: ClientRun): Promise<void> {
-  try {
-    const client = await clientOf(run.state, run.profile);
-    const { state, lastError } = await client['client.status']({});
-    process.stderr.write(`${state}: ${lastError?.message ?? 'no answer yet'} (Ctrl-C gives up)\n`);
-  } catch {
-    // It has not got as far as having a status; the next look may tell.
-  }
-}
-
-/** Whoever started this client in the background; undefined in the foreground. */
-function openStarter(): Starter | undefined {
-  return process.env[TALK_VARIABLE] === String(TALK_FD) ? new Starter() : undefined;
-}
-
-class Starter implements Disposable {
-  readonly #socket = new Socket({ fd: TALK_FD, readable: true, writable: true });
-  readonly #lines = linesOf(this.#socket);
-  #isFinished = false;
-
-  constructor() {
-    // Nobody waits for it any more.
-    this.#socket.on('error', () => {
-      this.#isFinished = true;
-    });
-  }
-
-  /** @throws {VpnError} ERR_AUTH_NEEDED when nobody is there any more, or whatever the other end says */
-  async ask(request: CredentialRequest): Promise<Readonly<Record<string, string>>> {
-    if (this.#isFinished) throw nobodyToAsk(request);
-    this.#socket.write(`${JSON.stringify({ ask: request })}\n`);
-    const { value, done } = await this.#lines.next();
-    if (done === true) throw nobodyToAsk(request);
-    const answer = JSON.parse(value) as Answered;
-    if ('code' in answer) throw errorOf(answer);
-    return answer.answers;
-  }
-
-  finish(outcome: Said): void {
-    if (this.#isFinished) return;
-    this.#isFinished = true;
-    this.#socket.end(`${JSON.stringify(outcome)}\n`);
-    // What the other end still sends is nothing to us, and its end must not keep this process.
-    this.#socket.resume().unref();
-  }
-
-  [Symbol.dispose](): void {
-    if (!this.#isFinished) this.#socket.destroy();
-  }
-}
-
-async function* linesOf(socket: Socket): AsyncGenerator<string, void> {
+async function firstLine(socket: Socket): Promise<string> {
   let text = '';
-  for await (const chunk of socket.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+  for await (const chunk of socket as AsyncIterable<Buffer>) {
     text += chunk.toString('utf8');
-    if (text.length > MAX_TALK_BYTES)
-      throw new VpnError('ERR_INVARIANT', 'a line between two of our processes is too long');
-    for (let end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n')) {
-      yield text.slice(0, end);
-      text = text.slice(end + 1);
+    if (text.includes('\n') || text.length > MAX_START_BYTES) break;
+  }
+  socket.destroy();
+  return text.includes('\n')
+    ? text.slice(0, text.indexOf('\n'))
+    : JSON.stringify({ code: 'ERR_INVARIANT', message: 'the client ended without a word' });
+}
+
+/** Answers what the client asks, until it is up. @throws {VpnError} why it is not */
+async function waitUntilUp(client: ClientApi, run: ClientRun): Promise<void> {
+  let isQuiet = false;
+  for (;;) {
+    const { news, state, lastError } = await client['client.next']({ waitMs: PROGRESS_MS });
+    switch (news.kind) {
+      case 'up':
+        return;
+      case 'failed':
+        throw errorOf(news);
+      case 'down':
+        throw new VpnError('ERR_NOT_RUNNING', 'the client was told to disconnect meanwhile');
+      case 'ask': {
+        // Nothing is said over a page and a code, or a question, that somebody is busy with.
+        isQuiet = true;
+        const { id, steps } = news;
+        void answer(client, id, steps, run.answer).finally(() => {
+          isQuiet = steps.some(({ kind }) => kind === 'oidc');
+        });
+        break;
+      }
+      case 'nothing':
+        if (!isQuiet) process.stderr.write(`${state}: ${lastError?.message ?? 'no answer yet'} (Ctrl-C gives up)\n`);
     }
   }
+}
+
+async function answer(
+  client: ClientApi,
+  id: number,
+  steps: CredentialRequest,
+  source: CredentialSource | undefined,
+): Promise<void> {
+  try {
+    if (source === undefined) throw new VpnError('ERR_AUTH_NEEDED', 'nobody can be asked here');
+    await client['client.answer']({ id, answers: answersOf(await source(steps)) });
+  } catch (error) {
+    await client['client.answer']({ id, declined: toVpnError(error).message.slice(0, 1024) }).catch(() => {});
+  }
+}
+
+function errorOf({ code, message }: { code: string; message: string }): VpnError {
+  const known = ERROR_CODES.find((candidate): candidate is ErrorCode => candidate === code) ?? 'ERR_INVARIANT';
+  return new VpnError(known, message);
 }

@@ -4,11 +4,13 @@
 
 import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
-import type { ClientStatus } from '../control/operations.ts';
-import type { CliHost, ProbeResult, TunnelFlags } from './host.ts';
+import type { ClientApi } from '../control/operations.ts';
+import { addProfileCommands, idOf } from './client-profiles.ts';
+import { formatStatus, watchStatus } from './client-status.ts';
+import type { CliHost, CredentialRequest, ProbeResult, TunnelFlags } from './host.ts';
 import { clientState, hostAndPort, jsonOutput } from './options.ts';
-import { bad, facts, formatAge, formatBytes, good, type OutputOptions, print, warning } from './output.ts';
-import { answersFromStdin, askInTerminal, isInteractive, showLogins } from './secrets.ts';
+import { facts, formatAge, good, type OutputOptions, print, warning } from './output.ts';
+import { answersFromStdin, askInTerminal, isInteractive, showLogin, showLogins } from './secrets.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
@@ -30,8 +32,8 @@ export function clientCommand(host: CliHost): Command {
 
   command
     .command('up')
-    .description('connect; returns when traffic flows')
-    .argument('<profile>', 'the file made by `customvpn profile`')
+    .description('connect, in the background; returns when traffic flows, or says why it does not')
+    .argument('<profile>', 'a file made by `customvpn profile`, or the name of an imported profile')
     .addOption(clientState())
     .option('--foreground', 'stay in the foreground until interrupted')
     .option('--plain', 'do not use super-packets')
@@ -50,17 +52,24 @@ export function clientCommand(host: CliHost): Command {
     .addOption(jsonOutput())
     .addHelpText(
       'after',
-      '\nExamples:\n  customvpn client up alice.toml\n  customvpn client up alice.toml --full --lan\n  customvpn client up alice.toml --foreground\n  pass show vpn | customvpn client up alice.toml --password-stdin',
+      '\nExamples:\n  customvpn client up alice.toml\n  customvpn client up work\n  customvpn client up alice.toml --full --lan\n  customvpn client up alice.toml --foreground\n  pass show vpn | customvpn client up alice.toml --password-stdin',
     )
     .action(async (profile: string, options: StateOptions & UpOptions) => {
-      const answer = options.passwordStdin === true ? answersFromStdin() : isInteractive() ? askInTerminal : showLogins;
+      const answer =
+        options.passwordStdin === true
+          ? answersFromStdin()
+          : isInteractive()
+            ? askInTerminal
+            : options.foreground === true
+              ? undefined
+              : showLogins;
       const run = {
         profile,
         state: options.state,
         plain: options.plain ?? false,
         ...(options.user === undefined ? {} : { user: options.user }),
         tunnel: tunnelFlags(options),
-        answer,
+        ...(answer === undefined ? { show: showEach } : { answer }),
       };
       if (options.foreground === true) {
         await host.runClient(run);
@@ -73,28 +82,47 @@ export function clientCommand(host: CliHost): Command {
   command
     .command('down')
     .description('disconnect and put the machine back as it was')
+    .argument('[profile]', 'default: every one that is connected')
+    .option('--keep', 'keep the session and the client, so that the next `up` asks for nothing and takes no time')
     .addOption(clientState())
-    .action(async (options: StateOptions) => {
-      const clients = await host.openClients(options.state);
-      for (const client of clients.values()) await client['client.down']({});
-      const cleaned = await host.cleanClients(options.state);
-      if (clients.size === 0 && cleaned === 0) {
+    .addHelpText('after', '\nExamples:\n  customvpn client down\n  customvpn client down work --keep')
+    .action(async (profile: string | undefined, options: StateOptions & { keep?: boolean }) => {
+      const clients = await clientsOf(host, options.state, profile);
+      for (const client of clients) await client['client.down']({ keep: options.keep ?? false });
+      const cleaned = profile === undefined ? await host.cleanClients(options.state) : 0;
+      if (clients.length === 0 && cleaned === 0) {
         throw new VpnError('ERR_NOT_RUNNING', `no client runs with the state directory ${options.state}`);
       }
-      process.stdout.write(clients.size > 0 ? 'disconnected\n' : 'took away what a crashed client had left\n');
+      const kept = options.keep === true ? '; the session is kept: customvpn client up PROFILE goes on with it' : '';
+      process.stdout.write(clients.length > 0 ? `disconnected${kept}\n` : 'took away what a crashed client had left\n');
     });
 
   command
     .command('status')
-    .description('state, addresses, routes, traffic')
+    .description('state, server, addresses, routes, DNS, traffic, round trip, last error')
+    .argument('[profile]', 'default: every one that is connected')
+    .option('--watch', 'show it again each second until interrupted')
+    .option('--all', 'with --json: an array of all clients, however many there are')
     .addOption(clientState())
     .addOption(jsonOutput())
-    .action(async (options: StateOptions) => {
-      const [client] = (await host.openClients(options.state)).values();
-      if (client === undefined) {
-        throw new VpnError('ERR_NOT_RUNNING', 'no client is running; connect with: customvpn client up PROFILE');
+    .addHelpText('after', '\nExamples:\n  customvpn client status\n  customvpn client status work --watch')
+    .action(async (profile: string | undefined, options: StateOptions & { watch?: boolean; all?: boolean }) => {
+      const look = async () => {
+        const clients = await clientsOf(host, options.state, profile);
+        return await Promise.all(clients.map((client) => client['client.status']({})));
+      };
+      if (options.watch === true) {
+        await watchStatus(look, options);
+        return;
       }
-      print(await client['client.status']({}), options, formatStatus);
+      const found = await look();
+      const [only] = found;
+      if (options.all === true) print(found, options, (all) => all.map(formatStatus).join('\n\n'));
+      else if (only === undefined) throw await notRunning(host, options.state);
+      else if (found.length > 1 && options.json === true) {
+        const names = found.map(({ name }) => name).join(', ');
+        throw new VpnError('ERR_USAGE', `several profiles are connected (${names}); name one, or add --all`);
+      } else print(only, options, () => found.map(formatStatus).join('\n\n'));
     });
 
   command
@@ -108,6 +136,7 @@ export function clientCommand(host: CliHost): Command {
       print(await host.probe(name, port), options, formatProbe);
     });
 
+  addProfileCommands(command, host);
   return command;
 }
 
@@ -121,30 +150,30 @@ function tunnelFlags({ full, split, lan, overlap }: UpOptions): TunnelFlags {
   };
 }
 
-function formatStatus(status: ClientStatus): string {
-  const state = status.state === 'connected' ? good(status.state) : warning(status.state);
-  return [
-    facts([
-      ['state', `${state}${status.since === null ? '' : ` for ${formatAge(status.since)}`}`],
-      ['server', `${status.server}${status.verified ? '' : ` ${bad('NOT VERIFIED')}`}`],
-      ['user', status.user ?? undefined],
-      ['addresses', status.addresses.join(', ')],
-      ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
-      ['routes', status.routes.join(', ') || 'none'],
-      ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
-      ['traffic', `${formatBytes(status.sentBytes)} sent, ${formatBytes(status.receivedBytes)} received`],
-      ['round trip', status.roundTripMs === null ? undefined : `${status.roundTripMs.toFixed(1)} ms`],
-      ['reconnects', status.reconnects === 0 ? undefined : String(status.reconnects)],
-      ['last error', status.lastError === null ? undefined : `${status.lastError.message} (${status.lastError.code})`],
-    ]),
-    ...status.refused.map(({ item, why }) => `${warning('refused')} ${item}: ${why}`),
-  ].join('\n');
+/** The running client of a profile, or all of them. @throws {VpnError} ERR_NOT_RUNNING when that of the profile does not run */
+async function clientsOf(host: CliHost, state: string, profile: string | undefined): Promise<ClientApi[]> {
+  const clients = await host.openClients(state);
+  if (profile === undefined) return [...clients.values()];
+  const client = clients.get(await idOf(state, profile));
+  if (client !== undefined) return [client];
+  throw await notRunning(host, state, profile);
 }
 
-/** What was agreed with the server; nothing yet while there is no session. */
-function deviceKind({ state, superPackets }: ClientStatus): string {
-  if (state !== 'connected') return '';
-  return superPackets ? ' (super-packets)' : ' (plain)';
+/** Says why nothing runs, where that is known. */
+async function notRunning(host: CliHost, state: string, profile?: string): Promise<VpnError> {
+  const all = await host.clientFacts(state);
+  const ends = profile === undefined ? [...all.values()] : [all.get(await idOf(state, profile))];
+  const [last] = ends.flatMap((entry) => entry?.end ?? []).toSorted((a, b) => b.at.localeCompare(a.at));
+  const why =
+    last === undefined ? '' : `; the last one ended ${formatAge(last.at)} ago: ${last.message} (${last.code})`;
+  return new VpnError(
+    'ERR_NOT_RUNNING',
+    `no client is running${why}; connect with: customvpn client up ${profile ?? 'PROFILE'}`,
+  );
+}
+
+function showEach(request: CredentialRequest): void {
+  for (const step of request) showLogin(step);
 }
 
 function formatProbe(result: ProbeResult): string {

@@ -45,8 +45,21 @@ export interface ClientRun {
   user?: string;
   /** What to do to this machine; default: what the profile says. */
   tunnel?: TunnelFlags;
-  /** Answers what a login asks; without it a login that asks for something fails. */
+  /** Answers what a login asks; without it a login that asks for something waits for somebody who can, or fails. */
   answer?: CredentialSource;
+  /** Shows where to log in elsewhere, when nobody else can. */
+  show?: (request: CredentialRequest) => void;
+}
+
+/** What is kept of a profile that has been used, and whether it is now. */
+export interface ClientFacts {
+  readonly isRunning: boolean;
+  /** Its one-time token has been used: the gateway knows this device. */
+  readonly isEnrolled: boolean;
+  /** Path of the log of clients in the background. */
+  readonly log: string;
+  /** Why the last client ended by itself. */
+  readonly end?: { readonly at: string; readonly code: string; readonly message: string };
 }
 
 /** What a login asks a person for, in order. */
@@ -152,9 +165,15 @@ export interface CliHost {
   runGateway(source: { state: string; config?: string }): Promise<void>;
   /** Operations of the running clients under a state directory, by profile id. */
   openClients(state: string): Promise<ReadonlyMap<string, ClientApi>>;
+  /** What is kept of each profile that has been used, by the first half of its id. */
+  clientFacts(state: string): Promise<ReadonlyMap<string, ClientFacts>>;
+  /** Forgets what is kept of a profile, its device's key first of all. */
+  forgetClient(state: string, id: string): Promise<void>;
+  /** The text of a systemd unit template that runs clients. */
+  clientUnit(state: string): Promise<string>;
   /** Runs a client until stopped. */
   runClient(run: ClientRun): Promise<void>;
-  /** Starts a client in the background; resolves with its operations when traffic flows. */
+  /** Sees to it that a client runs in the background; resolves with its operations when traffic flows. */
   startClient(run: ClientRun): Promise<ClientApi>;
   /** Takes away what clients that died have left under a state directory; returns how many there were. */
   cleanClients(state: string): Promise<number>;

@@ -4,7 +4,10 @@
 
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
+import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
+import { parseProfile } from '../control/profile.ts';
+import { encodeProfileLink } from '../control/profile-link.ts';
 import type { CliHost } from './host.ts';
 import { gatewayState } from './options.ts';
 
@@ -15,6 +18,8 @@ interface ProfileOptions {
   pin: 'ca' | 'leaf';
   hours: string;
   approve?: boolean;
+  link?: boolean;
+  qr?: boolean;
 }
 
 export function profileCommand(host: CliHost): Command {
@@ -26,12 +31,14 @@ export function profileCommand(host: CliHost): Command {
     .addOption(
       new Option('--pin <what>', 'pin the CA, or the server key itself too').choices(['ca', 'leaf']).default('ca'),
     )
+    .option('--link', 'print a link in place of the file: one line to send or paste, as secret as the file')
+    .option('--qr', 'draw that link as a QR code')
     .option('--hours <n>', 'how long the token can be used', '72')
     .option('--approve', 'hold the device until an operator approves it')
     .addOption(gatewayState())
     .addHelpText(
       'after',
-      '\nExample:\n  customvpn profile alice --out alice.toml\n  customvpn profile --shared --out company.toml',
+      '\nExample:\n  customvpn profile alice --out alice.toml\n  customvpn profile alice --link\n  customvpn profile --shared --out company.toml',
     )
     .action(async (user: string | undefined, options: ProfileOptions) => {
       if ((user === undefined) !== (options.shared === true)) {
@@ -48,6 +55,10 @@ export function profileCommand(host: CliHost): Command {
         validHours,
         approve: options.approve ?? false,
       });
+      if (options.link === true || options.qr === true) {
+        showLink(encodeProfileLink(parseProfile(made.profile, 'the profile')), options);
+        if (options.out === undefined) return;
+      }
       if (options.out === undefined) {
         process.stdout.write(made.profile);
         return;
@@ -71,4 +82,11 @@ export function profileCommand(host: CliHost): Command {
           `\nNext, on the client:\n  customvpn client up ${options.out}${user === undefined ? ' --user NAME' : ''}\n`,
       );
     });
+}
+
+/** The link alone on standard output, so that it can be piped; the drawing where eyes are. */
+function showLink(link: string, { link: isAsked = false, qr = false }: ProfileOptions): void {
+  if (qr) process.stderr.write(`${renderUnicodeCompact(link, { ecc: 'L', border: 2 })}\n`);
+  if (isAsked || !qr) process.stdout.write(`${link}\n`);
+  process.stderr.write('On the client:  customvpn client import -   and paste the link there\n');
 }

@@ -11,6 +11,7 @@ import { VpnError } from '../base/errors.ts';
 import type { CredentialRequest, CredentialSource } from './host.ts';
 
 const MAX_LINES_BYTES = 16 * 1024;
+const MAX_INPUT_BYTES = 256 * 1024;
 
 /** Whether there is somebody to ask. */
 export function isInteractive(): boolean {
@@ -96,7 +97,7 @@ export function answersFromStdin(): CredentialSource {
 }
 
 /** Where to log in, for people: on standard error, and for a telephone's camera where there is a terminal. */
-function showLogin({ url = '', code = '', seconds = 0 }: CredentialRequest[number]): void {
+export function showLogin({ url = '', code = '', seconds = 0 }: CredentialRequest[number]): void {
   const minutes = Math.max(1, Math.floor(seconds / 60));
   const drawn = process.stderr.isTTY === true ? `\n${renderUnicodeCompact(url, { border: 2 })}\n` : '';
   process.stderr.write(
@@ -110,6 +111,18 @@ async function ask(message: string, isSecret: boolean): Promise<string> {
   const answer = isSecret ? await promptPassword(options) : await promptText(options);
   if (isCancel(answer)) throw new VpnError('ERR_USAGE', 'given up; nothing was changed');
   return answer ?? '';
+}
+
+/** All of standard input, at most 256 KiB; in a terminal it is asked for. @throws {VpnError} ERR_USAGE */
+export async function readStandardInput(prompt: string): Promise<string> {
+  if (process.stdin.isTTY === true) process.stderr.write(`${prompt}\n`);
+  let text = '';
+  process.stdin.setEncoding('utf8');
+  for await (const chunk of process.stdin as AsyncIterable<string>) {
+    text += chunk;
+    if (text.length > MAX_INPUT_BYTES) throw new VpnError('ERR_USAGE', 'standard input is too long for a profile');
+  }
+  return text;
 }
 
 async function readLines(): Promise<string[]> {

@@ -76,6 +76,8 @@ export interface ClientOptions {
   superPackets?: boolean;
   /** Without one the client carries no packets: echoes and control only. */
   host?: ClientHost;
+  /** A session that another client of this device has kept: it is resumed in place of a login. */
+  resume?: ResumeTicket;
   /** This machine's network, so that its changes are noticed at once; without it they are by silence. */
   network?: NetworkView;
   /** Resolves a server's name to addresses, in the order of preference; default the system's resolver. */
@@ -167,6 +169,7 @@ export class VpnClient {
     this.#clock = options.clock ?? systemClock;
     this.#device = options.deviceKey ?? DeviceKey.generate();
     this.#token = options.token;
+    this.#ticket = options.resume;
     this.#isEnrolled = !(options.enrol ?? options.token !== undefined);
     this.#since = this.#clock.wallNow();
     if (options.verifyServer === false) {
@@ -201,13 +204,22 @@ export class VpnClient {
     await this.#first.promise;
   }
 
-  /** Ends the session, puts the machine back as it was; resolves when that is done. Idempotent. */
-  async disconnect(): Promise<void> {
+  /**
+   * Ends the session, puts the machine back as it was; resolves when that is done. Idempotent.
+   *
+   * @param options.keep the server keeps the session for a while, to be resumed with `ticket`
+   */
+  async disconnect(options: { keep?: boolean } = {}): Promise<void> {
     if (this.#state === 'idle') return;
     if (this.#state !== 'stopped') this.#setState('stopping');
     this.#abort.abort();
-    this.#session?.close();
+    this.#session?.close(options.keep === true ? 'shutdown' : 'peer_disconnect');
     await this.#stopped.promise;
+  }
+
+  /** What the session can be resumed with by another client of this device, once this one has stopped. Secret. */
+  get ticket(): ResumeTicket | undefined {
+    return this.#ticket;
   }
 
   /** Whether `disconnect` is why it stopped, or will. */

@@ -1,39 +1,42 @@
 /**
  * A client that runs for one profile: keys on disk, a control socket, and the machine put back when it ends.
  *
- * Hides the client's state directory and what enrolment changes in it. It runs in the foreground; whoever wants it in the
- * background starts a process.
- *
- * ```
- * DIR/ID/device.key      the device's private key, ID being the profile's
- * DIR/ID/enrolled        the token has been used
- * DIR/ID/control.sock    the running client
- * DIR/ID/host.journal    what it has changed on the host
- * ```
+ * Hides the lives of a client: it connects, may be parked with its session kept, and connects again when somebody asks; each life
+ * is a `VpnClient` of its own. It runs in the foreground; whoever wants it in the background starts a process.
  */
 
-import { existsSync } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
-import { dirname, join, resolve } from 'node:path';
-import { VpnError } from '../base/errors.ts';
+import { existsSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { makePrivateFolder, writePrivateFile } from '../base/private-file.ts';
 import { type ClientApi, type ClientStatus, clientOperations } from '../control/operations.ts';
 import { type Profile, readProfile, withoutToken, writeProfile } from '../control/profile.ts';
-import { answers, connectControl, serveControl } from '../control/socket.ts';
+import { answers, serveControl } from '../control/socket.ts';
 import { formatIp, formatPrefix } from '../ip/address.ts';
-import { HostNetwork } from '../os/host.ts';
-import { type ClientSnapshot, VpnClient } from './client.ts';
+import { ClaimingHost } from './claims.ts';
+import { type ClientSnapshot, type ClientState, VpnClient } from './client.ts';
+import { Desk } from './desk.ts';
 import { DeviceKey } from './device-key.ts';
 import { OWN_MARK } from './host-plan.ts';
-import type { AnswerSteps } from './login-answers.ts';
+import type { AnswerSteps, AskedStep, StepAnswers } from './login-answers.ts';
 import { machineNetwork } from './roaming.ts';
+import { profilePaths, writeEnd } from './state-folder.ts';
 import { TunnelHost } from './tunnel-host.ts';
 import { hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
+
+/** A log that has grown to this makes room: it becomes the old one. */
+const MAX_LOG_BYTES = 8 * 1024 * 1024;
+const LOG_CHECK_MS = 60_000;
+/** How long a caller may wait for news in one call. */
+const MAX_NEWS_WAIT_MS = 20_000;
 
 export interface ClientRunOptions {
   /** Path of the profile file. */
   profile: string;
+  /** What people call it; default what the profile says. */
+  name?: string;
   /** The client's state directory. */
   state: string;
   /** Behave as a machine without super-packets. */
@@ -44,33 +47,27 @@ export interface ClientRunOptions {
   user?: string;
   /** What the command line says of the tunnel; default: what the profile says. */
   tunnel?: TunnelFlags;
+  /** Default: whoever calls over the control socket is asked. */
   answer?: AnswerSteps;
+  /** Shows where to log in elsewhere, when no caller is there. */
+  show?: (steps: readonly AskedStep[]) => void;
+  /** Whether the log goes to the profile's log file, which is then kept small. */
+  isLogged?: boolean;
+  /** Told once, when the control socket answers. */
+  onListening?: (() => void) | undefined;
   /** Told once, when packets can flow. */
   onReady?: (() => void) | undefined;
-}
-
-function profilePaths(
-  state: string,
-  id: string,
-): { folder: string; key: string; enrolled: string; control: string; journal: string } {
-  const folder = join(resolve(state), id.slice(0, 16));
-  const at = (name: string) => join(folder, name);
-  return {
-    folder,
-    key: at('device.key'),
-    enrolled: at('enrolled'),
-    control: at('control.sock'),
-    journal: at('host.journal'),
-  };
+  onState?: ((state: ClientState | 'down') => void) | undefined;
 }
 
 /**
  * Runs a client until it is told to stop, by its control socket or by `signal`.
  *
- * @throws {VpnError} what made it stop: ERR_CONFIG_* for the profile, ERR_ALREADY_RUNNING, ERR_PRIVILEGE, ERR_AUTH_*, ERR_CERT_*
+ * @throws {VpnError} what made it stop: ERR_CONFIG_* for the profile, ERR_ALREADY_RUNNING, ERR_PRIVILEGE, ERR_AUTH_*, ERR_CERT_*,
+ *   ERR_CONFLICT (another client has its networks)
  */
 export async function runClient(options: ClientRunOptions, signal: AbortSignal): Promise<void> {
-  const { log, version } = options;
+  const { log } = options;
   const profile = await readProfile(options.profile);
   const paths = profilePaths(options.state, profile.id);
   await makePrivateFolder(paths.folder);
@@ -80,106 +77,192 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
       `this profile is connected already; disconnect with: customvpn client down --state ${options.state}`,
     );
   }
-  const deviceKey = await DeviceKey.open(paths.key);
-  const isEnrolled = existsSync(paths.enrolled);
-  const client = new VpnClient({
-    serverHost: profile.server.hosts,
-    serverPort: profile.server.port,
-    serverName: profile.server.name,
-    ...(profile.ca === undefined ? {} : { ca: profile.ca }),
-    ...(profile.certFile === undefined ? {} : { certFile: resolve(dirname(options.profile), profile.certFile) }),
-    ...(profile.keyFile === undefined ? {} : { keyFile: resolve(dirname(options.profile), profile.keyFile) }),
-    pins: profile.pins,
-    verifyServer: profile.verifyServer,
-    deviceKey,
-    enrol: !isEnrolled,
-    ...userOf(options.user ?? profile.user),
-    ...(options.answer === undefined ? {} : { answer: options.answer }),
-    ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
-    limits: pushLimits(profile, options.tunnel ?? {}),
-    mark: OWN_MARK,
-    superPackets: !options.plain,
-    network: machineNetwork(OWN_MARK),
-    host: new TunnelHost({
-      journalPath: paths.journal,
-      superPackets: !options.plain,
-      ...hostWishes(profile, options.tunnel ?? {}, options.answer, signal),
-      log,
-    }),
-    onEnrolled: async () => {
-      await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
-      await forgetToken(options.profile, profile, log);
-    },
-    log,
-    version,
-  });
-  const stop = (): void => void client.disconnect();
+  await writeEnd(paths.end, undefined, '');
+  const lives = new Lives(options, profile, await DeviceKey.open(paths.key));
+  const stop = (): void => void lives.stop();
   signal.addEventListener('abort', stop, { once: true });
-  await using _control = await serveControl(
-    paths.control,
-    clientOperations,
-    {
-      'client.status': async () => statusOf(client.snapshot, profile, version),
-      'client.down': async () => {
-        await client.disconnect();
-        return {};
-      },
-    },
-    log,
-  );
+  await using _control = await serveControl(paths.control, clientOperations, lives.operations, log);
+  const logCheck = setInterval(() => options.isLogged === true && trimLog(paths.log), LOG_CHECK_MS).unref();
   try {
     if (signal.aborted) return;
-    await client.connect();
-    options.onReady?.();
-    await client.stopped;
-    const { lastError } = client.snapshot;
-    if (lastError !== undefined && !client.wasAskedToStop) throw lastError;
+    options.onListening?.();
+    await lives.run();
   } catch (error) {
-    if (!client.wasAskedToStop) throw error;
+    await writeEnd(paths.end, toVpnError(error), new Date().toISOString());
+    throw error;
   } finally {
-    await client.disconnect();
+    clearInterval(logCheck);
     signal.removeEventListener('abort', stop);
   }
 }
 
-/** The running clients under a state directory. */
-export async function findClients(state: string): Promise<Map<string, ClientApi>> {
-  const clients = new Map<string, ClientApi>();
-  for (const id of await profileIds(state)) {
-    const { control } = profilePaths(state, id);
-    if (await answers(control)) clients.set(id, connectControl(control, clientOperations));
+class Lives {
+  readonly #options: ClientRunOptions;
+  readonly #profile: Profile;
+  readonly #key: DeviceKey;
+  readonly #desk = new Desk();
+  #client: VpnClient;
+  #isReady = false;
+  readonly #stopping = new AbortController();
+  /** Set while parked: ends that. */
+  #wake: (() => void) | undefined;
+  #parkedAt = 0;
+
+  constructor(options: ClientRunOptions, profile: Profile, key: DeviceKey) {
+    this.#options = options;
+    this.#profile = profile;
+    this.#key = key;
+    this.#client = this.#create();
   }
-  return clients;
+
+  readonly operations: ClientApi = {
+    'client.status': async () => this.#status(),
+    'client.up': async () => {
+      if (this.#wake === undefined) return {};
+      this.#desk.begin();
+      this.#wake();
+      return {};
+    },
+    'client.down': async ({ keep = false }) => {
+      if (keep) await this.park();
+      else await this.stop();
+      return {};
+    },
+    'client.next': async ({ waitMs }) => {
+      const news = await this.#desk.next(Math.min(waitMs, MAX_NEWS_WAIT_MS));
+      const { state, lastError } = this.#status();
+      return { news, state, lastError };
+    },
+    'client.answer': async ({ id, answers: given, declined }) => {
+      if (given !== undefined) this.#desk.answer(id, given);
+      else this.#desk.decline(id, new VpnError('ERR_AUTH_NEEDED', declined ?? 'the login was not answered'));
+      return {};
+    },
+  };
+
+  /** Lives until it is stopped. @throws {VpnError} why it cannot go on */
+  async run(): Promise<void> {
+    while (!this.#stopping.signal.aborted) {
+      this.#desk.begin();
+      const client = this.#client;
+      try {
+        await client.connect();
+        this.#desk.up();
+        if (!this.#isReady) this.#options.onReady?.();
+        this.#isReady = true;
+        await client.stopped;
+        const { lastError } = client.snapshot;
+        if (lastError !== undefined && !client.wasAskedToStop) throw lastError;
+      } catch (error) {
+        if (!client.wasAskedToStop) {
+          this.#desk.failed(error);
+          throw error;
+        }
+      } finally {
+        await client.disconnect();
+      }
+      if (this.#stopping.signal.aborted) break;
+      await this.#rest(client);
+    }
+    this.#desk.down();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    this.#wake?.();
+    await this.#client.disconnect();
+  }
+
+  /** Disconnects, and keeps the session and this process for the next time. */
+  async park(): Promise<void> {
+    await this.#client.disconnect({ keep: true });
+  }
+
+  async #rest({ ticket }: VpnClient): Promise<void> {
+    const { promise, resolve: wake } = Promise.withResolvers<void>();
+    this.#wake = wake;
+    this.#parkedAt = Date.now();
+    this.#desk.down();
+    this.#options.onState?.('down');
+    if (this.#stopping.signal.aborted) wake();
+    await promise;
+    this.#wake = undefined;
+    this.#client = this.#create(ticket);
+  }
+
+  #create(resume?: VpnClient['ticket']): VpnClient {
+    const { options, profile, key } = { options: this.#options, profile: this.#profile, key: this.#key };
+    const { log, version } = options;
+    const paths = profilePaths(options.state, profile.id);
+    const isEnrolled = existsSync(paths.enrolled);
+    const flags = options.tunnel ?? {};
+    const answer: AnswerSteps = options.answer ?? ((steps, abort) => this.#ask(steps, abort));
+    const tunnel = new TunnelHost({
+      journalPath: paths.journal,
+      superPackets: !options.plain,
+      ...hostWishes(profile, flags, answer, this.#stopping.signal),
+      log,
+    });
+    return new VpnClient({
+      serverHost: profile.server.hosts,
+      serverPort: profile.server.port,
+      serverName: profile.server.name,
+      ...(profile.ca === undefined ? {} : { ca: profile.ca }),
+      ...(profile.certFile === undefined ? {} : { certFile: resolve(dirname(options.profile), profile.certFile) }),
+      ...(profile.keyFile === undefined ? {} : { keyFile: resolve(dirname(options.profile), profile.keyFile) }),
+      pins: profile.pins,
+      verifyServer: profile.verifyServer,
+      deviceKey: key,
+      enrol: !isEnrolled,
+      ...userOf(options.user ?? profile.user),
+      answer,
+      ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
+      ...(resume === undefined ? {} : { resume }),
+      limits: pushLimits(profile, flags),
+      mark: OWN_MARK,
+      superPackets: !options.plain,
+      network: machineNetwork(OWN_MARK),
+      host: new ClaimingHost(tunnel, options.state, profile.id.slice(0, 16), this.#name, profile.tunnel),
+      onEnrolled: async () => {
+        await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
+        await forgetToken(options.profile, profile, log);
+      },
+      ...(options.onState === undefined ? {} : { onState: options.onState }),
+      log,
+      version,
+    });
+  }
+
+  /** Where to log in elsewhere can be shown to nobody in particular; everything else needs somebody. */
+  async #ask(steps: readonly AskedStep[], signal: AbortSignal): Promise<StepAnswers> {
+    const { show } = this.#options;
+    if (show === undefined || this.#desk.isAttended || steps.some(({ kind }) => kind !== 'oidc')) {
+      return await this.#desk.ask(steps, signal);
+    }
+    show(steps);
+    return {};
+  }
+
+  get #name(): string {
+    return this.#options.name ?? this.#profile.name;
+  }
+
+  #status(): ClientStatus {
+    const status = statusOf(this.#client.snapshot, this.#profile, this.#options.version);
+    const named = { ...status, name: this.#name };
+    if (this.#wake === undefined) return named;
+    return { ...named, state: 'down', since: new Date(this.#parkedAt).toISOString() };
+  }
 }
 
-/** The running client of a profile. @throws {VpnError} ERR_NOT_RUNNING on its calls when there is none */
-export async function clientOf(state: string, profile: string): Promise<ClientApi> {
-  const { id } = await readProfile(profile);
-  return connectControl(profilePaths(state, id).control, clientOperations);
-}
-
-/** Takes back what clients that died left on the host; returns how many had left something. */
-export async function cleanClients(state: string, log: Logger): Promise<number> {
-  let cleaned = 0;
-  for (const id of await profileIds(state)) {
-    const { control, journal } = profilePaths(state, id);
-    if ((await answers(control)) || (!existsSync(control) && !existsSync(journal))) continue;
-    const host = await HostNetwork.open({ journalPath: journal, log });
-    await host.revert();
-    await rm(control, { force: true });
-    cleaned += 1;
-  }
-  return cleaned;
-}
-
-async function profileIds(state: string): Promise<string[]> {
-  try {
-    return (await readdir(resolve(state))).filter((name) => /^[0-9a-f]{16}$/.test(name));
-  } catch (cause) {
-    const errno = (cause as NodeJS.ErrnoException).code;
-    if (errno === 'ENOENT') return [];
-    throw new VpnError('ERR_PRIVILEGE', `cannot read the state directory ${state}: ${errno}; run as root`, { cause });
-  }
+/** Whoever has the file open goes on writing at its end. */
+function trimLog(path: string): void {
+  if (!existsSync(path) || statSync(path).size < MAX_LOG_BYTES) return;
+  void readFile(path).then((content) => {
+    writeFileSync(`${path}.1.tmp`, content, { mode: 0o600 });
+    renameSync(`${path}.1.tmp`, `${path}.1`);
+    truncateSync(path);
+  });
 }
 
 /** The token has been used up, and a file that is copied about must not look as if it still opened something. */
@@ -198,6 +281,7 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): 
     version,
     pid: process.pid,
     profile: profile.name,
+    name: profile.name,
     state: snapshot.state === 'idle' || snapshot.state === 'stopped' ? 'stopping' : snapshot.state,
     server: `${profile.server.name}:${profile.server.port}`,
     verified: profile.verifyServer,
@@ -210,6 +294,10 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): 
     ),
     refused: [...snapshot.refused],
     tls: tls === undefined ? null : { protocol: tls.protocol, cipher: tls.cipher, group: tls.group },
+    dns: {
+      servers: config?.dns.servers.map(formatIp) ?? [],
+      domains: [...(config?.dns.domains ?? [])],
+    },
     superPackets: snapshot.superPackets,
     channels: snapshot.channels,
     sentBytes: snapshot.sentBytes,

@@ -229,6 +229,20 @@ export const gatewayOperations = {
   },
 } as const satisfies Operations;
 
+const clientError = z.object({ code: z.string(), message: z.string() });
+
+const answer = z.string().max(4096).exactOptional();
+
+/** What a login asks a person. */
+const askedStep = z.object({
+  kind: z.enum(['password', 'totp', 'token', 'oidc', 'ask']),
+  prompt: z.string().exactOptional(),
+  echo: z.boolean().exactOptional(),
+  url: z.string().exactOptional(),
+  code: z.string().exactOptional(),
+  seconds: counter.exactOptional(),
+});
+
 /** What a running client offers. */
 export const clientOperations = {
   'client.status': {
@@ -237,7 +251,10 @@ export const clientOperations = {
       version: z.string(),
       pid: counter,
       profile: z.string(),
-      state: z.enum(['connecting', 'connected', 'waiting', 'stopping']),
+      name: z.string().describe('by which commands know the profile'),
+      state: z
+        .enum(['connecting', 'connected', 'waiting', 'stopping', 'down'])
+        .describe('`down`: disconnected, with the session kept'),
       server: z.string(),
       verified: z.boolean().describe('whether the server certificate is checked'),
       since: instant.nullable().describe('when the present state was entered'),
@@ -245,6 +262,7 @@ export const clientOperations = {
       device: z.string().nullable().describe('name of the TUN device'),
       addresses: z.array(z.string()),
       routes: z.array(z.string()),
+      dns: z.object({ servers: z.array(z.string()), domains: z.array(z.string()) }),
       refused: z.array(z.object({ item: z.string(), why: z.string() })),
       tls: z.object({ protocol: z.string(), cipher: z.string(), group: z.string() }).nullable(),
       superPackets: z.boolean(),
@@ -253,10 +271,38 @@ export const clientOperations = {
       receivedBytes: counter,
       roundTripMs: counter.nullable(),
       reconnects: counter,
-      lastError: z.object({ code: z.string(), message: z.string() }).nullable(),
+      lastError: clientError.nullable(),
     }),
   },
-  'client.down': { input: none, output: none },
+  'client.up': { input: none, output: none },
+  'client.down': {
+    input: z.strictObject({
+      keep: z.boolean().optional().describe('the session is kept, at both ends, to be resumed by `client.up`'),
+    }),
+    output: none,
+  },
+  'client.next': {
+    input: z.strictObject({ waitMs: z.number().min(0).max(20_000) }),
+    output: z.object({
+      state: z.string(),
+      lastError: clientError.nullable(),
+      news: z.discriminatedUnion('kind', [
+        z.object({ kind: z.literal('nothing') }),
+        z.object({ kind: z.literal('up') }),
+        z.object({ kind: z.literal('down') }),
+        z.object({ kind: z.literal('failed'), code: z.string(), message: z.string() }),
+        z.object({ kind: z.literal('ask'), id: counter, steps: z.array(askedStep) }),
+      ]),
+    }),
+  },
+  'client.answer': {
+    input: z.strictObject({
+      id: counter,
+      answers: z.strictObject({ password: answer, totp: answer, token: answer, ask: answer }).optional(),
+      declined: z.string().max(1024).optional().describe('why there is no answer'),
+    }),
+    output: none,
+  },
 } as const satisfies Operations;
 
 export type GatewayApi = Api<typeof gatewayOperations>;

@@ -86,6 +86,7 @@ export const profileSchema = z
     name: text(128).describe('what people call it'),
     user: text(128).exactOptional(),
     token: token.exactOptional(),
+    tokenExpires: z.iso.datetime().exactOptional().describe('until when the token can be used'),
     verifyServer: z.boolean().default(true),
     pins: z.array(pin).max(16).default([]),
     certFile: text(4096).exactOptional().describe('client certificate, when the gateway asks for one'),
@@ -177,6 +178,9 @@ export function formatProfile(profile: NewProfile): string {
   ];
   if (profile.user !== undefined) lines.push(`user = ${quote(profile.user)}`);
   if (profile.token !== undefined) lines.push(`token = ${quote(encodeToken(profile.token.reveal()))}`);
+  if (profile.token !== undefined && profile.tokenExpires !== undefined) {
+    lines.push(`tokenExpires = ${quote(profile.tokenExpires)}`);
+  }
   if (profile.verifyServer === false) lines.push('verifyServer = false');
   if (profile.pins !== undefined && profile.pins.length > 0) lines.push(`pins = ${list(profile.pins)}`);
   if (profile.certFile !== undefined) lines.push(`certFile = ${quote(profile.certFile)}`);
@@ -217,7 +221,7 @@ export function writeProfile(
 
 /** The same profile after enrolment. */
 export function withoutToken(profile: Profile): Profile {
-  const { token: _, ...rest } = profile;
+  const { token: _, tokenExpires: __, ...rest } = profile;
   return rest;
 }
 

@@ -193,7 +193,9 @@ export function createAdministration(
         name: account ?? name,
         server: { hosts: [...names], port, name },
         ...trust,
-        ...(issued === undefined ? {} : { token: issued.token }),
+        ...(issued === undefined
+          ? {}
+          : { token: issued.token, tokenExpires: new Date(issued.expiresAt).toISOString() }),
       });
       return { profile, expiresAt: instantOf(issued?.expiresAt) };
     },

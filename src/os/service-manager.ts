@@ -43,6 +43,11 @@ export class ServiceManager implements Disposable {
     this.#feeding = setInterval(() => this.#send('WATCHDOG=1'), this.#watchdogMs / 2).unref();
   }
 
+  /** One line for people: how the service is now. */
+  status(text: string): void {
+    this.#send(`STATUS=${oneLine(text)}`);
+  }
+
   stopping(): void {
     this.#send('STOPPING=1');
   }

@@ -6,7 +6,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { gatewayUnit } from './systemd-unit.ts';
+import { clientUnit, gatewayUnit } from './systemd-unit.ts';
 
 const hasSystemd = spawnSync('systemd-analyze', ['--version']).status === 0;
 const skip = hasSystemd ? false : 'this machine has no systemd-analyze (Debian package systemd)';
@@ -23,6 +23,22 @@ function analyze(text: string, ...words: string[]): { status: number | null; out
   const { status, stdout, stderr } = spawnSync('systemd-analyze', [...words, file], { encoding: 'utf8' });
   return { status, output: `${stdout}${stderr}` };
 }
+
+test("systemd finds nothing wrong with the clients' unit", { skip }, () => {
+  const program = join(folder, 'client program');
+  writeFileSync(program, '#!/bin/sh\n');
+  chmodSync(program, 0o755);
+  const { status, output } = analyze(clientUnit({ program, state: folder }), 'verify');
+  assert.equal(status, 0, output);
+  assert.equal(output, '');
+});
+
+test("a clients' unit runs the profile that its instance is named after, and knows which failures are final", () => {
+  const unit = clientUnit({ program: '/opt/100%/customvpn', state: '/var/lib/a b' });
+  assert.match(unit, /^ExecStart=\/opt\/100%%\/customvpn client up %i --foreground --state "\/var\/lib\/a b"$/m);
+  assert.match(unit, /^RestartPreventExitStatus=64 77 78$/m);
+  assert.match(unit, /^CapabilityBoundingSet=CAP_NET_ADMIN$/m);
+});
 
 test('systemd finds nothing wrong with the unit', { skip }, () => {
   const program = join(folder, 'customvpn');

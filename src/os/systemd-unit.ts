@@ -1,5 +1,5 @@
 /**
- * The systemd unit of a gateway: started at boot, watched, and without any right that it does not need.
+ * The systemd units of a gateway and of clients: started at boot, watched, and without any right that they do not need.
  *
  * Hides systemd's words. Pure text. What the gateway may do is what its room `os` does: make TUN devices, addresses, routes and
  * one nftables table, set a few network sysctls, bind a port below 1024; and write its state directory, nothing else.
@@ -59,6 +59,62 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 RemoveIPC=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+`;
+}
+
+export interface ClientUnitOptions {
+  /** Absolute path of the program `customvpn`. */
+  readonly program: string;
+  /** Absolute path of the clients' state directory. */
+  readonly state: string;
+}
+
+/** The text of `customvpn-client@.service`: a client for the imported profile that is the instance's name. */
+export function clientUnit({ program, state }: ClientUnitOptions): string {
+  return `[Unit]
+Description=CustomVPN client for profile %i
+After=network.target nss-lookup.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=${word(program)} client up %i --foreground --state ${word(state)}
+Restart=on-failure
+RestartSec=2
+# Bad usage, a bad profile and a refused login do not mend themselves.
+RestartPreventExitStatus=64 77 78
+WatchdogSec=60
+TimeoutStartSec=60
+TimeoutStopSec=15
+
+# TUN device, addresses, routes and rules, packet marks, nftables.
+CapabilityBoundingSet=CAP_NET_ADMIN
+NoNewPrivileges=yes
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+# Not /etc: where systemd-resolved does not run, name servers are set in /etc/resolv.conf.
+ProtectSystem=yes
+ReadWritePaths=${quote(state)}
+ProtectHome=read-only
+PrivateTmp=yes
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM

@@ -293,8 +293,9 @@ describe('with a gateway', labOptions({ setpriv: 'util-linux' }), () => {
       assert.ok(await client.reaches(INNER.gateway4));
     });
 
-    test('a second `client up` with the same profile is refused', async () => {
-      const second = await deployment.cli(client.namespace, 'client', 'up', client.profile, '--state', client.state);
+    test('a second client with the same profile is refused in the foreground', async () => {
+      const argv = ['client', 'up', client.profile, '--foreground', '--state', client.state];
+      const second = await deployment.cli(client.namespace, ...argv);
       assert.equal(second.status, 69);
       assert.match(second.stderr, /ERR_ALREADY_RUNNING/);
       assert.ok(await client.reaches(BEHIND.host4));

@@ -5,7 +5,7 @@
  * be no one's. Knows no more of the product than its command line says: what it prints, and what it leaves on the hosts.
  */
 
-import { readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type BackgroundProcess, LabError, type RunResult, until } from './process.ts';
 import { missingForLab, type Namespace, Rig } from './rig.ts';
@@ -316,9 +316,11 @@ export class Client {
     return this.namespace.run(['ping', '-n', ...flags, address], { anyStatus: true });
   }
 
-  /** The log of clients in the background. */
+  /** The log of its clients in the background. */
   async log(): Promise<string> {
-    return await readFile(join(this.state, 'client.log'), 'utf8').catch(() => '');
+    const folders = await readdir(this.state).catch(() => []);
+    const logs = folders.map((folder) => readFile(join(this.state, folder, 'client.log'), 'utf8').catch(() => ''));
+    return (await Promise.all(logs)).join('');
   }
 }
 

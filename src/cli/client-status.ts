@@ -1,0 +1,75 @@
+/**
+ * `customvpn client status`: how a client is, for eyes, once or again and again.
+ */
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ClientStatus } from '../control/operations.ts';
+import { bad, dim, facts, formatAge, formatBytes, good, type OutputOptions, warning } from './output.ts';
+
+const WATCH_MS = 1000;
+/** Cursor to the corner, and everything behind it away. */
+const CLEAR = '\u001b[H\u001b[J';
+
+export function formatStatus(status: ClientStatus): string {
+  const state = status.state === 'connected' ? good(status.state) : warning(status.state);
+  return [
+    facts([
+      ['profile', status.name],
+      ['state', `${state}${status.since === null ? '' : ` for ${formatAge(status.since)}`}`],
+      ['server', `${status.server}${status.verified ? '' : ` ${bad('NOT VERIFIED')}`}`],
+      ['user', status.user ?? undefined],
+      ['addresses', status.addresses.join(', ')],
+      ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
+      ['routes', status.routes.join(', ') || 'none'],
+      ['dns', dnsWords(status)],
+      ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
+      ['traffic', `${formatBytes(status.sentBytes)} sent, ${formatBytes(status.receivedBytes)} received`],
+      ['round trip', status.roundTripMs === null ? undefined : `${status.roundTripMs.toFixed(1)} ms`],
+      ['reconnects', status.reconnects === 0 ? undefined : String(status.reconnects)],
+      ['last error', status.lastError === null ? undefined : `${status.lastError.message} (${status.lastError.code})`],
+    ]),
+    ...status.refused.map(({ item, why }) => `${warning('refused')} ${item}: ${why}`),
+  ].join('\n');
+}
+
+/** What was agreed with the server; nothing yet while there is no session. */
+function deviceKind({ state, superPackets }: ClientStatus): string {
+  if (state !== 'connected') return '';
+  return superPackets ? ' (super-packets)' : ' (plain)';
+}
+
+function dnsWords({ dns, state }: ClientStatus): string | undefined {
+  if (state !== 'connected' || dns.servers.length === 0) return undefined;
+  return dns.domains.length === 0 ? dns.servers.join(', ') : `${dns.servers.join(', ')} for ${dns.domains.join(', ')}`;
+}
+
+/** Shows the status each second, on one screen where there is a terminal, until the program is interrupted. */
+export async function watchStatus(look: () => Promise<readonly ClientStatus[]>, options: OutputOptions): Promise<void> {
+  const isScreen = process.stdout.isTTY === true && options.json !== true;
+  let before: ReadonlyMap<number, ClientStatus> = new Map();
+  let shownAt = performance.now();
+  for (;;) {
+    const found = await look();
+    const now = performance.now();
+    const text =
+      options.json === true
+        ? JSON.stringify(found)
+        : found.length === 0
+          ? warning('no client is running')
+          : found
+              .map((status) => `${formatStatus(status)}${rates(before.get(status.pid), status, now - shownAt)}`)
+              .join('\n\n');
+    process.stdout.write(`${isScreen ? CLEAR : ''}${text}\n${isScreen || options.json === true ? '' : '\n'}`);
+    if (isScreen) process.stdout.write(dim('\nCtrl-C ends this'));
+    before = new Map(found.map((status) => [status.pid, status]));
+    shownAt = now;
+    await sleep(WATCH_MS);
+  }
+}
+
+function rates(before: ClientStatus | undefined, now: ClientStatus, passedMs: number): string {
+  if (before === undefined || passedMs <= 0) return '';
+  const rate = (from: number, to: number) => `${formatBytes(Math.round(((to - from) * 1000) / passedMs))}/s`;
+  const sent = rate(before.sentBytes, now.sentBytes);
+  return `\n${facts([['now', `${sent} sent, ${rate(before.receivedBytes, now.receivedBytes)} received`]])}`;
+}
