@@ -43,7 +43,7 @@ export class Nonces {
     }
     const nonce = randomBytes(NONCE_BYTES);
     this.#outstanding.set(binding, { nonce, expiresAt: now + lifeMs });
-    return Uint8Array.from(nonce);
+    return new Uint8Array(nonce);
   }
 
   /** Whether this is the connection's nonce and still good. Right or wrong, the connection has none afterwards. */

@@ -225,7 +225,7 @@ export class Channel {
   }
 
   /**
-   * Sends one control frame in front of all data that waits. The bytes may be reused at once. A peer that lets a megabyte
+   * Sends a control frame, or several in one, in front of all data that waits. The bytes may be reused at once. A peer that lets a megabyte
    * of them pile up is given up: the channel closes with ERR_PEER_GONE.
    */
   sendControl(frame: Uint8Array): void {

@@ -406,7 +406,7 @@ export class Listener {
 
   /** A client without the certificate that it needs hears why, and nothing that it sends is looked at. */
   #reject(socket: TLSSocket, connection: Connection, error: VpnError): void {
-    const channel = new Channel(socket, { facts: factsOf(socket, connection) });
+    const channel = new Channel(socket, { facts: this.#factsOf(socket, connection) });
     channel.sendControl(encodeGreeting());
     channel.close(encodeMessage('reject', { code: rejectCodeOf(error), message: '' }));
   }
@@ -421,7 +421,7 @@ export class Listener {
 
   #openChannel(socket: TLSSocket, connection: Connection): void {
     const { dataQueueBytes, queues } = this.#options;
-    const channel = new Channel(socket, { facts: factsOf(socket, connection), dataQueueBytes, queues });
+    const channel = new Channel(socket, { facts: this.#factsOf(socket, connection), dataQueueBytes, queues });
     this.counters.channels += 1;
     try {
       this.#options.onChannel(channel);
@@ -429,6 +429,16 @@ export class Listener {
       this.#log.error('a new channel could not be taken', { peer: connection.remote.address, error });
       channel.destroy(toVpnError(error));
     }
+  }
+
+  #factsOf(socket: TLSSocket, { raw, remote, serverId }: Connection): ChannelFacts {
+    const isAnonymous = (this.#options.requireClientAuth ?? false) === false;
+    const ends = { local: localEnd(raw), remote, serverId, authorized: socket.authorized, isAnonymous };
+    const facts = readFacts(socket, ends);
+    const { peerCertificate } = facts;
+    const leaf = facts.authorized ? socket.getPeerX509Certificate() : undefined;
+    if (leaf === undefined || peerCertificate === undefined) return facts;
+    return { ...facts, peerCertificate: { ...peerCertificate, holder: readHolder(leaf.raw) } };
   }
 
   #openFrontDoor(socket: TLSSocket): void {
@@ -469,14 +479,6 @@ function setCount(counts: Map<string, number>, source: string | undefined, count
   if (source === undefined) return;
   if (count === 0) counts.delete(source);
   else counts.set(source, count);
-}
-
-function factsOf(socket: TLSSocket, { raw, remote, serverId }: Connection): ChannelFacts {
-  const facts = readFacts(socket, { local: localEnd(raw), remote, serverId, authorized: socket.authorized });
-  const { peerCertificate } = facts;
-  const leaf = facts.authorized ? socket.getPeerX509Certificate() : undefined;
-  if (leaf === undefined || peerCertificate === undefined) return facts;
-  return { ...facts, peerCertificate: { ...peerCertificate, holder: readHolder(leaf.raw) } };
 }
 
 function listenError(cause: unknown, address: string, port: number): VpnError {

@@ -301,12 +301,16 @@ export function checkHandshake(socket: TLSSocket): VpnError | undefined {
   );
 }
 
-/** What is known of a connection whose handshake is complete. `remote` is passed in, because an accepted socket may be gone. */
+/**
+ * What is known of a connection whose handshake is complete. `remote` is passed in, because an accepted socket may be gone.
+ *
+ * @param ends `isAnonymous`: the peer was not asked for a certificate
+ */
 export function readFacts(
   socket: TLSSocket,
-  ends: { local: Endpoint; remote: Endpoint; serverId: Uint8Array; authorized: boolean },
+  ends: { local: Endpoint; remote: Endpoint; serverId: Uint8Array; authorized: boolean; isAnonymous?: boolean },
 ): ChannelFacts {
-  const peer = socket.getPeerX509Certificate();
+  const peer = ends.isAnonymous === true ? undefined : socket.getPeerX509Certificate();
   return {
     protocol: socket.getProtocol() ?? 'unknown',
     cipher: socket.getCipher().standardName,

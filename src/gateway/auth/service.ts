@@ -462,7 +462,10 @@ function accounted(session: StartedSession) {
     // The short id may come again in the life of a server that keeps accounts.
     id: `${session.key.slice(0, 8)}-${Math.trunc(session.openedAt).toString(36)}`,
     user: session.user,
-    addresses: addressesOf(session.lease),
+    // Asked for only where somebody keeps accounts.
+    get addresses() {
+      return addressesOf(session.lease);
+    },
     get remote() {
       return session.remote;
     },

@@ -414,8 +414,7 @@ export class Connection implements FrameSink, ChannelHandler {
     }
     if (session.isClosed) return { kind: 'nothing' };
     this.#decoder.setPhase('session');
-    this.channel.sendControl(output.frame);
-    session.start();
+    session.start(output.frame);
     this.#host.sessionStarted(session);
     this.#log.info('session opened', { session: session.shortId, user: session.user, device: granted.device });
     return { kind: 'nothing' };

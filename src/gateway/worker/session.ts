@@ -41,6 +41,8 @@ export interface SessionOptions {
   ended(session: Session, reason: CloseReason, isKept: boolean): void;
 }
 
+const NOTHING = new Uint8Array(0);
+
 /** What is known of a session that was opened by an earlier life of the gateway. */
 export interface Former {
   readonly remote: string;
@@ -140,10 +142,11 @@ export class Session {
     return this.#isStarted;
   }
 
-  /** ACCEPT has been sent: CONFIG follows, and packets may. */
-  start(): void {
+  /** Sends ACCEPT, unless the client has been answered already, and CONFIG after it; packets may follow. */
+  start(accept: Uint8Array = NOTHING): void {
     this.#isStarted = true;
-    this.sendConfig();
+    // In one write: one TLS record, one segment.
+    this.#control?.channel.sendControl(Buffer.concat([accept, encodeMessage('config', this.#config)]));
     if (this.#isInline) this.link.channel = this.#control?.channel;
   }
 
