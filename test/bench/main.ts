@@ -72,7 +72,14 @@ const AREAS: Readonly<Record<string, Measure>> = {
 };
 
 const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;
-const TOOLS = { iperf3: 'iperf3', ss: 'iproute2', openssl: 'openssl', ethtool: 'ethtool', tc: 'iproute2' };
+const TOOLS = {
+  iperf3: 'iperf3',
+  ss: 'iproute2',
+  openssl: 'openssl',
+  ethtool: 'ethtool',
+  tc: 'iproute2',
+  taskset: 'util-linux',
+};
 
 process.exitCode = await main(process.argv.slice(2));
 
