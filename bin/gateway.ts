@@ -3,11 +3,13 @@
  */
 
 import { existsSync } from 'node:fs';
+import { readFile, rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
 import { createLogger, type Logger } from '../src/base/log.ts';
-import type { GatewayInit, GatewayInitResult, StoreCopyResult } from '../src/cli/host.ts';
+import { writePrivateFile } from '../src/base/private-file.ts';
+import type { GatewayInit, GatewayInitResult, GatewaySource, StoreCopyResult } from '../src/cli/host.ts';
 import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
 import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
@@ -22,11 +24,6 @@ import { gatewayUnit } from '../src/os/systemd-unit.ts';
 import { backUp, restore } from '../src/store/backup.ts';
 import type { PolicyWorld } from './policy.ts';
 import { warmPath, withSignals } from './run.ts';
-
-interface GatewaySource {
-  state: string;
-  config?: string;
-}
 
 /** `server init`. */
 export async function makeGateway(init: GatewayInit): Promise<GatewayInitResult> {
@@ -58,13 +55,14 @@ export async function checkGateway(source: GatewaySource): Promise<string> {
 }
 
 /** `server backup`. */
-export async function backupStore(state: string, file: string, force: boolean): Promise<StoreCopyResult> {
-  return await backUp(await embeddedStore(state, 'pg_dump'), file, { force });
+export async function backupStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult> {
+  return await backUp(await embeddedStore(source, 'pg_dump'), file, { force });
 }
 
 /** `server restore`. */
-export async function restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult> {
-  const store = await embeddedStore(state, 'pg_restore');
+export async function restoreStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult> {
+  const { state } = source;
+  const store = await embeddedStore(source, 'pg_restore');
   if (await answers(statePaths(state).control)) {
     throw new VpnError(
       'ERR_ALREADY_RUNNING',
@@ -74,8 +72,9 @@ export async function restoreStore(state: string, file: string, force: boolean):
   return await restore(file, store, { force, clock: systemClock });
 }
 
-async function embeddedStore(state: string, instead: string): Promise<string> {
-  const place = await placeOfStore(state, await readGatewayConfig(statePaths(state).config));
+async function embeddedStore(source: GatewaySource, instead: string): Promise<string> {
+  const { state } = source;
+  const place = await placeOfStore(state, await readGatewayConfig(await presentConfigFileOf(source)));
   if (typeof place === 'string') return place;
   throw new VpnError('ERR_UNSUPPORTED', `the store of ${state} is at a PostgreSQL server; use its ${instead}`);
 }
@@ -116,6 +115,7 @@ export async function runGateway(source: GatewaySource, version: string): Promis
       };
       signal.addEventListener('abort', stop, { once: true });
       if (signal.aborted) return;
+      await noteConfigFile(source);
       process.stdout.write('ready\n');
       manager.ready(`listening on ${formatEndpoint(server.address)}`);
       await server.stopped;
@@ -141,20 +141,23 @@ function reloadOnHangUp(server: VpnServer, readConfig: () => Promise<GatewayConf
 /** What the gateway of a state directory adds to a policy; nothing where there is none. */
 export async function policyWorld(state: string): Promise<PolicyWorld> {
   if (!existsSync(statePaths(state).config)) return { pool: [], groupsOfUser: () => [] };
-  const { pool } = await readGatewayConfig(statePaths(state).config);
-  await using gateway = await openGateway(state);
+  const { pool } = await readGatewayConfig(await presentConfigFileOf({ state }));
+  await using gateway = await openGateway({ state });
   const groups = new Map((await gateway['user.list']({})).map((user) => [user.name, user.groups]));
   return { pool, groupsOfUser: (user) => groups.get(user) ?? [] };
 }
 
 /** The running gateway's operations, or, where none runs, those on its state directory. */
-export async function openGateway(state: string): Promise<GatewayApi & AsyncDisposable> {
+export async function openGateway(source: GatewaySource): Promise<GatewayApi & AsyncDisposable> {
+  const { state } = source;
   const paths = statePaths(state);
   if (await answers(paths.control)) {
     return { ...connectControl(paths.control, gatewayOperations), [Symbol.asyncDispose]: async () => {} };
   }
-  const opened = await GatewayState.open(state, systemClock);
-  const config = await readGatewayConfig(paths.config);
+  const file = await presentConfigFileOf(source);
+  const other = file === paths.config ? undefined : await readGatewayConfig(file);
+  const opened = await GatewayState.open(state, systemClock, other === undefined ? {} : { config: other });
+  const config = other ?? (await readGatewayConfig(file));
   opened.devicesPerUser = config.accounts.devicesPerUser;
   const idle = { endSessions: () => 0, endInsufficient: async () => 0, reloadCertificates: async () => {} };
   const notRunning = async (): Promise<never> => {
@@ -176,4 +179,22 @@ export async function openGateway(state: string): Promise<GatewayApi & AsyncDisp
 
 function configFileOf({ state, config }: GatewaySource): string {
   return config ?? statePaths(state).config;
+}
+
+/** That of the gateway as it ran last: else an account could land in a store that it does not use. */
+async function presentConfigFileOf({ state, config }: GatewaySource): Promise<string> {
+  if (config !== undefined) return config;
+  const { config: own, configNote } = statePaths(state);
+  const noted = await readFile(configNote, 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return '';
+    throw new VpnError('ERR_CONFIG_FILE', `cannot read ${configNote}: ${error.code}`, { cause: error });
+  });
+  return noted.trim() || own;
+}
+
+/** Notes the configuration that the gateway runs with, for commands while it does not. */
+async function noteConfigFile({ state, config }: GatewaySource): Promise<void> {
+  const { configNote } = statePaths(state);
+  if (config === undefined) await rm(configNote, { force: true });
+  else await writePrivateFile(configNote, `${resolve(config)}\n`);
 }

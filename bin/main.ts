@@ -15,11 +15,11 @@ export async function main(): Promise<void> {
   const policy = () => import('./policy.ts');
   const client = () => import('./client.ts');
   const host: CliHost = {
-    openGateway: async (state) => (await gateway()).openGateway(state),
+    openGateway: async (source) => (await gateway()).openGateway(source),
     initGateway: async (init) => (await gateway()).makeGateway(init),
     checkGateway: async (source) => (await gateway()).checkGateway(source),
-    backupStore: async (state, file, force) => (await gateway()).backupStore(state, file, force),
-    restoreStore: async (state, file, force) => (await gateway()).restoreStore(state, file, force),
+    backupStore: async (source, file, force) => (await gateway()).backupStore(source, file, force),
+    restoreStore: async (source, file, force) => (await gateway()).restoreStore(source, file, force),
     gatewayUnit: async (source) => (await gateway()).unitOf(source, join(root, 'bin', 'customvpn')),
     checkPolicy: async (file) => (await policy()).checkPolicy(file),
     testPolicy: async (file, state) => (await policy()).testPolicy(file, await (await gateway()).policyWorld(state)),

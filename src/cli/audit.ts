@@ -7,7 +7,7 @@ import { Command } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { AuditRecordInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
-import { gatewayState, jsonOutput, since } from './options.ts';
+import { gatewayConfig, gatewayState, jsonOutput, since } from './options.ts';
 import { bad, dim, type OutputOptions, print } from './output.ts';
 
 const FOLLOW_MS = 1000;
@@ -16,6 +16,7 @@ const MAX_LIMIT = 10_000;
 
 interface AuditOptions extends OutputOptions {
   state: string;
+  config?: string;
   since?: string;
   user?: string;
   event?: string;
@@ -32,6 +33,7 @@ export function auditCommand(host: CliHost): Command {
     .option('--limit <n>', 'the newest so many', String(DEFAULT_LIMIT))
     .option('--follow', 'go on with what comes; with --json a line each')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .addOption(jsonOutput())
     .addHelpText(
       'after',
@@ -47,7 +49,7 @@ export function auditCommand(host: CliHost): Command {
         ...(options.user === undefined ? {} : { user: options.user }),
         ...(options.event === undefined ? {} : { event: options.event }),
       };
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       const records = await gateway['audit.list']({ ...query, limit });
       if (options.follow !== true) {
         print(records, options, () => records.map(lineOf).join('\n') || 'nothing is recorded');

@@ -7,6 +7,13 @@
 
 import type { ClientApi, GatewayApi } from '../control/operations.ts';
 
+/** Which gateway is meant. */
+export interface GatewaySource {
+  readonly state: string;
+  /** Default of `checkGateway`, `gatewayUnit` and `runGateway`: that in the state directory; else the one it ran with last. */
+  readonly config?: string;
+}
+
 export interface GatewayInit {
   state: string;
   names: readonly string[];
@@ -146,23 +153,23 @@ export interface PolicyTrial {
 
 export interface CliHost {
   /** The gateway's operations: of the running daemon, else of its state directory. Dispose of it after use. */
-  openGateway(state: string): Promise<GatewayApi & AsyncDisposable>;
+  openGateway(source: GatewaySource): Promise<GatewayApi & AsyncDisposable>;
   initGateway(init: GatewayInit): Promise<GatewayInitResult>;
   /** Checks the configuration and returns it as text, opening nothing. */
-  checkGateway(source: { state: string; config?: string }): Promise<string>;
+  checkGateway(source: GatewaySource): Promise<string>;
   /** Copies the store of a gateway, running or not, to a file. */
-  backupStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
+  backupStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult>;
   /** Puts such a copy in the place of the store of a gateway that does not run. */
-  restoreStore(state: string, file: string, force: boolean): Promise<StoreCopyResult>;
+  restoreStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult>;
   /** The text of a systemd unit that runs this gateway. */
-  gatewayUnit(source: { state: string; config?: string }): Promise<string>;
+  gatewayUnit(source: GatewaySource): Promise<string>;
   checkPolicy(file: string): Promise<PolicyCheck>;
   /** Tries the tests of a policy file; with the users and addresses of the gateway of a state directory, where there is one. */
   testPolicy(file: string, state: string): Promise<PolicyTrial>;
   /** JSON Schema of a policy file. */
   schemaOfPolicy(): Promise<object>;
   /** Runs until stopped; resolves when everything has been put back. */
-  runGateway(source: { state: string; config?: string }): Promise<void>;
+  runGateway(source: GatewaySource): Promise<void>;
   /** Operations of the running clients under a state directory, by profile id. */
   openClients(state: string): Promise<ReadonlyMap<string, ClientApi>>;
   /** What is kept of each profile that has been used, by the first half of its id. */

@@ -10,13 +10,16 @@ export const DEFAULT_CLIENT_STATE = '/var/lib/customvpn-client';
 
 export const gatewayState = (): Option =>
   new Option('--state <dir>', 'state directory of the gateway').default(DEFAULT_GATEWAY_STATE);
+export const gatewayConfig = (): Option =>
+  new Option('--config <file>', 'its configuration, while it does not run (default: the one it ran with last)');
 export const clientState = (): Option =>
   new Option('--state <dir>', 'state directory of the client').default(DEFAULT_CLIENT_STATE);
 export const jsonOutput = (): Option => new Option('--json', 'print one JSON document');
 
-/** What to add to a suggested command so that it means the same state directory. */
-export function stateHint(state: string): string {
-  return state === DEFAULT_GATEWAY_STATE || state === DEFAULT_CLIENT_STATE ? '' : ` --state ${state}`;
+/** What to add to a suggested command so that it means the same state directory and configuration. */
+export function stateHint(state: string, config?: string): string {
+  const isDefault = state === DEFAULT_GATEWAY_STATE || state === DEFAULT_CLIENT_STATE;
+  return `${isDefault ? '' : ` --state ${state}`}${config === undefined ? '' : ` --config ${config}`}`;
 }
 
 /** A comma-separated list without empty parts. An option that is given again adds to it. */

@@ -4,11 +4,12 @@
 
 import { Command, Option } from 'commander';
 import type { CliHost } from './host.ts';
-import { gatewayState, jsonOutput } from './options.ts';
+import { gatewayConfig, gatewayState, jsonOutput } from './options.ts';
 import { bad, good, type OutputOptions, print, table, warning } from './output.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
+  config?: string;
 }
 
 const WARN_DAYS = 30;
@@ -16,10 +17,15 @@ const WARN_DAYS = 30;
 export function pkiCommand(host: CliHost): Command {
   const command = new Command('pki').description('the built-in certificate authority');
   const verb = (usage: string, description: string) =>
-    command.command(usage).description(description).addOption(gatewayState()).addOption(jsonOutput());
+    command
+      .command(usage)
+      .description(description)
+      .addOption(gatewayState())
+      .addOption(gatewayConfig())
+      .addOption(jsonOutput());
 
   verb('show', 'all certificates').action(async (options: StateOptions) => {
-    await using gateway = await host.openGateway(options.state);
+    await using gateway = await host.openGateway(options);
     print(await gateway['pki.show']({}), options, (certificates) =>
       table(
         ['role', 'name', 'serial', 'state', 'ends', 'file'],
@@ -42,7 +48,7 @@ export function pkiCommand(host: CliHost): Command {
   verb('issue', 'make a client certificate and key')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['pki.issue']({ name }), options, (made) =>
         [
           `certificate  ${made.certificate.file}`,
@@ -55,7 +61,7 @@ export function pkiCommand(host: CliHost): Command {
   verb('revoke', 'refuse a certificate from now on, also on live connections')
     .argument('<serial>', 'as `pki show` prints it')
     .action(async (serial: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(
         await gateway['pki.revoke']({ serial }),
         options,
@@ -78,7 +84,7 @@ Examples:
   customvpn pki renew alice --new-key`,
     )
     .action(async (name: string | undefined, options: StateOptions & { newKey?: boolean; sameKey?: boolean }) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       const input = {
         ...(name === undefined ? {} : { name }),
         ...(options.newKey === true ? { key: 'new' as const } : {}),

@@ -9,10 +9,11 @@ import { VpnError } from '../base/errors.ts';
 import { parseProfile } from '../control/profile.ts';
 import { encodeProfileLink } from '../control/profile-link.ts';
 import type { CliHost } from './host.ts';
-import { gatewayState } from './options.ts';
+import { gatewayConfig, gatewayState } from './options.ts';
 
 interface ProfileOptions {
   state: string;
+  config?: string;
   out?: string;
   shared?: boolean;
   pin: 'ca' | 'leaf';
@@ -36,6 +37,7 @@ export function profileCommand(host: CliHost): Command {
     .option('--hours <n>', 'how long the token can be used', '72')
     .option('--approve', 'hold the device until an operator approves it')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .addHelpText(
       'after',
       '\nExample:\n  customvpn profile alice --out alice.toml\n  customvpn profile alice --link\n  customvpn profile --shared --out company.toml',
@@ -48,7 +50,7 @@ export function profileCommand(host: CliHost): Command {
       if (!Number.isInteger(validHours) || validHours < 1 || validHours > 8760) {
         throw new VpnError('ERR_USAGE', `expected --hours from 1 to 8760, got "${options.hours}"`);
       }
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       const made = await gateway['profile.create']({
         ...(user === undefined ? {} : { user }),
         pin: options.pin,

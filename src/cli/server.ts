@@ -5,11 +5,12 @@
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
 import type { CliHost, StoreCopyResult } from './host.ts';
-import { gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
+import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
+  config?: string;
 }
 
 export function serverCommand(host: CliHost): Command {
@@ -107,7 +108,7 @@ Example:
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['server.status']({}), options, formatStatus);
     });
 
@@ -117,7 +118,7 @@ Example:
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['session.list']({}), options, (sessions) =>
         sessions.length === 0
           ? 'no sessions'
@@ -146,7 +147,7 @@ Example:
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (id: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['session.kick']({ id }), options, ({ kicked }) => `${kicked} session ended`);
     });
 
@@ -154,10 +155,11 @@ Example:
     .command('bans')
     .description('who has to wait, or is banned, after failed logins')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .addOption(jsonOutput())
     .addHelpText('after', '\nSources are let in again with `server unban`, names and devices with `user unlock`.')
     .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['server.bans']({}), options, (bans) =>
         bans.length === 0
           ? 'no bans'
@@ -179,10 +181,11 @@ Example:
     .description('forget the failed logins of a source')
     .argument('<source>', 'an address, or a source as `server bans` shows it')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .addOption(jsonOutput())
     .addHelpText('after', '\nExample:\n  customvpn server unban 203.0.113.7')
     .action(async (source: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['server.unban']({ source }), options, () => `${source} may log in again`);
     });
 
@@ -192,7 +195,7 @@ Example:
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['server.reload']({}), options, ({ applied, needsRestart }) =>
         facts([
           ['applied', applied.join(', ') || 'nothing had changed'],
@@ -206,6 +209,7 @@ Example:
     .description('copy accounts, devices and the audit record to a file, also while the gateway runs')
     .argument('<file>', 'the copy; mode 0600')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .option('--force', 'replace the file if there is one')
     .addOption(jsonOutput())
     .addHelpText(
@@ -218,7 +222,7 @@ Examples:
   customvpn server backup --force /var/backups/customvpn-monday.sqlite`,
     )
     .action(async (file: string, options: StateOptions & { force?: boolean }) => {
-      const made = await host.backupStore(options.state, file, options.force === true);
+      const made = await host.backupStore(options, file, options.force === true);
       print(made, options, (copy) => formatCopy('backed up to', copy));
     });
 
@@ -227,6 +231,7 @@ Examples:
     .description('put a backup in the place of the store; the gateway must not run')
     .argument('<file>', 'what `server backup` made')
     .addOption(gatewayState())
+    .addOption(gatewayConfig())
     .option('--force', 'replace the store that is there; it is kept beside the restored one')
     .addOption(jsonOutput())
     .addHelpText(
@@ -239,7 +244,7 @@ Example:
   customvpn server restore --force /var/backups/customvpn.sqlite`,
     )
     .action(async (file: string, options: StateOptions & { force?: boolean }) => {
-      const made = await host.restoreStore(options.state, file, options.force === true);
+      const made = await host.restoreStore(options, file, options.force === true);
       print(made, options, (copy) => formatCopy('restored from', copy));
     });
 
@@ -249,7 +254,7 @@ Example:
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['server.stop']({}), options, ({ sessions }) => `stopping; ${sessions} sessions were live`);
     });
 

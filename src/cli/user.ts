@@ -7,18 +7,24 @@ import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
 import type { AccessTokenInfo, UserInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
-import { gatewayState, instant, jsonOutput, list, stateHint } from './options.ts';
+import { gatewayConfig, gatewayState, instant, jsonOutput, list, stateHint } from './options.ts';
 import { bad, facts, formatAge, good, type OutputOptions, print, table } from './output.ts';
 import { newPassword } from './secrets.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
+  config?: string;
 }
 
 export function userCommand(host: CliHost): Command {
   const command = new Command('user').description('who may log in');
   const verb = (usage: string, description: string) =>
-    command.command(usage).description(description).addOption(gatewayState()).addOption(jsonOutput());
+    command
+      .command(usage)
+      .description(description)
+      .addOption(gatewayState())
+      .addOption(gatewayConfig())
+      .addOption(jsonOutput());
 
   verb('add', 'add a user')
     .argument('<name>')
@@ -31,7 +37,7 @@ export function userCommand(host: CliHost): Command {
     )
     .action(async (name: string, options: StateOptions & AddOptions) => {
       const password = options.passwordStdin === true ? await newPassword(true) : undefined;
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       const added = await gateway['user.add']({
         name,
         groups: options.group ?? [],
@@ -43,13 +49,13 @@ export function userCommand(host: CliHost): Command {
           `added ${user.name}`,
           '',
           'Next:',
-          `  customvpn profile ${user.name}${stateHint(options.state)} --out ${user.name}.toml`,
+          `  customvpn profile ${user.name}${stateHint(options.state, options.config)} --out ${user.name}.toml`,
         ].join('\n'),
       );
     });
 
   verb('list', 'all users').action(async (options: StateOptions) => {
-    await using gateway = await host.openGateway(options.state);
+    await using gateway = await host.openGateway(options);
     print(await gateway['user.list']({}), options, (users) =>
       users.length === 0 ? 'no users; add one with: customvpn user add NAME' : table(HEADING, users.map(row)),
     );
@@ -58,7 +64,7 @@ export function userCommand(host: CliHost): Command {
   verb('show', 'one user and their devices')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['user.show']({ name }), options, (user) =>
         [
           facts([
@@ -89,7 +95,7 @@ export function userCommand(host: CliHost): Command {
   verb('disable', 'refuse a user and end their sessions now')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(
         await gateway['user.disable']({ name }),
         options,
@@ -100,14 +106,14 @@ export function userCommand(host: CliHost): Command {
   verb('enable', 'let a disabled user in again')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['user.enable']({ name }), options, () => `enabled ${name}`);
     });
 
   verb('unlock', 'forget the failed logins with a name, and those of the devices of its user')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['user.unlock']({ name }), options, ({ unlocked }) =>
         unlocked ? `unlocked ${name}` : `nothing was held against ${name}; see: customvpn server bans`,
       );
@@ -116,7 +122,7 @@ export function userCommand(host: CliHost): Command {
   verb('delete', 'remove a user, their devices and tokens, and end their sessions now')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(
         await gateway['user.delete']({ name }),
         options,
@@ -134,7 +140,7 @@ export function userCommand(host: CliHost): Command {
     )
     .action(async (name: string, options: StateOptions & { stdin?: boolean; remove?: boolean }) => {
       const password = options.remove === true ? null : await newPassword(options.stdin ?? false);
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       const done = password === null ? 'took the password away from' : 'set the password of';
       print(
         await gateway['user.password']({ name, password }),
@@ -148,7 +154,7 @@ export function userCommand(host: CliHost): Command {
     .option('--remove', 'take secret and recovery codes away')
     .addHelpText('after', '\nExample:\n  customvpn user totp alice')
     .action(async (name: string, options: StateOptions & { remove?: boolean }) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       if (options.remove === true) {
         print(await gateway['user.totpRemove']({ name }), options, ({ removed, kicked }) =>
           removed
@@ -173,7 +179,7 @@ export function userCommand(host: CliHost): Command {
   verb('recovery', 'make new recovery codes; the old ones are void')
     .argument('<name>')
     .action(async (name: string, options: StateOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(await gateway['user.recovery']({ name }), options, ({ recoveryCodes }) => codesText(recoveryCodes));
     });
 
@@ -185,7 +191,7 @@ export function userCommand(host: CliHost): Command {
     .action(async (name: string, options: StateOptions & { add?: string[]; remove?: string[] }) => {
       const { add = [], remove = [] } = options;
       if (add.length + remove.length === 0) throw new VpnError('ERR_USAGE', 'expected --add or --remove with groups');
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(
         await gateway['user.regroup']({ name, add, remove }),
         options,
@@ -199,7 +205,7 @@ export function userCommand(host: CliHost): Command {
     .addHelpText('after', '\nExamples:\n  customvpn user expire bob 2030-06-30\n  customvpn user expire bob never')
     .action(async (name: string, when: string, options: StateOptions) => {
       const expiresAt = when === 'never' ? null : instant(when);
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       print(
         await gateway['user.expire']({ name, expiresAt }),
         options,
@@ -218,7 +224,7 @@ export function userCommand(host: CliHost): Command {
       '\nExamples:\n  customvpn user token robot --name "nightly backup" --expires 365d\n  customvpn user token robot\n  customvpn user token --revoke 0123456789abcdef',
     )
     .action(async (name: string | undefined, options: StateOptions & TokenOptions) => {
-      await using gateway = await host.openGateway(options.state);
+      await using gateway = await host.openGateway(options);
       if (options.revoke !== undefined) {
         const id = options.revoke;
         print(

@@ -6,6 +6,7 @@
  *
  * ```
  * DIR/server.toml        the configuration
+ * DIR/config.path        the file that was given in place of it at the last start
  * DIR/certs/             CA, server and client certificates and keys, CRL
  * DIR/store.sqlite       users, devices, tokens, sessions, audit
  * DIR/master.key         seals secrets in the store
@@ -86,6 +87,7 @@ const LOCAL_HASHER: PasswordHasher = {
 /** Where things are under a state directory. */
 export function statePaths(dir: string): {
   config: string;
+  configNote: string;
   certs: string;
   store: string;
   masterKey: string;
@@ -95,6 +97,7 @@ export function statePaths(dir: string): {
   const at = (...parts: string[]) => resolve(dir, ...parts);
   return {
     config: at('server.toml'),
+    configNote: at('config.path'),
     certs: at('certs'),
     store: at('store.sqlite'),
     masterKey: at('master.key'),
@@ -216,7 +219,7 @@ export class GatewayState implements AsyncDisposable {
     { hasher = LOCAL_HASHER, config }: { hasher?: PasswordHasher; config?: GatewayConfig } = {},
   ): Promise<GatewayState> {
     const paths = statePaths(dir);
-    if (!existsSync(paths.config)) {
+    if (!existsSync(paths.config) && !existsSync(paths.masterKey)) {
       throw new VpnError(
         'ERR_CONFIG_FILE',
         `${dir} is no state directory: there is no ${paths.config}; make one with: customvpn server init --state ${dir} --name HOST`,

@@ -279,9 +279,42 @@ describe('with a gateway', labOptions({ setpriv: 'util-linux' }), () => {
     await taken.stop();
   });
 
+  test('a gateway that ran with another configuration is found by that one while it does not run', async () => {
+    const other = join(deployment.state, 'other.toml');
+    const text = await readFile(deployment.configFile, 'utf8');
+    await writeFile(other, text.replace(/^names = .*$/m, 'names = ["other.example.org"]'));
+    const nameIn = async (...words: string[]) => {
+      const made = await deployment.cli(
+        deployment.gateway,
+        'profile',
+        '--shared',
+        '--state',
+        deployment.state,
+        ...words,
+      );
+      assert.equal(made.status, 0, made.stderr);
+      return made.stdout.includes('other.example.org');
+    };
+    assert.deepEqual([await nameIn(), await nameIn('--config', other)], [false, true]);
+    const started = await deployment.gateway.start(
+      [COMMAND, 'server', 'run', '--state', deployment.state, '--config', other],
+      { ready: /^ready$/m },
+    );
+    assert.equal(await nameIn('--config', deployment.configFile), true, 'one that runs has its own');
+    assert.equal((await gateway('server', 'stop')).status, 0);
+    assert.equal(await started.exited, 0);
+    assert.deepEqual([await nameIn(), await nameIn('--config', deployment.configFile)], [true, false]);
+    await rm(other);
+    const gone = await gateway('user', 'list');
+    assert.equal(gone.status, 78);
+    assert.match(gone.stderr, /other\.toml.*\(ERR_CONFIG_FILE\)/s);
+  });
+
   describe('that runs', () => {
     before(async () => {
+      // Without --config it is the one of the state directory again.
       await deployment.run();
+      assert.equal((await gateway('user', 'list')).status, 0);
       await client.up();
     });
 
