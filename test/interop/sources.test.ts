@@ -11,7 +11,7 @@ import { Attribute, Change, Client } from 'ldapts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { parseProfile, withoutToken } from '../../src/control/profile.ts';
 import { TestAuthority } from '../support/certificates.ts';
-import { exchange, type SimClient, until, World } from '../support/world.ts';
+import { exchange, Relay, type SimClient, until, World } from '../support/world.ts';
 import { Freeradius, PROGRAM } from './freeradius.ts';
 import { freePort, Slapd } from './slapd.ts';
 
@@ -87,14 +87,19 @@ describe('accounts of outside sources', { skip }, () => {
     timeoutSeconds: 2,
   });
 
-  async function connected(world: World, user: string, source?: string): Promise<SimClient> {
+  async function connected(
+    world: World,
+    user: string,
+    source?: string,
+    options: Parameters<World['connected']>[1] = {},
+  ): Promise<SimClient> {
     const profile = await world.profile(user);
     if (source !== undefined) {
       const store = new DatabaseSync(join(world.dir, 'store.sqlite'));
       store.prepare('update users set source = ? where name = ?').run(source, user);
       store.close();
     }
-    return await world.connected(user, { profile });
+    return await world.connected(user, { ...options, profile });
   }
 
   /** A gateway where whoever the directory knows may enrol a device with their password. */
@@ -235,6 +240,31 @@ describe('accounts of outside sources', { skip }, () => {
     assert.match(alice.client.snapshot.lastError?.message ?? '', /revoked/);
     const [record] = world.rows("select * from audit where event = 'source.gone'");
     assert.equal(record?.user, 'alice');
+  });
+
+  test('an account that is disabled in the directory is asked about when its session is resumed, whenever the recheck is', async () => {
+    await using world = await World.open({ config: { backends: { office: directory([slapd.tlsUrl]) } } });
+    await using relay = await Relay.open(world.port);
+    const bob = await connected(world, 'bob', 'office', { serverPort: relay.port });
+    const cut = () => {
+      for (const connection of relay.connections) connection.cut();
+    };
+    cut();
+    await until(() => bob.client.snapshot.resumes === 1 && bob.client.snapshot.state === 'connected', 'a resume');
+    await using administrator = new Client({ url: slapd.plainUrl });
+    await administrator.bind(`cn=admin,${BASE}`, 'administration');
+    const disabled = new Attribute({ type: 'employeeType', values: ['disabled'] });
+    const entry = `uid=bob,${BASE}`;
+    await administrator.modify(entry, new Change({ operation: 'add', modification: disabled }));
+    cut();
+    await until(() => bob.client.snapshot.state === 'stopped', 'the client to stop');
+    await administrator.modify(entry, new Change({ operation: 'delete', modification: disabled }));
+    const refused = world.rows("select reason from audit where event = 'session.resume_refused'");
+    assert.deepEqual(
+      refused.map(({ reason }) => reason),
+      ['the account is gone at its source'],
+    );
+    assert.deepEqual(world.server.sessions, []);
   });
 
   test('a directory that is down ends no session, and is told of in the log', async () => {

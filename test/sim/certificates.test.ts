@@ -292,3 +292,19 @@ test("a session that a certificate has opened is resumed with the user's certifi
   const { done } = await right.resume(session);
   await done();
 });
+
+test('a session whose login showed a certificate is resumed with one of the same holder only, though no step asks for it', async () => {
+  using folder = new Folder();
+  const { one, other, config } = await twoAuthorities(folder);
+  await using world = await World.open({ config: { ...config, requireClientAuth: 'optional' } });
+  const token = (await world.profile('ada')).token?.reveal();
+  const raw = await world.raw(await one.client('ada'));
+  const session = await raw.login({ token, features: ['attach', 'resume'] });
+  world.keepSessions();
+  raw.socket.destroy();
+  for (const shown of [await one.client('bob'), await other.client('ada'), {}]) {
+    await assert.rejects((await world.raw(shown)).resume(session), { code: 'ERR_AUTH_REJECTED' });
+  }
+  assert.match(reasons(world), /the client certificate of the login was not shown/);
+  await (await (await world.raw(await one.client('ada'))).resume(session)).done();
+});

@@ -275,6 +275,27 @@ test('a user who was disabled while the gateway was down cannot resume', async (
   await assert.rejects((await world.raw()).resume(session), { code: 'ERR_AUTH_REJECTED' });
 });
 
+test('REQ-RESUME-007: a session of whom more is asked since cannot be resumed, also when the gateway was down meanwhile', async () => {
+  await using world = await World.open();
+  const session = await lost(world);
+  await world.server.stop();
+  await world.restart({ login: { steps: ['device', 'totp'] } });
+  await assert.rejects((await world.raw()).resume(session), { code: 'ERR_SESSION_UNKNOWN' });
+  assert.match(refusals(world)[0] ?? '', /more is asked of the user than was proven at the login/);
+  await until(() => world.rows('select id from sessions').length === 0, 'the end of the session');
+});
+
+test('REQ-RESUME-007: an application that authorizes logins is asked for a resume, too', async () => {
+  let isAllowed = true;
+  await using world = await World.open({ hooks: { authorizeLogin: () => isAllowed } });
+  const session = await lost(world);
+  isAllowed = false;
+  await assert.rejects((await world.raw()).resume(session), { code: 'ERR_AUTH_REJECTED' });
+  assert.match(refusals(world)[0] ?? '', /the application does not authorize it/);
+  isAllowed = true;
+  await (await (await world.raw()).resume(session)).done();
+});
+
 for (const whenFull of ['refuse', 'replace-oldest'] as const) {
   test(`a user may have so many sessions: ${whenFull}`, async () => {
     await using world = await World.open({ config: { session: { perUser: 2, whenFull } } });
