@@ -24,6 +24,7 @@ import { loadClientCredentials } from '../transport/credentials.ts';
 import { type DialOptions, dial } from '../transport/dial.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
+import type { RekeyCounters } from '../transport/slot.ts';
 import { DeviceKey } from './device-key.ts';
 import type { ResumeTicket } from './dialogue.ts';
 import type { AnswerSteps } from './login-answers.ts';
@@ -74,6 +75,8 @@ export interface ClientOptions {
   mark?: number;
   /** Offer super-packets when the device has them; default true. */
   superPackets?: boolean;
+  /** How many data connections are wanted, 1 to 16; default: as many as the server allows. */
+  dataChannels?: number;
   /** Without one the client carries no packets: echoes and control only. */
   host?: ClientHost;
   /** A session that another client of this device has kept: it is resumed in place of a login. */
@@ -111,6 +114,10 @@ export interface ClientSnapshot {
   readonly reconnects: number;
   /** How often a session was taken up again without a login. */
   readonly resumes: number;
+  /** How often a connection was changed for one with new keys. */
+  readonly rekeys: number;
+  /** Of these, how many may have lost or reordered packets. */
+  readonly rekeyGaps: number;
   readonly lastError: VpnError | undefined;
   /** Packets dropped, by reason. */
   readonly drops: Readonly<Record<string, number>>;
@@ -125,6 +132,7 @@ export class VpnClient {
   readonly #clock: Clock;
   readonly #device: DeviceKey;
   readonly #drops = new Float64Array(DROP_REASON_NAMES.length);
+  readonly #counters: RekeyCounters = { rekeys: 0, rekeyGaps: 0 };
   readonly #queues = new QueueBudget(undefined, this.#drops);
   readonly #stopped = Promise.withResolvers<void>();
   readonly #abort = new AbortController();
@@ -260,6 +268,7 @@ export class VpnClient {
       roundTripMs: session?.roundTripMs,
       reconnects: this.#reconnects,
       resumes: this.#resumes,
+      ...this.#counters,
       lastError: this.#lastError,
       drops: Object.fromEntries(
         DROP_REASON_NAMES.map((name, reason) => [name, this.#drops[reason] ?? 0] as const).filter(
@@ -441,6 +450,8 @@ export class VpnClient {
         ...options.limits,
         serverVerified,
       },
+      dataChannels: options.dataChannels,
+      counters: this.#counters,
       version: options.version ?? 'library',
       primitives: nodePrimitives,
       now: () => this.#clock.now(),
@@ -477,7 +488,7 @@ export class VpnClient {
   }
 
   #features(): string[] {
-    const features: string[] = [Feature.attach, Feature.resume];
+    const features: string[] = [Feature.attach, Feature.resume, Feature.rekey];
     if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
     features.push(Feature.superPackets);
     if (this.#tun.uso) features.push(Feature.udpSuperPackets);

@@ -6,16 +6,25 @@
  */
 
 import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
-import { FrameDecoder, type FrameSink, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
+import { encodeFrame, FrameDecoder, type FrameSink, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
 import type { Exporter } from '../protocol/keys.ts';
+import { Liveness, type LivenessOptions } from '../protocol/liveness.ts';
 import { type CloseReason, encodeMessage } from '../protocol/messages.ts';
 import { closeReasonOf } from '../protocol/reasons.ts';
+import { RekeySchedule } from '../protocol/rekey.ts';
 import type { Channel, ChannelHandler } from '../transport/channel.ts';
 import type { PacketReceiver } from '../transport/packet-link.ts';
+import type { SlotConnection } from '../transport/slot.ts';
 
 const EMPTY = new Uint8Array(0);
 
-export class ServerConnection implements FrameSink, ChannelHandler {
+/** How long a connection is believed in, and how long it serves. */
+export interface ServiceOptions {
+  ping: LivenessOptions;
+  rekeyMs: number;
+}
+
+export class ServerConnection implements FrameSink, ChannelHandler, SlotConnection {
   target: Uint8Array = EMPTY;
   targetOffset = 0;
   /** Whether any byte has come since the last tick. */
@@ -28,6 +37,9 @@ export class ServerConnection implements FrameSink, ChannelHandler {
   readonly exporter: Exporter;
   readonly #decoder = new FrameDecoder(this, 'server');
   #failure: VpnError | undefined;
+  #liveness: Liveness | undefined;
+  #schedule: RekeySchedule | undefined;
+  #isRetired = false;
   /** Where packets go that come before the tunnel is ready. */
   #discarded: Uint8Array | undefined;
 
@@ -42,6 +54,63 @@ export class ServerConnection implements FrameSink, ChannelHandler {
 
   setPhase(phase: 'session' | 'data'): void {
     this.#decoder.setPhase(phase);
+  }
+
+  /** It has become part of a session. */
+  serve({ ping, rekeyMs }: ServiceOptions, now: number): void {
+    this.#liveness = new Liveness(ping, now);
+    this.#schedule = new RekeySchedule(now, Math.random(), rekeyMs);
+  }
+
+  /** Asks the server for a sign of life when it is silent. @returns whether it has been silent for too long */
+  examine(now: number): boolean {
+    const liveness = this.#liveness;
+    if (liveness === undefined) return false;
+    if (this.heard) liveness.received(now);
+    this.heard = false;
+    const due = liveness.handleTimeout(now);
+    if (due === 'ping') this.ask(now);
+    return due === 'dead';
+  }
+
+  /** Asks the server for a sign of life at once. */
+  ask(now: number): void {
+    if (this.#liveness === undefined) return;
+    this.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
+  }
+
+  pong(payload: Uint8Array, now: number): void {
+    this.#liveness?.pong(payload, now);
+  }
+
+  get roundTripMs(): number | undefined {
+    return this.#liveness?.roundTripMs;
+  }
+
+  /** Whether its keys have served long enough. */
+  isWorn(now: number): boolean {
+    const { sentBytes, receivedBytes } = this.channel.counters;
+    return this.#schedule?.isDue(now, sentBytes + receivedBytes) === true;
+  }
+
+  hold(): void {
+    this.channel.pause();
+    this.#decoder.hold();
+  }
+
+  release(): void {
+    this.channel.resume();
+    try {
+      this.#decoder.release();
+    } catch (error) {
+      this.#refuse(error);
+    }
+  }
+
+  retire(): void {
+    this.#isRetired = true;
+    this.receiver?.release();
+    this.receiver = undefined;
   }
 
   close(reason: CloseReason): void {
@@ -60,9 +129,13 @@ export class ServerConnection implements FrameSink, ChannelHandler {
     try {
       this.#decoder.push(chunk);
     } catch (error) {
-      this.fail(toVpnError(error));
-      this.onClosed(toVpnError(error));
+      this.#refuse(error);
     }
+  }
+
+  #refuse(error: unknown): void {
+    this.fail(toVpnError(error));
+    this.onClosed(toVpnError(error));
   }
 
   closed(error?: VpnError): void {
@@ -82,6 +155,7 @@ export class ServerConnection implements FrameSink, ChannelHandler {
   }
 
   reserve(type: number, length: number, whole: boolean): void {
+    if (this.#isRetired) throw new VpnError('ERR_FRAME_STATE', 'a data frame came after SWITCH');
     if (this.receiver === undefined) {
       this.#discarded ??= new Uint8Array(MAX_PACKET_PAYLOAD_BYTES + 16);
       this.target = this.#discarded;

@@ -33,6 +33,8 @@ export interface DialogueOptions extends Answerer {
   version: string;
   /** Resumes this session in place of a login. */
   resume?: ResumeTicket | undefined;
+  /** The session's connections live: the resume changes its control connection for this one. */
+  rekey?: boolean | undefined;
   /** Told what the session can be resumed with from now on; undefined: not at all. */
   keep: (ticket: ResumeTicket | undefined) => void;
 }
@@ -47,8 +49,6 @@ export interface ResumeTicket {
 
 export interface OpenedSession extends ResumeTicket {
   readonly config: ConfigMessage;
-  /** Frames that came in one piece with CONFIG. */
-  readonly early: { type: number; payload: Uint8Array }[];
 }
 
 /** What a dialogue wants done next. */
@@ -75,7 +75,12 @@ interface Dialogue {
   stop(): void;
 }
 
-/** Logs in, or resumes, over a fresh connection; resolves when CONFIG has come. @throws {VpnError} whatever stopped it */
+/**
+ * Logs in, or resumes, over a fresh connection; resolves when CONFIG has come. What follows is held, until whoever takes the
+ * connection over releases it.
+ *
+ * @throws {VpnError} whatever stopped it
+ */
 export async function openDialogue(connection: ServerConnection, options: DialogueOptions): Promise<OpenedSession> {
   const { resume } = options;
   const dialogue = resume === undefined ? loginOn(connection, options) : resumeOn(connection, options, resume);
@@ -85,7 +90,6 @@ export async function openDialogue(connection: ServerConnection, options: Dialog
     done.reject(new VpnError('ERR_STAGE_TIMEOUT', `the server did not finish the ${name} in time`));
   });
   let ticket: ResumeTicket | undefined;
-  let opened: OpenedSession | undefined;
   let silentBeats = 0;
   let isOver = false;
 
@@ -127,10 +131,10 @@ export async function openDialogue(connection: ServerConnection, options: Dialog
   connection.onGreeting = (line) => drive(dialogue.start(line));
   connection.onControl = (type, payload) => {
     if (ticket === undefined) drive(dialogue.receive(type, payload));
-    else if (opened !== undefined) opened.early.push({ type, payload: new Uint8Array(payload) });
     else if (type === FrameType.config) {
-      opened = { ...ticket, config: decodeMessage('config', payload), early: [] };
-      done.resolve(opened);
+      const config = decodeMessage('config', payload);
+      connection.hold();
+      done.resolve({ ...ticket, config });
     } else if (type === FrameType.close) {
       done.reject(closedError(decodeMessage('close', payload).reason));
     } else
@@ -202,19 +206,21 @@ function loginOn(connection: ServerConnection, options: DialogueOptions): Dialog
 
 function resumeOn(
   connection: ServerConnection,
-  { device, primitives, features, serverName, keep }: DialogueOptions,
+  { device, primitives, serverName, keep, rekey }: DialogueOptions,
   { accept, secret }: ResumeTicket,
 ): Dialogue {
   const machine = new ResumeClient({
     primitives,
     exporter: connection.exporter,
     serverId: connection.channel.facts.serverId,
-    features,
+    // Packets stay in the form that was agreed on.
+    features: accept.features,
     session: accept.session,
     epoch: accept.epoch,
     secret,
     serverName,
     device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
+    rekey,
   });
   const wish = (output: ResumeClientOutput): Wish => {
     switch (output.kind) {

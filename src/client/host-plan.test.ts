@@ -30,6 +30,7 @@ function config(routes: readonly string[], change: Partial<AcceptedConfig> = {})
     dns: { servers: [], domains: [] },
     mtu: 1500,
     ping: { intervalMs: 20_000, deadMs: 60_000 },
+    rekeyMs: 3_600_000,
     data: { mode: 'attached', channels: 1 },
     pins: [],
     ...change,

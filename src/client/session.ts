@@ -1,30 +1,30 @@
 /**
  * One session with a gateway, from the greeting to its end.
  *
- * Hides the connections: a control connection that logs in and stays, and a data connection bound to the session by mutual
- * proof, or data inline. Its owner gives it a way to dial, answers for the device, and learns one thing: how it ended.
+ * Hides the connections: a control connection that logs in and is changed now and then, and data connections bound to the
+ * session by mutual proof, or data inline. Its owner gives it a way to dial, answers for the device, and learns one thing: how it ended.
  * Reconnecting is the owner's business, who keeps what it takes to resume the session in the meantime.
  */
 
 import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { type IpAddress, parseIp } from '../ip/address.ts';
-import { AttachClient, MAX_MOVES } from '../protocol/attach.ts';
+import { Backoff } from '../protocol/backoff.ts';
 import { type AcceptedConfig, type ClientLimits, checkConfig, type RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import { encodeFrame, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
 import { attachKey } from '../protocol/keys.ts';
-import { Liveness } from '../protocol/liveness.ts';
-import { type AcceptMessage, type CloseReason, decodeMessage } from '../protocol/messages.ts';
+import { type AcceptMessage, type CloseReason, type ConfigMessage, decodeMessage } from '../protocol/messages.ts';
+import { recoveryAfterError } from '../protocol/reasons.ts';
+import { CONTROL_SLOT } from '../protocol/rekey.ts';
 import type { Channel } from '../transport/channel.ts';
 import type { PacketLink } from '../transport/packet-link.ts';
+import { type RekeyCounters, Slot } from '../transport/slot.ts';
 import { ServerConnection, withTimeout } from './connection.ts';
-import { closedError, type DialogueOptions, type OpenedSession, openDialogue } from './dialogue.ts';
+import { DataLink } from './data-link.ts';
+import { closedError, type DialogueOptions, type OpenedSession, openDialogue, type ResumeTicket } from './dialogue.ts';
 
 const TICK_MS = 1000;
-const ATTACH_TIMEOUT_MS = 10_000;
-/** A data connection that lives shorter is not worth another. */
-const REATTACH_AFTER_MS = 10_000;
 /** How much later than on the data connection the end of a session may be told on the control connection. */
 const END_DELAY_MS = 1000;
 /** How long the server has for a sign of life when its way may have broken: this, or so many round trips. */
@@ -38,6 +38,9 @@ export interface ClientSessionOptions extends DialogueOptions {
   /** Opens a connection to the gateway; a data connection names the worker that its session belongs to. */
   dial: (worker?: number) => Promise<Channel>;
   limits: ClientLimits;
+  /** How many data connections are wanted; default: as many as the server allows. */
+  dataChannels?: number | undefined;
+  counters: RekeyCounters;
   /** Monotonic milliseconds. */
   now: () => number;
   log: Logger;
@@ -59,22 +62,28 @@ interface PendingEcho {
 
 export class ClientSession {
   readonly accepted: AcceptMessage;
-  readonly channel: Channel;
   readonly #options: ClientSessionOptions;
-  readonly #control: ServerConnection;
-  readonly #attachKey: Uint8Array;
+  readonly #control: Slot<ServerConnection>;
   readonly #limits: ClientLimits;
-  readonly #liveness: Liveness;
   readonly #tick: NodeJS.Timeout;
   readonly #ended = Promise.withResolvers<SessionEnd>();
   readonly #echoes: PendingEcho[] = [];
+  readonly #canChange: boolean;
+  /** Undefined where data flows inline. */
+  #data: DataLink | undefined;
+  #ticket: ResumeTicket;
+  #channel: Channel;
   #echoBytes = 0;
   #config: AcceptedConfig;
   #refused: readonly RefusedItem[];
   #link: PacketLink | undefined;
-  #data: ServerConnection | undefined;
-  #generation = 0;
-  #reattachedAt = Number.NEGATIVE_INFINITY;
+  /** When the control connection may be changed again. */
+  #renewAt = Number.NEGATIVE_INFINITY;
+  readonly #renewals = new Backoff();
+  #isRenewing = false;
+  /** The server has proven itself on the connection to change to: it decides what becomes of the session. */
+  #isRenewalProven = false;
+  #isStarted = false;
   #isOver = false;
   #checking: NodeJS.Timeout | undefined;
 
@@ -90,6 +99,7 @@ export class ClientSession {
       const { accept, secret } = opened;
       options.keep(accept.features.includes(Feature.resume) ? { accept, secret } : undefined);
       const session = new ClientSession(options, control, opened);
+      control.release();
       await session.#start();
       return session;
     } catch (error) {
@@ -101,21 +111,30 @@ export class ClientSession {
   }
 
   private constructor(options: ClientSessionOptions, control: ServerConnection, opened: OpenedSession) {
+    const { accept, secret } = opened;
     this.#options = options;
-    this.#control = control;
-    this.channel = control.channel;
-    this.accepted = opened.accept;
-    this.#attachKey = attachKey(options.primitives, opened.secret);
-    this.#limits = { ...options.limits, outside: [...options.limits.outside, ...outerAddresses(this.channel)] };
+    this.#channel = control.channel;
+    this.accepted = accept;
+    this.#ticket = { accept, secret };
+    this.#canChange = accept.features.includes(Feature.rekey) && accept.features.includes(Feature.resume);
+    this.#limits = { ...options.limits, outside: [...options.limits.outside, ...outerAddresses(control.channel)] };
     const { accepted, refused } = checkConfig(opened.config, this.#limits);
     this.#config = accepted;
     this.#refused = refused;
-    this.#liveness = new Liveness(accepted.ping, options.now());
+    this.#control = new Slot<ServerConnection>({
+      number: CONTROL_SLOT,
+      counters: options.counters,
+      onSending: (connection) => {
+        if (this.#data === undefined) this.#link?.spread.set(0, connection?.channel);
+      },
+    });
     this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
     this.#tick.unref();
-    control.onControl = (type, payload) => this.#receive(control, type, payload);
-    control.onClosed = (error) => this.#end(error === undefined ? {} : { error });
-    for (const frame of opened.early) this.#receive(control, frame.type, frame.payload);
+    this.#adopt(control, accept.epoch);
+  }
+
+  get channel(): Channel {
+    return this.#channel;
   }
 
   /** Resolves when the session is over; never rejects. */
@@ -138,11 +157,11 @@ export class ClientSession {
 
   /** Data connections; 0 when data flows inline. */
   get dataChannels(): number {
-    return this.#data === undefined ? 0 : 1;
+    return this.#data?.count ?? 0;
   }
 
   get roundTripMs(): number | undefined {
-    return this.#liveness.roundTripMs;
+    return this.#control.reading?.roundTripMs;
   }
 
   /**
@@ -164,7 +183,7 @@ export class ClientSession {
     this.#echoBytes += payload.length;
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
     this.#echoes.push({ bytes: payload.length, resolve, reject });
-    this.channel.sendControl(encodeFrame(FrameType.echo, payload));
+    this.#control.sending?.channel.sendControl(encodeFrame(FrameType.echo, payload));
     return promise;
   }
 
@@ -178,8 +197,7 @@ export class ClientSession {
   /** Ends the session at this end only, because of an error: it is to be resumed over another connection. */
   abandon(error: VpnError): void {
     if (this.#isOver) return;
-    this.#control.fail(error);
-    this.#end({ error });
+    this.#fail(error);
   }
 
   /** Asks the server for a sign of life, and abandons the session without one. */
@@ -193,135 +211,132 @@ export class ClientSession {
       if (counters.receivedBytes !== before) return;
       this.abandon(new VpnError('ERR_PEER_GONE', 'the network has changed, and the server does not answer over it'));
     }, withinMs);
-    this.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(this.#options.now())));
+    this.#control.reading?.ask(this.#options.now());
   }
 
   async #start(): Promise<void> {
+    const { data } = this.#config;
+    const isAttached = data.mode === 'attached' && this.accepted.features.includes(Feature.attach);
+    if (isAttached) this.#data = this.#createDataLink(data.channels);
     // The second handshake runs while the machine is being set up.
-    const isAttached = this.#config.data.mode === 'attached' && this.accepted.features.includes(Feature.attach);
-    const attached = isAttached ? this.#attach() : Promise.resolve(undefined);
+    const attached = this.#data?.open() ?? Promise.resolve(false);
     attached.catch(() => {});
-    this.#link = await this.#options.openLink(this.#config, this.accepted);
+    const link = await this.#options.openLink(this.#config, this.accepted);
+    let isThere = false;
     try {
-      await attached;
+      isThere = await attached;
     } catch (error) {
       // A session that is gone says why on its control connection.
       if (!this.#isOver && !isVpnError(error, 'ERR_SESSION_UNKNOWN')) throw error;
       throw await withTimeout(this.ended, END_DELAY_MS, 'the server did not say why').then(endError, () => error);
     }
     if (this.#isOver) throw endError(await this.ended);
-    if (this.#link !== undefined) {
-      this.#control.receiver = this.#link.createReceiver();
-      if (this.#data !== undefined) this.#data.receiver = this.#link.createReceiver();
-      this.#link.channel = (this.#data ?? this.#control).channel;
+    if (isAttached && !isThere) {
+      this.#options.log.warn('the data connection was moved too often; data goes over the control connection');
+      this.#data?.close('peer_disconnect');
+      this.#data = undefined;
     }
+    this.#isStarted = true;
+    if (link === undefined) return;
+    this.#link = link;
+    for (const control of this.#control.connections) control.receiver = link.createReceiver();
+    if (this.#data !== undefined) this.#data.link = link;
+    else link.spread.set(0, this.#control.sending?.channel);
   }
 
-  /** Dials the data connection and proves that it belongs here; after two MOVEDs data goes inline. */
-  async #attach(): Promise<void> {
-    let hint = this.accepted.worker;
-    for (let move = 0; move < MAX_MOVES; move++) {
-      const connection = new ServerConnection(await this.#options.dial(hint));
-      try {
-        const moved = await withTimeout(
-          this.#prove(connection),
-          ATTACH_TIMEOUT_MS,
-          'the server did not answer an ATTACH',
-        );
-        if (moved === undefined) {
-          if (this.#isOver) connection.close('peer_disconnect');
-          else this.#adopt(connection);
-          return;
-        }
-        hint = moved;
-        connection.close('peer_disconnect');
-      } catch (error) {
-        connection.fail(toVpnError(error));
-        throw error;
-      }
-    }
-    this.#options.log.warn('the data connection was moved too often; data goes over the control connection');
-    if (this.#link !== undefined) this.#link.channel = this.#control.channel;
-  }
-
-  /** Resolves with undefined when attached, or with the worker that owns the session. */
-  async #prove(connection: ServerConnection): Promise<number | undefined> {
-    const { primitives } = this.#options;
-    const attach = new AttachClient({
+  #createDataLink(channels: number): DataLink {
+    const { dial, counters, primitives, now, log, dataChannels = channels } = this.#options;
+    const { accept, secret } = this.#ticket;
+    return new DataLink({
+      count: Math.min(channels, dataChannels),
+      dial,
+      worker: accept.worker,
+      session: accept.session,
+      keys: { epoch: accept.epoch, key: attachKey(primitives, secret) },
+      canChange: this.#canChange,
+      ping: this.#config.ping,
+      rekeyMs: this.#config.rekeyMs,
+      counters,
       primitives,
-      exporter: connection.exporter,
-      session: this.accepted.session,
-      epoch: this.accepted.epoch,
-      key: this.#attachKey,
-      slot: 0,
-      generation: this.#generation++,
+      now,
+      log,
+      onFailed: (error) => this.#fail(error),
     });
-    const done = Promise.withResolvers<number | undefined>();
-    connection.onGreeting = () => connection.channel.sendControl(attach.start());
-    connection.onControl = (type, payload) => {
-      const output = attach.receive(type, payload);
-      switch (output.kind) {
-        case 'attached':
-          connection.setPhase('data');
-          done.resolve(undefined);
-          break;
-        case 'moved':
-          done.resolve(output.worker);
-          break;
-        case 'failed':
-          done.reject(output.error);
-          break;
-        case 'closed':
-          done.reject(new VpnError('ERR_PEER_GONE', `the server closed the data connection: ${output.reason}`));
-          break;
-      }
-    };
-    connection.onClosed = (error) =>
-      done.reject(error ?? new VpnError('ERR_PEER_GONE', 'the data connection was closed'));
-    connection.start();
-    return await done.promise;
   }
 
-  #adopt(connection: ServerConnection): void {
-    this.#data = connection;
+  /** A connection is the control connection from now on. */
+  #adopt(connection: ServerConnection, epoch: number): void {
+    const now = this.#options.now();
+    const { ping, rekeyMs } = this.#config;
+    this.#channel = connection.channel;
+    connection.serve({ ping, rekeyMs }, now);
+    if (this.#link !== undefined) connection.receiver = this.#link.createReceiver();
     connection.onControl = (type, payload) => this.#receive(connection, type, payload);
     connection.onClosed = (error) => {
-      if (this.#data !== connection) return;
-      this.#data = undefined;
-      if (this.#link !== undefined) this.#link.channel = undefined;
-      if (!this.#isOver) this.#reattach(error);
+      if (!this.#control.closed(connection) || this.#control.sending !== undefined || this.#isOver) return;
+      if (this.#isRenewalProven) return;
+      this.#control.close('peer_disconnect');
+      this.#end(error === undefined ? {} : { error });
     };
-    if (this.#link !== undefined) {
-      connection.receiver = this.#link.createReceiver();
-      this.#link.channel = connection.channel;
-    }
+    this.#control.attach(connection, epoch, this.#canChange, now);
   }
 
-  /** A lost data connection does not end the session; one that is lost again at once does, so that the backoff applies. */
-  #reattach(error: VpnError | undefined): void {
-    const now = this.#options.now();
-    if (now - this.#reattachedAt < REATTACH_AFTER_MS) {
-      const failure = error ?? new VpnError('ERR_PEER_GONE', 'the data connection was lost again at once');
-      this.#control.fail(failure);
-      this.#end({ error: failure });
-      return;
+  /** Changes the control connection by a resume, while the old one lives. */
+  async #renew(): Promise<void> {
+    const { dial, keep, primitives, log, now } = this.#options;
+    this.#isRenewing = true;
+    this.#isRenewalProven = false;
+    let connection: ServerConnection | undefined;
+    try {
+      await this.#data?.pause();
+      connection = new ServerConnection(await dial(this.#ticket.accept.worker));
+      const { accept, secret, config } = await openDialogue(connection, {
+        ...this.#options,
+        resume: this.#ticket,
+        rekey: true,
+        keep: (ticket) => {
+          this.#isRenewalProven = ticket !== undefined;
+          keep(ticket);
+        },
+      });
+      if (this.#isOver) {
+        connection.close('peer_disconnect');
+        return;
+      }
+      this.#ticket = { accept, secret };
+      this.#data?.goOn({ epoch: accept.epoch, key: attachKey(primitives, secret) }, accept.worker);
+      this.#adopt(connection, accept.epoch);
+      if (!this.#control.isChanging) connection.release();
+      if (config.revision !== this.#config.revision) this.#reconfigure(config);
+    } catch (cause) {
+      const error = toVpnError(cause);
+      connection?.fail(error);
+      if (this.#isOver) return;
+      const { code, message } = error;
+      log.warn('the control connection could not be changed', { code, reason: message });
+      const isLost = recoveryAfterError(error) === 'final' || code === 'ERR_SESSION_UNKNOWN';
+      // After the server's proof nobody knows which of the two it holds: the session is resumed.
+      if (isLost || this.#isRenewalProven || this.#control.isSwitched) this.#fail(error);
+      this.#data?.goOn();
+      this.#renewAt = now() + this.#renewals.next(Math.random());
+    } finally {
+      this.#isRenewing = false;
+      this.#isRenewalProven = false;
     }
-    this.#reattachedAt = now;
-    this.#options.log.info('the data connection was lost; dialling another', { code: error?.code });
-    this.#attach().catch((cause: unknown) => {
-      const failure = toVpnError(cause);
-      this.#control.fail(failure);
-      this.#end({ error: failure });
-    });
   }
 
   #receive(connection: ServerConnection, type: number, payload: Uint8Array): void {
     switch (type) {
       case FrameType.ping:
+        // Where SWITCH was our last word, the other connection shows that we live.
+        if (connection !== this.#control.sending) break;
         connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
         break;
       case FrameType.pong:
-        this.#liveness.pong(payload, this.#options.now());
+        connection.pong(payload, this.#options.now());
+        break;
+      case FrameType.switch:
+        this.#control.switched(connection, decodeMessage('switch', payload));
         break;
       case FrameType.echo: {
         const echo = this.#echoes.shift();
@@ -332,19 +347,21 @@ export class ClientSession {
         break;
       }
       case FrameType.config:
-        this.#reconfigure(payload);
+        this.#reconfigure(decodeMessage('config', payload));
         break;
       case FrameType.close: {
         const { reason } = decodeMessage('close', payload);
         connection.channel.close();
-        if (connection === this.#control) this.#end({ reason });
+        // One that is being changed is closed when nothing more can come, or when the session goes to another worker.
+        const isChanged = reason === 'replaced' && (this.#control.isChanging || this.#isRenewalProven);
+        if (connection === this.#control.reading && !isChanged) this.#end({ reason });
         break;
       }
     }
   }
 
-  #reconfigure(payload: Uint8Array): void {
-    const { accepted, refused } = checkConfig(decodeMessage('config', payload), this.#limits);
+  #reconfigure(config: ConfigMessage): void {
+    const { accepted, refused } = checkConfig(config, this.#limits);
     this.#options.openLink(accepted, this.accepted).then(
       () => {
         this.#config = accepted;
@@ -354,29 +371,27 @@ export class ClientSession {
         // Addresses or routes may be missing now: a tunnel in that state must not look like one that works.
         const error = toVpnError(cause);
         this.#options.log.error('the pushed configuration could not be applied; connecting anew', { error });
-        this.#control.fail(error);
-        this.#end({
-          error: new VpnError('ERR_PEER_GONE', `a pushed configuration failed: ${error.message}`, { cause }),
-        });
+        this.#fail(new VpnError('ERR_PEER_GONE', `a pushed configuration failed: ${error.message}`, { cause }));
       },
     );
   }
 
   #handleTick(): void {
     const now = this.#options.now();
-    if (this.#control.heard || this.#data?.heard === true) {
-      this.#control.heard = false;
-      if (this.#data !== undefined) this.#data.heard = false;
-      this.#liveness.received(now);
+    this.#data?.handleTick(now);
+    const control = this.#control;
+    control.handleTimeout(now);
+    if (control.reading?.examine(now) === true) {
+      this.#fail(new VpnError('ERR_PEER_GONE', 'the server has not answered for too long'));
+      return;
     }
-    const due = this.#liveness.handleTimeout(now);
-    if (due === 'ping') {
-      this.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
-    } else if (due === 'dead') {
-      const error = new VpnError('ERR_PEER_GONE', 'the server has not answered for too long');
-      this.#control.fail(error);
-      this.#end({ error });
-    }
+    const isWorn = this.#canChange && !control.isChanging && control.sending?.isWorn(now) === true;
+    if (isWorn && !this.#isRenewing && now >= this.#renewAt && this.#isStarted) void this.#renew();
+  }
+
+  #fail(error: VpnError): void {
+    for (const connection of this.#control.connections) connection.fail(error);
+    this.#end({ error });
   }
 
   #end(end: SessionEnd): void {
@@ -384,8 +399,9 @@ export class ClientSession {
     this.#isOver = true;
     clearInterval(this.#tick);
     clearTimeout(this.#checking);
-    if (this.#link !== undefined) this.#link.channel = undefined;
+    this.#control.close('peer_disconnect');
     this.#data?.close('peer_disconnect');
+    this.#link?.spread.set(0, undefined);
     const gone = new VpnError('ERR_PEER_GONE', 'the session ended before the echo returned');
     for (const echo of this.#echoes.splice(0)) echo.reject(gone);
     this.#ended.resolve(end);

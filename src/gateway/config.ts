@@ -190,6 +190,7 @@ export const gatewayConfigSchema = z.strictObject({
         .enum(['attached', 'inline'])
         .default('attached')
         .describe('data on its own connection, or on the control one'),
+      channels: z.int().min(1).max(16).default(1).describe('data connections that a session may have'),
       superPackets: z.boolean().default(true),
       queueBytes: z.number().int().min(131_072).max(67_108_864).default(8_388_608).describe('bound of a session queue'),
       totalQueueBytes: z
@@ -215,6 +216,9 @@ export const gatewayConfigSchema = z.strictObject({
         .default('refuse')
         .describe('what becomes of a login of somebody who has that many'),
       pingSeconds: seconds(1, 600).default(20).describe('silence before an end asks whether the other lives'),
+      rekeySeconds: seconds(2, 86_400)
+        .default(3600)
+        .describe('how long a connection serves before its keys are changed, give or take a tenth'),
       deadSeconds: seconds(3, 3600).default(60).describe('silence after which the other end counts as gone'),
     })
     .refine(({ pingSeconds, deadSeconds }) => deadSeconds >= 2 * pingSeconds, {

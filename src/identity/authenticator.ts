@@ -377,6 +377,20 @@ export class Authenticator {
     return { device, user: standing.user, groups: standing.groups, isProven: true };
   }
 
+  /** Whether a device and its account are still good, whoever asks. @throws {VpnError} ERR_STORE */
+  async stands(device: string): Promise<Pick<ResumeIdentity, 'groups' | 'refusal'>> {
+    const { db } = this.#store;
+    const owner = await db
+      .selectFrom('devices')
+      .innerJoin('users', 'users.id', 'devices.user_id')
+      .select(['users.id', 'users.name'])
+      .where('devices.id', '=', device)
+      .executeTakeFirst();
+    if (owner === undefined) return { refusal: 'the device is unknown' };
+    const standing = await this.#standingOf(db, { device, now: Math.trunc(this.#clock.wallNow()) }, owner);
+    return 'code' in standing ? { refusal: standing.reason } : { groups: standing.groups };
+  }
+
   /** Puts a refused resume on record, as far as there is room for those of its kind. @throws {VpnError} ERR_STORE */
   async recordRefusedResume(identity: ResumeIdentity, peer: LoginPeer, session: string, reason: string): Promise<void> {
     const unrecorded = (identity.isProven ? this.#provenRecords : this.#otherRecords).take();

@@ -26,6 +26,8 @@ export interface AttachServerOptions {
   key: Uint8Array;
   /** How many slots the session may have: slots 0 to `slots` − 1. */
   slots: number;
+  /** Of the epoch before, where its connections stay: their generations go on. */
+  former?: AttachServer | undefined;
 }
 
 /** What the server's shell does: set the decoder to phase `data`, send `frame`, use the connection for `slot`. */
@@ -38,10 +40,16 @@ export interface Attached {
 /** The server's side of all data connections of one session and epoch. */
 export class AttachServer {
   readonly #options: AttachServerOptions;
-  readonly #generations = new Map<number, number>();
+  readonly #generations: Map<number, number>;
 
   constructor(options: AttachServerOptions) {
     this.#options = options;
+    this.#generations = new Map(options.former?.generations);
+  }
+
+  /** The newest of each slot. */
+  get generations(): ReadonlyMap<number, number> {
+    return this.#generations;
   }
 
   /**

@@ -203,3 +203,15 @@ test('REQ-CONFIG-013: pins are base64 of SHA-256', () => {
   assert.deepEqual(check({ pins: [pin, 'AAAA'] }).accepted.pins, [pin]);
   assert.deepEqual(check({ pins: [pin, 'AAAA'] }).refused, ['pins AAAA']);
 });
+
+test('REQ-CONFIG-014: a connection serves 2 to 86,400 s, an hour where nothing is said', () => {
+  assert.equal(check({}).accepted.rekeyMs, 3_600_000);
+  for (const rekeySeconds of [2, 86_400]) {
+    assert.equal(check({ rekeySeconds }).accepted.rekeyMs, rekeySeconds * 1000);
+    assert.deepEqual(check({ rekeySeconds }).refused, []);
+  }
+  for (const rekeySeconds of [0, 1, 86_401]) {
+    assert.equal(check({ rekeySeconds }).accepted.rekeyMs, 3_600_000);
+    assert.deepEqual(check({ rekeySeconds }).refused, [`rekeySeconds ${rekeySeconds}`]);
+  }
+});

@@ -20,6 +20,7 @@ import {
   prefixContains,
 } from '../ip/address.ts';
 import type { ConfigMessage, DataMode } from './messages.ts';
+import { REKEY_INTERVAL_MS } from './rekey.ts';
 
 export const MIN_TUNNEL_MTU = 1_280;
 export const MAX_TUNNEL_MTU = 9_000;
@@ -27,6 +28,7 @@ export const MAX_ACCEPTED_ROUTES = 1_000;
 export const MAX_DNS_SERVERS = 8;
 export const MAX_DATA_CHANNELS = 16;
 const PING_INTERVAL_SECONDS = { least: 1, most: 600, standard: 20 };
+const REKEY_SECONDS = { least: 2, most: 86_400 };
 const DEAD_SECONDS = { least: 3, most: 3_600, standard: 60 };
 
 /** What the profile and the circumstances allow. */
@@ -58,6 +60,7 @@ export interface AcceptedConfig {
   mtu: number;
   ping: { intervalMs: number; deadMs: number };
   data: { mode: DataMode; channels: number };
+  rekeyMs: number;
   /** Base64 of SHA-256 of a public key; added to the profile's. */
   pins: readonly string[];
 }
@@ -94,6 +97,7 @@ export function checkConfig(
     mtu: readMtu(config.mtu, refuse),
     ping: readTimers(config, refuse),
     data: readData(config, refuse),
+    rekeyMs: readRekey(config, refuse),
     pins: config.pins.filter(
       (pin) => /^[A-Za-z0-9+/]{43}=$/.test(pin) || refuse(`pins ${pin}`, 'no base64 of a SHA-256'),
     ),
@@ -201,6 +205,13 @@ function readData(config: ConfigMessage, refuse: Refuse): AcceptedConfig['data']
   if (channels >= 1 && channels <= MAX_DATA_CHANNELS) return { mode, channels };
   refuse(`data.channels ${channels}`, `not within 1 to ${MAX_DATA_CHANNELS}`);
   return { mode, channels: 1 };
+}
+
+function readRekey({ rekeySeconds }: ConfigMessage, refuse: Refuse): number {
+  if (rekeySeconds === undefined) return REKEY_INTERVAL_MS;
+  if (rekeySeconds >= REKEY_SECONDS.least && rekeySeconds <= REKEY_SECONDS.most) return rekeySeconds * 1_000;
+  refuse(`rekeySeconds ${rekeySeconds}`, `not within ${REKEY_SECONDS.least} to ${REKEY_SECONDS.most}`);
+  return REKEY_INTERVAL_MS;
 }
 
 /** The value, or undefined where the text is not one. */

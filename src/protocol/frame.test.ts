@@ -466,3 +466,51 @@ test('no bytes make a decoder throw anything but a VpnError of kind protocol', (
     }),
   );
 });
+
+test('a decoder that is held keeps what comes, however it is cut and wherever it is held, and reads it in order later', () => {
+  const frames = [
+    FrameType.packet,
+    FrameType.pong,
+    FrameType.packet,
+    FrameType.super,
+    FrameType.ping,
+    FrameType.packet,
+  ];
+  const bytes = concat(...frames.map((type, index) => frame(type, 20 + index)));
+  const expected = decode('server', 'data', [bytes]);
+  fc.assert(
+    fc.property(fc.array(fc.integer({ min: 1, max: 60 }), { maxLength: 20 }), fc.array(fc.boolean()), (cuts, holds) => {
+      const sink = new Recorder();
+      const decoder = new FrameDecoder(sink, 'server');
+      decoder.setPhase('data');
+      let frameNumber = 0;
+      sink.onFrame = () => {
+        if (holds[frameNumber] === true) decoder.hold();
+        frameNumber += 1;
+      };
+      let at = 0;
+      for (const cut of [...cuts, bytes.length]) {
+        const seen = sink.seen.length;
+        const wasHeld = decoder.isHeld;
+        decoder.push(bytes.subarray(at, at + cut));
+        at += cut;
+        if (wasHeld) assert.equal(sink.seen.length, seen, 'nothing is read while it is held');
+        else if (cut % 2 === 0) decoder.release();
+      }
+      while (decoder.isHeld) decoder.release();
+      decoder.end();
+      assert.deepEqual(sink.seen, expected);
+    }),
+  );
+});
+
+test('what is kept while a decoder is held is forgotten when it stops', () => {
+  const sink = new Recorder();
+  const decoder = new FrameDecoder(sink, 'server');
+  decoder.setPhase('data');
+  decoder.hold();
+  decoder.push(frame(FrameType.packet, 20));
+  decoder.stop();
+  decoder.release();
+  assert.deepEqual(sink.seen, []);
+});

@@ -201,6 +201,11 @@ export class FrameDecoder {
   #phase: FramePhase;
   #rules: Rules;
   #stopped = false;
+  #isHeld = false;
+  /** Stopped or held: nothing more is delivered for now. */
+  #isHalted = false;
+  /** What came while it was held. */
+  readonly #unread: Uint8Array[] = [];
 
   /** Header bytes seen so far, and how many. */
   #header = 0;
@@ -238,8 +243,35 @@ export class FrameDecoder {
   /** Delivers nothing more. May be called from the sink. */
   stop(): void {
     this.#stopped = true;
+    this.#isHalted = true;
     this.#target = EMPTY;
     this.#buffer = EMPTY;
+    this.#unread.length = 0;
+  }
+
+  /**
+   * Keeps what comes from the next frame on, the rest of the chunk at hand included, until `release`. May be called from the
+   * sink. Who calls it stops reading: all that still comes is kept.
+   */
+  hold(): void {
+    this.#isHeld = true;
+    this.#isHalted = true;
+  }
+
+  get isHeld(): boolean {
+    return this.#isHeld;
+  }
+
+  /** Reads what was kept, and goes on. @throws {VpnError} as `push` */
+  release(): void {
+    if (this.#stopped) return;
+    this.#isHeld = false;
+    this.#isHalted = false;
+    while (!this.#isHalted) {
+      const chunk = this.#unread.shift();
+      if (chunk === undefined) break;
+      this.push(chunk);
+    }
   }
 
   /**
@@ -250,8 +282,14 @@ export class FrameDecoder {
    */
   push(chunk: Uint8Array): void {
     if (this.#stopped) return;
+    if (this.#isHeld) {
+      this.#unread.push(new Uint8Array(chunk));
+      return;
+    }
     try {
-      this.#run(chunk);
+      const read = this.#run(chunk);
+      // In front of what is still to be read, where a chunk that was kept is held again.
+      if (read < chunk.length && this.#isHeld) this.#unread.unshift(new Uint8Array(chunk.subarray(read)));
     } catch (error) {
       this.stop();
       throw error;
@@ -276,18 +314,19 @@ export class FrameDecoder {
     }
   }
 
-  #run(chunk: Uint8Array): void {
+  /** @returns how much of it was read: all, unless the sink stopped or held the decoder */
+  #run(chunk: Uint8Array): number {
     const sink = this.#sink;
     const end = chunk.length;
     let at = 0;
     if (this.#phase === 'greeting') {
       at = this.#readGreeting(chunk);
-      if (this.#stopped) return;
     }
+    if (this.#isHalted) return at;
     if (this.#handling !== Handling.refuse) {
       at = this.#continuePayload(chunk, at);
     }
-    while (at < end && !this.#stopped) {
+    while (at < end && !this.#isHalted) {
       let type: number;
       let length: number;
       if (this.#headerBytes === 0 && end - at >= FRAME_HEADER_BYTES) {
@@ -345,6 +384,7 @@ export class FrameDecoder {
       this.#handling = handling;
       at = this.#continuePayload(chunk, at);
     }
+    return at;
   }
 
   /** Takes what the chunk has of the payload under way; returns where the next frame starts. */

@@ -215,6 +215,8 @@ const CONFIG = z.object({
   mtu: z.int().min(0).max(0xffff),
   ping: z.object({ intervalSeconds: U32, deadSeconds: U32 }),
   data: z.object({ mode: openEnum(DATA_MODES, 'inline'), channels: U8 }),
+  /** How long a connection serves before it is changed. */
+  rekeySeconds: U32.exactOptional(),
   transports: z.array(text(32)).max(MAX_LISTED),
   pins: z.array(text(64)).max(MAX_LISTED),
 });
@@ -243,6 +245,8 @@ const RESUME = z.object({
   deviceId: bytes(DEVICE_ID_BYTES),
   serverName: SERVER_NAME,
   features: FEATURES,
+  /** The session's connections live and stay: only the control connection is changed. */
+  rekey: z.boolean().exactOptional(),
 });
 
 const RESUMED = z.object({

@@ -20,16 +20,22 @@ test('REQ-REKEY-001: a rekey is due after an hour ± 10 % or 64 GiB', () => {
     [0.999_999, 1.099_999],
   ] as const) {
     const schedule = new RekeySchedule(1_000, random);
-    assert.equal(schedule.isDue(1_000 + hour * factor - 20), false);
-    assert.equal(schedule.isDue(1_000 + hour * factor + 20), true);
+    assert.equal(schedule.isDue(1_000 + hour * factor - 20, 0), false);
+    assert.equal(schedule.isDue(1_000 + hour * factor + 20, 0), true);
     assert.ok(Math.abs(schedule.dueAt - (1_000 + hour * factor)) < 20);
   }
   assert.equal(REKEY_BYTES, 68_719_476_736);
   const busy = new RekeySchedule(0, 0);
-  busy.carried(REKEY_BYTES - 1);
-  assert.equal(busy.isDue(1), false);
-  busy.carried(1);
-  assert.equal(busy.isDue(1), true);
+  assert.equal(busy.isDue(1, REKEY_BYTES - 1), false);
+  assert.equal(busy.isDue(1, REKEY_BYTES), true);
+  const early = new RekeySchedule(0, 0.999_999);
+  assert.equal(
+    early.isDue(1, REKEY_BYTES * 0.9 + 100_000),
+    true,
+    'up to a tenth less, so that not all are due at once',
+  );
+  assert.equal(early.isDue(1, REKEY_BYTES * 0.9 - 100_000), false);
+  assert.equal(new RekeySchedule(0, 0.5, 10_000).dueAt, 10_000, 'the interval is configurable');
 });
 
 test('REQ-REKEY-002: SWITCH names the slot and the next generation, and is the last frame on the old connection', () => {

@@ -11,6 +11,8 @@
 import { VpnError } from '../base/errors.ts';
 import { encodeMessage, type SwitchMessage } from './messages.ts';
 
+/** The control connection takes part in a change as this slot; its generation is the session's epoch. */
+export const CONTROL_SLOT = 255;
 export const REKEY_INTERVAL_MS = 3_600_000;
 /** The interval varies by this part to either side, so that thousands of sessions do not rekey together. */
 export const REKEY_SPREAD = 0.1;
@@ -22,21 +24,16 @@ export const SWITCH_TIMEOUT_MS = 5_000;
 export class RekeySchedule {
   readonly #dueAt: number;
   readonly #bytesLimit: number;
-  #bytes = 0;
 
   /** @param random uniform in [0, 1) */
-  constructor(now: number, random: number) {
-    this.#dueAt = now + REKEY_INTERVAL_MS * (1 - REKEY_SPREAD + 2 * REKEY_SPREAD * random);
+  constructor(now: number, random: number, intervalMs: number = REKEY_INTERVAL_MS) {
+    this.#dueAt = now + intervalMs * (1 - REKEY_SPREAD + 2 * REKEY_SPREAD * random);
     this.#bytesLimit = REKEY_BYTES * (1 - REKEY_SPREAD * random);
   }
 
-  /** Counts bytes of either direction. */
-  carried(bytes: number): void {
-    this.#bytes += bytes;
-  }
-
-  isDue(now: number): boolean {
-    return now >= this.#dueAt || this.#bytes >= this.#bytesLimit;
+  /** @param carried bytes of both directions since the connection was made */
+  isDue(now: number, carried: number): boolean {
+    return now >= this.#dueAt || carried >= this.#bytesLimit;
   }
 
   /** When `isDue` turns true by time alone. */
@@ -98,6 +95,11 @@ export class SwitchReceiver {
     return this.#generation;
   }
 
+  /** SWITCH has come, and the connection to change to is not there yet. */
+  get isSwitched(): boolean {
+    return this.#switched;
+  }
+
   /** When `handleTimeout` is due. */
   get nextTimeout(): number | undefined {
     return this.#deadline;
@@ -115,9 +117,7 @@ export class SwitchReceiver {
   /** SWITCH came on the old connection. @throws {VpnError} ERR_FRAME_STATE for another slot or generation, or a second */
   switched(message: SwitchMessage): SwitchDecision {
     if (message.slot !== this.#slot || message.generation !== this.#generation + 1 || this.#switched) {
-      throw new VpnError('ERR_FRAME_STATE', 'SWITCH names another slot or generation', {
-        details: { slot: message.slot, generation: message.generation },
-      });
+      throw misplacedSwitch(message);
     }
     this.#switched = true;
     return this.#deadline === undefined ? 'hold' : this.#release();
@@ -142,4 +142,11 @@ export class SwitchReceiver {
     this.#switched = false;
     return 'release';
   }
+}
+
+/** SWITCH where it has no place. */
+export function misplacedSwitch({ slot, generation }: SwitchMessage): VpnError {
+  return new VpnError('ERR_FRAME_STATE', `SWITCH to generation ${generation} of slot ${slot} has no place here`, {
+    details: { slot, generation },
+  });
 }

@@ -52,6 +52,8 @@ export interface ResumeEvidence {
   signedBytes: Uint8Array;
   /** HMAC-SHA-256 with K_resume(n) over this is the answer's `proof`. */
   serverProofInput: Uint8Array;
+  /** The session's connections live, and only the control connection is changed. */
+  rekey: boolean;
 }
 
 /** A resume that has been granted. */
@@ -95,6 +97,11 @@ export class ResumeServer {
 
   get over(): boolean {
     return this.#state === 'over';
+  }
+
+  /** The client's other connections stay as they are. */
+  get isRekey(): boolean {
+    return this.#resume.rekey === true;
   }
 
   stop(): void {
@@ -160,6 +167,7 @@ export class ResumeServer {
         signature,
         signedBytes,
         serverProofInput: resumeProofInput('server resume', answered, exporter),
+        rekey: this.isRekey,
       },
     };
   }
@@ -217,6 +225,8 @@ export interface ResumeClientOptions extends LoginFoundation {
   secret: Uint8Array;
   serverName: string;
   device: ClientDevice;
+  /** The session's connections live, and only the control connection is changed. */
+  rekey?: boolean | undefined;
 }
 
 export type ResumeClientOutput =
@@ -256,7 +266,7 @@ export class ResumeClient {
     if (this.#state !== 'idle') throw unasked('start');
     this.#state = 'over';
     parseGreeting(greeting);
-    const { session, epoch, device, features } = this.#options;
+    const { session, epoch, device, features, rekey = false } = this.#options;
     const frame = encodeMessage('resume', {
       version: PROTOCOL_VERSION,
       session,
@@ -264,6 +274,7 @@ export class ResumeClient {
       deviceId: device.id,
       serverName: this.#serverName,
       features: [...features],
+      ...(rekey ? { rekey } : {}),
     });
     this.#transcript.add(greeting, frame);
     this.#state = 'opening';

@@ -406,3 +406,97 @@ test('memory for a burst is given back when the queues are idle', async (t) => {
   server.destroy();
   client.destroy();
 });
+
+/** The payloads that have come, copied. */
+class Payloads {
+  readonly payloads: Uint8Array[] = [];
+  #wanted = 0;
+  #reached = Promise.withResolvers<void>();
+  readonly collector = new FrameCollector((_type, payload) => {
+    this.payloads.push(Uint8Array.from(payload));
+    if (this.payloads.length >= this.#wanted) this.#reached.resolve();
+  });
+
+  async until(count: number): Promise<void> {
+    this.#wanted = count;
+    this.#reached = Promise.withResolvers();
+    if (this.payloads.length < count) await this.collector.until(this.#reached.promise);
+  }
+}
+
+test('the last frame goes behind all data that waits and behind no control frame, and no data is taken after it', async () => {
+  const gate = new ManualGate();
+  gate.isOpen = false;
+  const { server, client } = await openChannelPair({ openGate: () => gate });
+  const frames = new Payloads();
+  client.start(frames.collector);
+  server.start({ bytes: () => {}, closed: () => {} });
+  const bytes = new Uint8Array(1004);
+  for (let number = 0; number < 100; number++) {
+    putFrame(bytes, 0, number, 1000);
+    assert.equal(server.sendData(bytes, 0, bytes.length), true);
+  }
+  let sent = 0;
+  server.sendLast(encodeFrame(FrameType.switch, Buffer.from('last')), () => {
+    sent += 1;
+  });
+  assert.equal(sent, 0);
+  assert.equal(server.sendData(bytes, 0, bytes.length), false);
+  assert.equal(server.deferData(bytes, 0, bytes.length), false);
+  server.sendLast(encodeFrame(FrameType.switch, Buffer.from('again')), () => assert.fail('there is one last frame'));
+  server.sendControl(encodeFrame(FrameType.pong, Buffer.from('control')));
+  gate.open();
+  await frames.until(102);
+  assert.equal(sent, 1);
+  assert.equal(frames.payloads[0] && Buffer.from(frames.payloads[0]).toString(), 'control');
+  for (let number = 0; number < 100; number++) checkFrame(frames.payloads[number + 1] ?? bytes, number, 1000);
+  assert.equal(Buffer.from(frames.payloads[101] ?? []).toString(), 'last');
+  server.sendControl(encodeFrame(FrameType.pong, Buffer.from('on it')));
+  await frames.until(103);
+  server.destroy();
+  client.destroy();
+});
+
+test('a channel that is closed before its last frame could go never says that it went', async () => {
+  const gate = new ManualGate();
+  gate.isOpen = false;
+  const { server, client } = await openChannelPair({ openGate: () => gate });
+  server.start({ bytes: () => {}, closed: () => {} });
+  const bytes = new Uint8Array(1004);
+  putFrame(bytes, 0, 1, 1000);
+  server.sendData(bytes, 0, bytes.length);
+  server.sendLast(encodeFrame(FrameType.switch, Buffer.from('last')), () => assert.fail('it was never sent'));
+  server.close();
+  gate.open();
+  server.destroy();
+  client.destroy();
+});
+
+test('a paused channel leaves what comes to the kernel, and goes on where it stopped', async () => {
+  const { server, client } = await openChannelPair();
+  const frames = new Payloads();
+  client.start(frames.collector);
+  server.start({ bytes: () => {}, closed: () => {} });
+  const bytes = new Uint8Array(60_004);
+  let number = 0;
+  const send = (): boolean => {
+    putFrame(bytes, 0, number, 60_000);
+    const isTaken = server.sendData(bytes, 0, bytes.length);
+    if (isTaken) number += 1;
+    return isTaken;
+  };
+  send();
+  await frames.until(1);
+  client.pause();
+  // More than all buffers on the way: the sender is stopped.
+  while (send());
+  const received = client.counters.receivedBytes;
+  await new Promise(setImmediate);
+  await new Promise(setImmediate);
+  assert.ok(client.counters.receivedBytes - received < MIB, 'what had been read already');
+  client.resume();
+  await frames.until(number);
+  for (let index = 0; index < number; index++) checkFrame(frames.payloads[index] ?? bytes, index, 60_000);
+  server.destroy();
+  client.destroy();
+});

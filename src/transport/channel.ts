@@ -143,6 +143,10 @@ export class Channel {
   /** A write is in flight, or the gate is shut. */
   #isBusy = false;
   #isRefusing = false;
+  /** The frame after which no data is sent, and who waits for it to go. */
+  #last: { readonly frame: Uint8Array; readonly sent: () => void } | undefined;
+  /** No data is taken any more. */
+  #isFinished = false;
   #isClosing = false;
   #isClosed = false;
   #error: VpnError | undefined;
@@ -248,7 +252,7 @@ export class Channel {
    * @returns false when the queue is full, or the channel closed: nothing was taken
    */
   sendData(bytes: Uint8Array, start: number, end: number): boolean {
-    if (this.#isClosing || this.#isClosed) return false;
+    if (this.#isFinished) return false;
     if (this.#openGate !== undefined) this.#findGate();
     const isFirst = this.#data.queuedBytes === 0;
     if (isFirst && end - start <= this.#data.unitBytes && this.#isReady()) {
@@ -262,7 +266,7 @@ export class Channel {
 
   /** As `sendData`, but waits for others to go with it in one write: until `flush`, or until the queue is sent anyway. */
   deferData(bytes: Uint8Array, start: number, end: number): boolean {
-    if (this.#isClosing || this.#isClosed) return false;
+    if (this.#isFinished) return false;
     if (this.#openGate !== undefined) this.#findGate();
     return this.#enqueue(bytes, start, end);
   }
@@ -270,6 +274,28 @@ export class Channel {
   /** Sends what was deferred. */
   flush(): void {
     if (!this.#isBusy && this.#data.queuedBytes > 0) this.#pump();
+  }
+
+  /**
+   * Sends one frame behind all data that waits, and takes no data after it.
+   *
+   * @param sent called once, when it has been handed to the socket; never if the channel is closed before
+   */
+  sendLast(frame: Uint8Array, sent: () => void): void {
+    if (this.#isFinished) return;
+    this.#isFinished = true;
+    this.#last = { frame, sent };
+    if (!this.#isBusy) this.#pump();
+  }
+
+  /** Leaves what the peer sends in the kernel, apart from what has been read already. The end is not noticed either. */
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  /** Reads on after `pause`. */
+  resume(): void {
+    this.#socket.resume();
   }
 
   #findGate(): void {
@@ -294,6 +320,8 @@ export class Channel {
   close(finalFrame?: Uint8Array): void {
     if (this.#isClosing || this.#isClosed) return;
     this.#isClosing = true;
+    this.#isFinished = true;
+    this.#last = undefined;
     this.#data.close();
     if (finalFrame !== undefined) this.#control.push(finalFrame, 0, finalFrame.length);
     this.#linger = setTimeout(() => this.destroy(), LINGER_MS);
@@ -340,7 +368,12 @@ export class Channel {
   #pump(): void {
     if (this.#isClosed) return;
     if (this.#control.queuedBytes === 0 && this.#data.queuedBytes === 0) {
-      if (this.#isClosing) this.#socket.end();
+      const last = this.#last;
+      if (last !== undefined) {
+        this.#last = undefined;
+        this.#write(viewOf(last.frame, 0, last.frame.length));
+        last.sent();
+      } else if (this.#isClosing) this.#socket.end();
       return;
     }
     if (!this.#isGateOpen()) return;
@@ -375,6 +408,8 @@ export class Channel {
 
   #release(): void {
     this.#isClosed = true;
+    this.#isFinished = true;
+    this.#last = undefined;
     this.#data.close();
     this.#control.clear();
     clearTimeout(this.#linger);

@@ -64,7 +64,7 @@ function rig(options: Partial<PacketLinkOptions> = {}): Rig {
     drops,
     ...options,
   });
-  link.channel = pair.server;
+  link.spread.set(0, pair.server);
   return { device, batch, link, drops };
 }
 
@@ -271,7 +271,7 @@ test('REQ-SUPER-008: what is sent, received and dropped counts the segments of a
     const [frame] = await send(r, packet, { ...PARTIAL, gsoType, gsoSize });
     assert.equal(frame?.type, FrameType.super);
     assert.equal(r.link.counters.sentPackets, segments);
-    r.link.channel = undefined;
+    r.link.spread.set(0, undefined);
     await send(r, packet, { ...PARTIAL, gsoType, gsoSize });
     assert.deepEqual(droppedAs(r), { no_channel: segments });
     const peer = rig();
@@ -290,7 +290,7 @@ test('REQ-SUPER-008: what is sent, received and dropped counts the segments of a
 test('without a channel, and with a full one, packets are dropped and counted', () => {
   const r = rig();
   const bytes = new Uint8Array(PACKET_OFFSET + 100);
-  r.link.channel = undefined;
+  r.link.spread.set(0, undefined);
   r.link.send(bytes, 100, 0, 0, 0);
   assert.deepEqual(droppedAs(r), { no_channel: 1 });
   assert.equal(r.link.counters.sentPackets, 0);

@@ -31,6 +31,7 @@ import {
 import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
 import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
 import type { Channel } from './channel.ts';
+import { FlowSpread } from './flow-spread.ts';
 
 const PACKET_FRAME_OFFSET = PACKET_OFFSET - FRAME_HEADER_BYTES;
 const SUPER_PAYLOAD_OFFSET = PACKET_OFFSET - SUPER_HEADER_BYTES;
@@ -109,7 +110,7 @@ export interface PacketLinkOptions {
   drops: Float64Array;
 }
 
-/** One session's way between a TUN device and a data channel. */
+/** One session's way between a TUN device and its data channels. */
 export class PacketLink {
   readonly counters: LinkCounters = { sentPackets: 0, sentBytes: 0, receivedPackets: 0, receivedBytes: 0 };
   readonly #device: TunDevice;
@@ -125,7 +126,8 @@ export class PacketLink {
   readonly #own6: Uint8Array | undefined;
   readonly #ownOffset4: number;
   readonly #ownOffset6: number;
-  #channel: Channel | undefined;
+  /** Which channel a packet goes to; without one it is dropped. */
+  readonly spread = new FlowSpread();
   #isDeferring = false;
 
   constructor(options: PacketLinkOptions) {
@@ -144,18 +146,9 @@ export class PacketLink {
     this.#ownOffset6 = PACKET_OFFSET + (options.ownAddress === 'source' ? 8 : 24);
   }
 
-  /** Packets out of the device go to this channel from now on; without one they are dropped. */
-  set channel(channel: Channel | undefined) {
-    this.#channel = channel;
-  }
-
-  get channel(): Channel | undefined {
-    return this.#channel;
-  }
-
   /** Sends a packet that the device has just read; see `TunReader.packet` for the arguments. */
   send(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void {
-    const channel = this.#channel;
+    const channel = this.spread.pick(bytes, PACKET_OFFSET, length);
     const segments = gsoSize === 0 ? 1 : segmentCount(length, headerBytes(bytes, PACKET_OFFSET, length), gsoSize);
     if (channel === undefined) {
       this.#drop(DropReason.noChannel, segments);
@@ -198,7 +191,7 @@ export class PacketLink {
   /** Sends the small packets that wait. */
   flush(): void {
     this.#isDeferring = false;
-    this.#channel?.flush();
+    this.spread.flush();
   }
 
   /** Whether the peer takes this as a super-packet. Its own limits on UDP are the only ones that a kernel exceeds. */

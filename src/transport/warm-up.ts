@@ -93,7 +93,7 @@ class Peer implements FrameSink {
       limits: { mtu: MTU, uso: true },
       drops: new Float64Array(DROP_REASON_NAMES.length),
     });
-    link.channel = this.#channel;
+    link.spread.set(0, this.#channel);
     this.#receiver = link.createReceiver();
     this.tun.onWritten = ({ bytes }) => this.onPacket(bytes);
     this.tun.start({ packet: (...packet) => link.send(...packet), idle: () => batch.flush() });

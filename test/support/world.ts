@@ -345,6 +345,8 @@ export function equal(a: Uint8Array, b: Uint8Array): boolean {
 export class Relay implements AsyncDisposable {
   /** In the order in which they came. */
   readonly connections: RelayedConnection[] = [];
+  /** Whether it ends what comes at once. */
+  refuses = false;
   readonly #server: Server;
 
   static async open(target: number): Promise<Relay> {
@@ -356,6 +358,10 @@ export class Relay implements AsyncDisposable {
 
   private constructor(target: number) {
     this.#server = createServer({ noDelay: true }, (near) => {
+      if (this.refuses) {
+        near.resetAndDestroy();
+        return;
+      }
       this.connections.push(
         new RelayedConnection(near, connectTcp({ port: target, host: '127.0.0.1', noDelay: true })),
       );
@@ -376,6 +382,9 @@ export class Relay implements AsyncDisposable {
 class RelayedConnection {
   /** What came after `hold` and went nowhere. */
   heldBytes = 0;
+  /** From the client, and to it. */
+  upBytes = 0;
+  downBytes = 0;
   readonly #near: Socket;
   readonly #far: Socket;
 
@@ -386,7 +395,11 @@ class RelayedConnection {
       [near, far],
       [far, near],
     ] as const) {
-      from.on('data', (bytes) => void to.write(bytes));
+      from.on('data', (bytes) => {
+        if (from === near) this.upBytes += bytes.length;
+        else this.downBytes += bytes.length;
+        to.write(bytes);
+      });
       from.on('end', () => to.end());
       from.on('error', () => {});
     }
@@ -453,6 +466,8 @@ export interface RawResume {
   device?: DeviceKey;
   secret?: Uint8Array;
   features?: readonly string[];
+  /** Says that the session's other connections stay. */
+  rekey?: boolean;
   /** Changes a frame before it goes out. */
   tamper?: (frame: Uint8Array) => Uint8Array;
 }
@@ -580,7 +595,7 @@ export class RawClient {
    * Throws what the server rejects it with.
    */
   async resume(of: RawSession, options: RawResume = {}): Promise<{ session: RawSession; done: () => Promise<void> }> {
-    const { device = of.device, secret = of.secret, features = of.accept.features } = options;
+    const { device = of.device, secret = of.secret, features = of.accept.features, rekey } = options;
     const tamper = options.tamper ?? ((frame: Uint8Array) => frame);
     const leaf = this.socket.getPeerX509Certificate();
     assert.ok(leaf);
@@ -594,6 +609,7 @@ export class RawClient {
       secret,
       serverName: 'localhost',
       device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
+      rekey,
     });
     await this.greeted();
     let output = machine.start(new TextEncoder().encode(this.greeting));

@@ -14,7 +14,7 @@ import type { Standing } from '../../identity/backends/backend.ts';
 import { NONCE_LIFE_MS } from '../../identity/nonces.ts';
 import { formatIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
-import { AttachServer } from '../../protocol/attach.ts';
+import { type Attached, AttachServer } from '../../protocol/attach.ts';
 import { Feature } from '../../protocol/features.ts';
 import { attachKey, hkdfExtract, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
 import { asksPeople, type Challenge, type ChallengeRequest, type LoginEvidence } from '../../protocol/login.ts';
@@ -52,9 +52,6 @@ const FENCE_MS = 1000;
 
 const NO_TRAFFIC: Readonly<SessionTraffic> = { receivedBytes: 0, receivedPackets: 0, sentBytes: 0, sentPackets: 0 };
 const TRAFFIC = Object.keys(NO_TRAFFIC) as readonly (keyof SessionTraffic)[];
-
-/** How many data connections a session may have. */
-const DATA_CHANNELS = 1;
 
 /** A login that the built-in steps have accepted, as an application's hook sees it. */
 export interface LoginFacts {
@@ -135,6 +132,8 @@ interface LiveSession {
   /** That, or the end of the certificate. */
   endsAt: number;
   attach: AttachServer | undefined;
+  /** Of the epoch whose data connections are alive. */
+  formerAttach: AttachServer | undefined;
   /** The last resume that was granted and not confirmed yet. */
   resuming: Resuming | undefined;
   isRecorded: boolean;
@@ -151,6 +150,8 @@ interface Resuming {
   readonly epoch: number;
   /** K_resume(n), and which key on record it is. */
   readonly proven: ResumeKey;
+  /** The session's data connections stay. */
+  readonly isRekey: boolean;
   /** S(n+1) and the key on record that was made of it, once it is known. */
   next?: { readonly secret: Uint8Array; readonly version: Uint8Array };
 }
@@ -416,10 +417,10 @@ export class Auth {
     await this.#supervisor?.unplace(session.lease);
   }
 
-  #attachServer(session: Uint8Array, epoch: number, secret: Uint8Array): AttachServer {
+  #attachServer(session: Uint8Array, epoch: number, secret: Uint8Array, former?: AttachServer): AttachServer {
     const { primitives } = this.#options;
     const key = attachKey(primitives, secret);
-    return new AttachServer({ primitives, session, epoch, key, slots: DATA_CHANNELS });
+    return new AttachServer({ primitives, session, epoch, key, slots: this.#config.data.channels, former });
   }
 
   /**
@@ -505,14 +506,20 @@ export class Auth {
       primitives.equal(primitives.hmacSha256(proven.key, evidence.proofInput), evidence.proof);
     if (!isProof) return refuse('session_unknown', 'the session secret was not proven');
     if (!isHolder) return refuse('rejected', identity.refusal ?? "the session is another device's");
-    if (identity.refusal !== undefined) return refuse('rejected', identity.refusal);
-    const refusal = await this.#standsStill(session, identity, peer);
-    if (refusal !== undefined) return refuse(refusal.code, refusal.reason);
+    const refusal =
+      identity.refusal !== undefined
+        ? ({ code: 'rejected', reason: identity.refusal } as const)
+        : await this.#standsStill(session, identity, peer);
+    if (refusal !== undefined) {
+      // Its other connections must not live on.
+      if (evidence.rekey) this.#close(key, 'revoked');
+      return refuse(refusal.code, refusal.reason);
+    }
     // It may have been ended, or replaced, while others were asked.
     if (this.#live.get(key) !== session) return refuse('session_unknown', 'the session was ended meanwhile');
     this.#attempts += 1;
     const attempt = this.#attempts;
-    session.resuming = { attempt, worker, epoch: evidence.epoch, proven };
+    session.resuming = { attempt, worker, epoch: evidence.epoch, proven, isRekey: evidence.rekey };
     const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
     return {
       accepted: true,
@@ -524,7 +531,7 @@ export class Auth {
   /** Whether the session would be opened today; undefined: it would. */
   async #standsStill(
     session: LiveSession,
-    { groups = [] }: ResumeIdentity,
+    { groups = [] }: Pick<ResumeIdentity, 'groups'>,
     peer: LoginPeer,
   ): Promise<{ code: RejectCode; reason: string } | undefined> {
     const { user, device, steps, certificate } = session;
@@ -558,6 +565,7 @@ export class Auth {
     const version = await sessions.propose(key, resuming.epoch, resuming.proven.version, next);
     if (session.resuming !== resuming) throw overtaken();
     // From here on S(n) is good for another resume only.
+    session.formerAttach = session.attach ?? session.formerAttach;
     session.attach = undefined;
     resuming.next = { secret, version };
   }
@@ -580,7 +588,8 @@ export class Auth {
     session.detachedAt = undefined;
     await this.#move(session, worker);
     if (this.#live.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
-    session.attach = this.#attachServer(session.id, epoch, secret);
+    session.attach = this.#attachServer(session.id, epoch, secret, resuming.isRekey ? session.formerAttach : undefined);
+    session.formerAttach = undefined;
     return { granted: this.#grantOf(session), features: session.features, openedAt: session.openedAt };
   }
 
@@ -638,22 +647,41 @@ export class Auth {
     this.#options.events?.ended(session, reason);
   }
 
-  async attach({ message, exported }: AttachRequest, worker: number): Promise<AttachVerdict> {
+  async attach({ message, exported }: AttachRequest, peer: LoginPeer, worker: number): Promise<AttachVerdict> {
     const key = message.session.toHex();
     const session = this.#live.get(key);
-    if (session?.attach === undefined) return { accepted: false, code: 'session_unknown' };
+    const server = session?.attach;
+    if (session === undefined || server === undefined) return { accepted: false, code: 'session_unknown' };
     if (session.worker !== worker) return { accepted: false, movedTo: session.worker };
+    const refuse = (code: RejectCode, reason: string, logged: string = code): AttachVerdict => {
+      const fields = { session: key.slice(0, 8), code: logged, reason, peer: peer.remote };
+      this.#lines.write('warn', logged, 'data connection refused', fields);
+      return { accepted: false, code };
+    };
+    let attached: Attached;
     try {
-      return { accepted: true, key, attached: session.attach.receive(message, () => exported) };
+      attached = server.receive(message, () => exported);
     } catch (cause) {
       const error = toVpnError(cause);
-      this.#lines.write('warn', error.code, 'data connection refused', {
-        session: key.slice(0, 8),
-        code: error.code,
-        reason: error.message,
-      });
-      return { accepted: false, code: rejectCodeOf(error) };
+      return refuse(rejectCodeOf(error), error.message, error.code);
     }
+    // The first of a slot comes right after a login or a resume, which has just been judged.
+    if (message.generation > 0) {
+      const identity = await this.#options.authenticator.stands(session.device);
+      const refusal =
+        identity.refusal !== undefined
+          ? ({ code: 'rejected', reason: identity.refusal } as const)
+          : await this.#standsStill(session, identity, peer);
+      if (refusal !== undefined) {
+        this.#close(key, 'revoked');
+        return refuse(refusal.code, refusal.reason);
+      }
+      // It may have been ended or resumed while others were asked.
+      if (session.attach !== server || this.#live.get(key) !== session) {
+        return { accepted: false, code: 'session_unknown' };
+      }
+    }
+    return { accepted: true, key, attached };
   }
 
   async end(key: SessionKey, reason: CloseReason): Promise<void> {
@@ -764,7 +792,8 @@ export class Auth {
       dns: { servers: [...config.dns], domains: [...config.dnsDomains] },
       mtu: config.mtu,
       ping: { intervalSeconds: config.session.pingSeconds, deadSeconds: config.session.deadSeconds },
-      data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? DATA_CHANNELS : 0 },
+      data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? config.data.channels : 0 },
+      rekeySeconds: config.session.rekeySeconds,
       transports: [],
       pins: [],
     };
@@ -790,7 +819,7 @@ function isSameHolder(
 function freshState() {
   const flags = { isStarted: false, isPlaced: false };
   const counters = { traffic: { ...NO_TRAFFIC }, formerTraffic: { ...NO_TRAFFIC } };
-  return { attach: undefined, resuming: undefined, ended: undefined, ...flags, ...counters };
+  return { attach: undefined, formerAttach: undefined, resuming: undefined, ended: undefined, ...flags, ...counters };
 }
 
 function endOf(proofEndsAt = Number.POSITIVE_INFINITY, certificate?: SessionCertificate): number {

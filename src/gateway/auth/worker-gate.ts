@@ -55,8 +55,8 @@ export class WorkerGate implements AuthPort {
     await this.#auth.establish(session, secret, features);
   }
 
-  attach(request: AttachRequest): Promise<AttachVerdict> {
-    return this.#auth.attach(request, this.#worker);
+  attach(request: AttachRequest, peer: LoginPeer): Promise<AttachVerdict> {
+    return this.#auth.attach(request, this.#own(peer), this.#worker);
   }
 
   challengeResume(peer: LoginPeer): Promise<Uint8Array> {

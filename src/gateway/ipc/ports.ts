@@ -136,8 +136,13 @@ export interface AuthPort {
    *   ERR_HOST_APPLY
    */
   establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void>;
-  /** Checks an ATTACH proof; the answer carries the ATTACHED frame with ours. */
-  attach(request: AttachRequest): Promise<AttachVerdict>;
+  /**
+   * Checks an ATTACH proof; the answer carries the ATTACHED frame with ours. Where a connection is changed, device, account
+   * and certificate are checked again, and the session of one that has lost its right ends.
+   *
+   * @throws {VpnError} ERR_STORE: no verdict
+   */
+  attach(request: AttachRequest, peer: LoginPeer): Promise<AttachVerdict>;
   /** A nonce for the proofs of a resume. */
   challengeResume(peer: LoginPeer): Promise<Uint8Array>;
   /**

@@ -11,6 +11,7 @@ import type { LogFields, Logger } from '../../base/log.ts';
 import { Feature } from '../../protocol/features.ts';
 import { encodeGreeting, FrameDecoder, type FrameSink, FrameType } from '../../protocol/frame.ts';
 import { type Exporter, exportKey, type Primitives } from '../../protocol/keys.ts';
+import type { Liveness } from '../../protocol/liveness.ts';
 import {
   asksPeople,
   type Challenge,
@@ -26,6 +27,7 @@ import type { HolderFacts } from '../../transport/certificate-facts.ts';
 import type { Channel, ChannelFacts, ChannelHandler } from '../../transport/channel.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
+import type { SlotConnection } from '../../transport/slot.ts';
 import type { AuthPort, GrantedResume, LoginPeer, ResumedSession, SessionGrant } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
@@ -71,12 +73,22 @@ export interface StageLimits {
   readonly answerSeconds: number;
 }
 
+/** RESUMED has been sent. */
+interface Resumed {
+  readonly resume: GrantedResume;
+  readonly doneInput: Uint8Array;
+  readonly epoch: number;
+  readonly isRekey: boolean;
+}
+
 /** A connection and what it has become. */
-export class Connection implements FrameSink, ChannelHandler {
+export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   target: Uint8Array = EMPTY;
   targetOffset = 0;
   /** Whether any byte has come since the worker's last tick. */
   heard = false;
+  /** Kept by its session. */
+  liveness: Liveness | undefined;
   readonly channel: Channel;
   readonly remote: string;
   readonly #host: ConnectionHost;
@@ -88,7 +100,7 @@ export class Connection implements FrameSink, ChannelHandler {
   readonly #login: LoginServer;
   #resume: ResumeServer | undefined;
   /** RESUMED has been sent: only the proof of the next secret is taken. */
-  #resumed: { readonly resume: GrantedResume; readonly doneInput: Uint8Array } | undefined;
+  #resumed: Resumed | undefined;
   #isConfirming = false;
   #session: Session | undefined;
   #receiver: PacketReceiver | undefined;
@@ -153,6 +165,25 @@ export class Connection implements FrameSink, ChannelHandler {
     this.channel.close(encodeMessage('close', { reason, ...(message === undefined ? {} : { message }) }));
   }
 
+  hold(): void {
+    this.channel.pause();
+    this.#decoder.hold();
+  }
+
+  release(): void {
+    this.channel.resume();
+    try {
+      this.#decoder.release();
+    } catch (error) {
+      this.fail(toVpnError(error));
+    }
+  }
+
+  retire(): void {
+    this.#receiver?.release();
+    this.#receiver = undefined;
+  }
+
   /** Ends the connection because of something the peer did or did not do. */
   fail(error: VpnError): void {
     if (this.#isEnding) return;
@@ -211,7 +242,9 @@ export class Connection implements FrameSink, ChannelHandler {
 
   reserve(type: number, length: number, whole: boolean): void {
     const receiver = this.#receiver;
-    if (receiver === undefined) throw new VpnError('ERR_FRAME_STATE', 'a data frame came before the session was open');
+    if (receiver === undefined) {
+      throw new VpnError('ERR_FRAME_STATE', 'a data frame came before the session was open, or after SWITCH');
+    }
     receiver.reserve(type, length, whole);
     this.target = receiver.target;
     this.targetOffset = receiver.targetOffset;
@@ -303,7 +336,8 @@ export class Connection implements FrameSink, ChannelHandler {
     }
     await this.#host.auth.proposeResume(resume, output.mix);
     if (this.channel.isClosed) return { kind: 'nothing' };
-    this.#resumed = { resume, doneInput: output.doneInput };
+    const { doneInput, resumed } = output;
+    this.#resumed = { resume, doneInput, epoch: resumed.epoch, isRekey: this.#resume?.isRekey === true };
     this.#login.stop();
     this.#decoder.setPhase('session');
     this.channel.sendControl(output.frame);
@@ -312,11 +346,7 @@ export class Connection implements FrameSink, ChannelHandler {
   }
 
   /** @throws {VpnError} ERR_FRAME_STATE */
-  #finishResume(
-    { resume, doneInput }: { resume: GrantedResume; doneInput: Uint8Array },
-    type: number,
-    payload: Uint8Array,
-  ) {
+  #finishResume(resumed: Resumed, type: number, payload: Uint8Array) {
     if (type === FrameType.close) {
       this.#isEnding = true;
       this.channel.close();
@@ -329,9 +359,10 @@ export class Connection implements FrameSink, ChannelHandler {
     }
     this.#isConfirming = true;
     this.#enter('verdict');
+    const { resume, doneInput } = resumed;
     const confirmation = { key: resume.key, attempt: resume.attempt, doneInput, payload: new Uint8Array(payload) };
     this.#host.auth.confirmResume(confirmation, this.#peer).then(
-      (resumed) => this.#takeOver(resume.key, resumed),
+      (adopted) => this.#takeOver(resumed, adopted),
       (cause: unknown) => {
         const error = toVpnError(cause);
         this.#report(error.code, 'resume not confirmed', { session: resume.key.slice(0, 8), reason: error.message });
@@ -341,10 +372,10 @@ export class Connection implements FrameSink, ChannelHandler {
     );
   }
 
-  #takeOver(key: string, resumed: ResumedSession): void {
-    const session = this.#host.findSession(key) ?? this.#host.adoptSession(resumed, this.remote);
+  #takeOver({ resume, epoch, isRekey }: Resumed, adopted: ResumedSession): void {
+    const session = this.#host.findSession(resume.key) ?? this.#host.adoptSession(adopted, this.remote);
     this.#join(session, 'session');
-    session.resume(this);
+    session.resume(this, epoch, isRekey);
     this.#host.sessionResumed(session);
     this.#log.info('session resumed', { session: session.shortId, user: session.user, device: session.granted.device });
     // It may have been lost while its proof was checked.
@@ -422,7 +453,7 @@ export class Connection implements FrameSink, ChannelHandler {
 
   async #attach(message: AttachMessage): Promise<LoginServerOutput> {
     const exported = exportKey(this.#exporter, 'attach', message.session);
-    const verdict = await this.#host.auth.attach({ message, exported });
+    const verdict = await this.#host.auth.attach({ message, exported }, this.#peer);
     if (!verdict.accepted) {
       return 'movedTo' in verdict ? this.#moved(verdict.movedTo) : this.#login.reject(verdict.code);
     }
@@ -434,7 +465,7 @@ export class Connection implements FrameSink, ChannelHandler {
     this.#isData = true;
     this.channel.sendControl(verdict.attached.frame);
     this.#join(session, 'data');
-    session.attach(this);
+    session.attach(this, verdict.attached.slot, verdict.attached.generation);
     this.#host.dataAttached();
     return { kind: 'nothing' };
   }

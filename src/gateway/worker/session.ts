@@ -1,10 +1,10 @@
 /**
  * A session as its owner worker holds it: who it is, its connections, its packets, whether its client still lives.
  *
- * Hides which connection carries what. Packets go over the attached data connection, or over the control connection when
+ * Hides which connection carries what. Packets go over the attached data connections, or over the control connection when
  * the client sends its own there. A session that loses its control connection is kept for a while, for a client that can
- * resume it: what comes for it is dropped. The loss of a data connection ends nothing. Time comes from the worker's tick,
- * never from a timer of its own.
+ * resume it: what comes for it is dropped. The loss of a data connection ends nothing, and each connection can be changed
+ * for another under the traffic (`transport/slot`). Time comes from the worker's tick, never from a timer of its own.
  */
 
 import type { Clock } from '../../base/clock.ts';
@@ -13,9 +13,11 @@ import type { Logger } from '../../base/log.ts';
 import { DropReason } from '../../ip/drop-reason.ts';
 import { Feature } from '../../protocol/features.ts';
 import { encodeFrame, FrameType } from '../../protocol/frame.ts';
-import { Liveness, SessionLimits } from '../../protocol/liveness.ts';
+import { Liveness, type LivenessOptions, SessionLimits } from '../../protocol/liveness.ts';
 import { type CloseReason, type ConfigMessage, decodeMessage, encodeMessage } from '../../protocol/messages.ts';
+import { CONTROL_SLOT } from '../../protocol/rekey.ts';
 import type { PacketLink } from '../../transport/packet-link.ts';
+import { type RekeyCounters, Slot } from '../../transport/slot.ts';
 import type { SessionGrant } from '../ipc/ports.ts';
 import type { Connection } from './connection.ts';
 
@@ -33,6 +35,8 @@ export interface SessionOptions {
   former?: Former | undefined;
   /** Drops by reason, shared by the worker. */
   drops: Float64Array;
+  /** Shared by the worker, too. */
+  counters: RekeyCounters;
   clock: Clock;
   log: Logger;
   /** The session has lost its control connection and waits for its client. */
@@ -58,20 +62,25 @@ export class Session {
   readonly link: PacketLink;
   readonly since: number;
   readonly features: readonly string[];
-  #control: Connection | undefined;
+  readonly #control: Slot<Connection>;
+  /** By number. */
+  readonly #data = new Map<number, Slot<Connection>>();
+  readonly #counters: RekeyCounters;
+  /** Whether both ends know how to change a connection under the traffic. */
+  readonly #canChange: boolean;
+  readonly #livenessOptions: LivenessOptions;
   #remote: string;
   readonly #drops: Float64Array;
   readonly #log: Logger;
   readonly #detached: (session: Session) => void;
   readonly #ended: (session: Session, reason: CloseReason, isKept: boolean) => void;
-  readonly #liveness: Liveness;
   readonly #limits: SessionLimits;
   readonly #clock: Clock;
-  readonly #isInline: boolean;
+  /** Packets go over the control connection. */
+  #isInline: boolean;
   readonly #graceMs: number;
   /** When it lost its control connection, by the monotonic clock. */
   #detachedAt: number | undefined;
-  #data: Connection | undefined;
   #config: ConfigMessage;
   #carriedPackets = 0;
   #echoes = 0;
@@ -90,7 +99,18 @@ export class Session {
     const { former, features } = options;
     this.since = former?.openedAt ?? clock.wallNow();
     this.features = features;
-    this.#control = options.control;
+    this.#counters = options.counters;
+    this.#canChange = features.includes(Feature.rekey);
+    this.#control = new Slot<Connection>({
+      number: CONTROL_SLOT,
+      counters: options.counters,
+      onSending: (connection) => {
+        if (this.#isInline && this.#isStarted) this.link.spread.set(0, connection?.channel);
+      },
+    });
+    const { ping } = granted.config;
+    this.#livenessOptions = { intervalMs: ping.intervalSeconds * 1000, deadMs: ping.deadSeconds * 1000 };
+    if (options.control !== undefined) this.#join(options.control, this.#control, 0);
     this.#remote = options.control?.remote ?? former?.remote ?? '';
     this.#detachedAt = former === undefined ? undefined : now - former.detachedMs;
     this.#graceMs = features.includes(Feature.resume) ? granted.grant.graceSeconds * 1000 : 0;
@@ -99,8 +119,6 @@ export class Session {
     this.#config = granted.config;
     this.#ended = options.ended;
     this.#log = options.log.child({ session: this.shortId, user: granted.user });
-    const { ping } = granted.config;
-    this.#liveness = new Liveness({ intervalMs: ping.intervalSeconds * 1000, deadMs: ping.deadSeconds * 1000 }, now);
     const { absoluteSeconds, idleSeconds } = granted.grant;
     const elapsed = former === undefined ? 0 : clock.wallNow() - former.openedAt;
     const absoluteMs = absoluteSeconds === 0 ? 0 : Math.max(1, absoluteSeconds * 1000 - elapsed);
@@ -126,11 +144,11 @@ export class Session {
   }
 
   get dataChannels(): number {
-    return this.#data === undefined ? 0 : 1;
+    return this.#slots.filter((slot) => slot !== this.#control && slot.reading !== undefined).length;
   }
 
   get roundTripMs(): number | undefined {
-    return this.#liveness.roundTripMs;
+    return this.#control.reading?.liveness?.roundTripMs;
   }
 
   get isClosed(): boolean {
@@ -146,20 +164,23 @@ export class Session {
   start(accept: Uint8Array = NOTHING): void {
     this.#isStarted = true;
     // In one write: one TLS record, one segment.
-    this.#control?.channel.sendControl(Buffer.concat([accept, encodeMessage('config', this.#config)]));
-    if (this.#isInline) this.link.channel = this.#control?.channel;
+    this.#control.sending?.channel.sendControl(Buffer.concat([accept, encodeMessage('config', this.#config)]));
+    if (this.#isInline) this.link.spread.set(0, this.#control.sending?.channel);
   }
 
-  /** Its client has resumed it on another connection: those it had are superseded. */
-  resume(connection: Connection): void {
-    const former = [this.#data, this.#control];
-    this.#data = undefined;
-    this.#control = connection;
+  /**
+   * Its client has resumed it on another connection. A client that changes its control connection keeps the others; else all
+   * that it had are superseded.
+   */
+  resume(connection: Connection, epoch: number, isRekey: boolean): void {
+    const isChange = isRekey && this.#canChange && this.#control.sending !== undefined;
+    if (!isChange) {
+      this.#closeData('replaced');
+      this.#control.close('replaced');
+    }
+    this.#join(connection, this.#control, epoch);
     this.#remote = connection.remote;
     this.#detachedAt = undefined;
-    this.link.channel = undefined;
-    for (const old of former) old?.close('replaced');
-    this.#liveness.received(this.#clock.now());
     this.start();
   }
 
@@ -167,20 +188,29 @@ export class Session {
   sendConfig(config: ConfigMessage = this.#config): void {
     this.#config = config;
     if (!this.#isStarted) return;
-    this.#control?.channel.sendControl(encodeMessage('config', config));
+    this.#control.sending?.channel.sendControl(encodeMessage('config', config));
   }
 
   /** A data connection has proven that it belongs here. */
-  attach(connection: Connection): void {
-    const old = this.#data;
-    this.#data = connection;
-    this.link.channel = connection.channel;
-    old?.close('replaced');
+  attach(connection: Connection, number: number, generation: number): void {
+    let slot = this.#data.get(number);
+    if (slot === undefined) {
+      const { spread } = this.link;
+      const onSending = (sending: Connection | undefined): void => spread.set(number, sending?.channel);
+      slot = new Slot<Connection>({ number, counters: this.#counters, onSending });
+      this.#data.set(number, slot);
+    }
+    // The client sends on data connections from now on.
+    if (this.#isInline && number !== 0) this.link.spread.set(0, undefined);
+    this.#isInline = false;
+    this.#join(connection, slot, generation);
   }
 
   /** A data frame has come; a client that sends on the control connection gets its packets there, too. */
   dataArrived(connection: Connection): void {
-    if (this.link.channel === undefined && connection === this.#control) this.link.channel = connection.channel;
+    if (this.link.spread.count > 0 || connection !== this.#control.reading) return;
+    this.#isInline = true;
+    this.link.spread.set(0, this.#control.sending?.channel);
   }
 
   countUnknown(): void {
@@ -191,45 +221,51 @@ export class Session {
   control(connection: Connection, type: number, payload: Uint8Array): void {
     // Before ACCEPT a client waits.
     const expected = this.#isStarted || type === FrameType.close ? type : undefined;
+    const slot = this.#slotOf(connection);
+    const sending = slot?.sending ?? connection;
     switch (expected) {
       case FrameType.ping:
-        connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
+        // Where SWITCH was our last word, the other connection shows that we live.
+        if (sending === connection) connection.channel.sendControl(encodeFrame(FrameType.pong, payload));
         break;
       case FrameType.pong:
-        this.#liveness.pong(payload, this.#clock.now());
+        connection.liveness?.pong(payload, this.#clock.now());
         break;
       case FrameType.echo: {
         this.#echoes += 1;
         const frame = encodeFrame(FrameType.echo, payload);
-        if (!connection.channel.sendData(frame, 0, frame.length)) {
+        if (!sending.channel.sendData(frame, 0, frame.length)) {
           this.#drops[DropReason.queueFull] = (this.#drops[DropReason.queueFull] ?? 0) + 1;
         }
         break;
       }
       case FrameType.close: {
         const { reason } = decodeMessage('close', payload);
-        if (connection === this.#control) {
+        connection.channel.close();
+        // One that has been changed is closed when nothing more can come.
+        if (connection === this.#control.reading && !(this.#control.isChanging && reason === 'replaced')) {
           this.#log.info('client closed the session', { reason });
           // A client that gives up its connection for want of an answer comes back.
           if (reason === 'dead_peer' || reason === 'shutdown') this.#lose('peer_disconnect');
           else this.#end('peer_disconnect');
         }
-        connection.channel.close();
         break;
       }
+      case FrameType.switch:
+        if (slot !== undefined && this.#canChange) {
+          slot.switched(connection, decodeMessage('switch', payload));
+          break;
+        }
+        throw misplaced(type);
       default:
-        throw new VpnError('ERR_FRAME_STATE', `frame type ${type} has no place in a session`, { details: { type } });
+        throw misplaced(type);
     }
   }
 
   /** Called by the worker about once a second. */
   handleTick(now: number): void {
     if (!this.#isStarted && !this.isDetached) return;
-    if (this.#control?.heard === true || this.#data?.heard === true) {
-      if (this.#control !== undefined) this.#control.heard = false;
-      if (this.#data !== undefined) this.#data.heard = false;
-      this.#liveness.received(now);
-    }
+    this.link.spread.handleTick();
     const { sentPackets, receivedPackets } = this.link.counters;
     const carried = sentPackets + receivedPackets + this.#echoes;
     if (carried !== this.#carriedPackets) {
@@ -245,20 +281,29 @@ export class Session {
       if (now >= this.#detachedAt + this.#graceMs) this.close('dead_peer');
       return;
     }
-    const due = this.#liveness.handleTimeout(now);
-    if (due === 'dead') {
-      this.#control?.close('dead_peer');
-      this.#lose('dead_peer');
-    } else if (due === 'ping') {
-      this.#control?.channel.sendControl(encodeFrame(FrameType.ping, this.#liveness.pingPayload(now)));
+    for (const slot of this.#slots) {
+      slot.handleTimeout(now);
+      const { reading } = slot;
+      if (reading?.liveness !== undefined) this.#examine(reading, reading.liveness, now);
     }
+  }
+
+  /** Asks a silent connection, and gives up one that does not answer. */
+  #examine(connection: Connection, liveness: Liveness, now: number): void {
+    if (connection.heard) liveness.received(now);
+    connection.heard = false;
+    const due = liveness.handleTimeout(now);
+    if (due === 'ping') connection.channel.sendControl(encodeFrame(FrameType.ping, liveness.pingPayload(now)));
+    if (due !== 'dead') return;
+    connection.close('dead_peer');
+    if (connection === this.#control.reading) this.#lose('dead_peer');
   }
 
   /** Ends the session and its connections. Idempotent. */
   close(reason: CloseReason): void {
     if (this.#isClosed) return;
     this.#log.info('session closed', { reason });
-    this.#control?.close(reason);
+    this.#control.close(reason);
     this.#end(reason);
   }
 
@@ -266,20 +311,45 @@ export class Session {
   suspend(reason: CloseReason): void {
     if (this.#isClosed) return;
     this.#log.info('session suspended', { reason });
-    this.#control?.close(reason);
-    this.#end(reason, this.isDetached || (this.#isStarted && this.#graceMs > 0));
+    const isKept = this.isDetached || (this.#isStarted && this.#graceMs > 0);
+    this.#control.close(reason);
+    this.#end(reason, isKept);
   }
 
   /** For the connections; `isOurs`: this end wanted it. */
   connectionClosed(connection: Connection, error: VpnError | undefined, isOurs: boolean): void {
-    if (connection === this.#data) {
-      this.#data = undefined;
-      this.link.channel = this.#isInline ? this.#control?.channel : undefined;
-    } else if (connection === this.#control && !this.#isClosed) {
-      this.#log.info('session lost its connection', { code: error?.code });
-      if (isOurs) this.#end('peer_disconnect');
-      else this.#lose('peer_disconnect');
+    const slot = this.#slotOf(connection);
+    if (slot === undefined || !slot.closed(connection)) return;
+    if (slot !== this.#control) {
+      if (slot.reading === undefined && slot.sending === undefined) this.#log.debug('session lost a data connection');
+      return;
     }
+    // One that can only be read is of no use: its client resumes.
+    if (this.#isClosed || this.#control.sending !== undefined) return;
+    this.#log.info('session lost its connection', { code: error?.code });
+    if (isOurs) this.#end('peer_disconnect');
+    else this.#lose('peer_disconnect');
+  }
+
+  get #slots(): Slot<Connection>[] {
+    return [this.#control, ...this.#data.values()];
+  }
+
+  #slotOf(connection: Connection): Slot<Connection> | undefined {
+    if (this.#control.has(connection)) return this.#control;
+    for (const slot of this.#data.values()) if (slot.has(connection)) return slot;
+    return undefined;
+  }
+
+  #join(connection: Connection, slot: Slot<Connection>, generation: number): void {
+    const now = this.#clock.now();
+    connection.liveness = new Liveness(this.#livenessOptions, now);
+    slot.attach(connection, generation, this.#canChange, now);
+  }
+
+  #closeData(reason: CloseReason): void {
+    for (const slot of this.#data.values()) slot.close(reason);
+    this.#data.clear();
   }
 
   /** The control connection is gone. Without a client that can resume, so is the session. */
@@ -288,10 +358,9 @@ export class Session {
       this.#end(reason);
       return;
     }
-    this.#control = undefined;
     this.#detachedAt = this.#clock.now();
-    this.link.channel = undefined;
-    this.#data?.close(reason);
+    this.#control.close(reason);
+    this.#closeData(reason);
     this.#log.info('session waits for its client', { graceSeconds: this.#graceMs / 1000 });
     this.#detached(this);
   }
@@ -299,8 +368,12 @@ export class Session {
   #end(reason: CloseReason, isKept = false): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    this.link.channel = undefined;
-    this.#data?.close(reason);
+    this.#control.close(reason);
+    this.#closeData(reason);
     this.#ended(this, reason, isKept);
   }
+}
+
+function misplaced(type: number): VpnError {
+  return new VpnError('ERR_FRAME_STATE', `frame type ${type} has no place in a session`, { details: { type } });
 }

@@ -20,6 +20,7 @@ import type { Channel } from '../../transport/channel.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
 import { QueueBudget } from '../../transport/queue-budget.ts';
+import type { RekeyCounters } from '../../transport/slot.ts';
 import type { GatewayConfig } from '../config.ts';
 import type {
   AuthPort,
@@ -53,7 +54,7 @@ export interface WorkerOptions {
 }
 
 /** Plain integers, read at scrape. */
-export interface WorkerCounters {
+export interface WorkerCounters extends RekeyCounters {
   connections: number;
   logins: number;
   resumes: number;
@@ -71,7 +72,15 @@ export class Worker implements ConnectionHost {
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
   /** For the data queues of every connection that is handed in. */
   readonly queues: QueueBudget;
-  readonly counters: WorkerCounters = { connections: 0, logins: 0, resumes: 0, loginFailures: 0, attached: 0 };
+  readonly counters: WorkerCounters = {
+    connections: 0,
+    logins: 0,
+    resumes: 0,
+    loginFailures: 0,
+    attached: 0,
+    rekeys: 0,
+    rekeyGaps: 0,
+  };
   readonly #refusals: Record<string, number> = {};
   readonly strangers: LogLimit;
   readonly #options: WorkerOptions;
@@ -101,6 +110,7 @@ export class Worker implements ConnectionHost {
     this.features = [
       Feature.attach,
       Feature.resume,
+      Feature.rekey,
       ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
       ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
     ];
@@ -217,6 +227,7 @@ export class Worker implements ConnectionHost {
       link,
       control: connection,
       drops: this.drops,
+      counters: this.counters,
       clock,
       log: this.#log,
       detached: ({ granted: { key }, shortId }) => this.#tellAuth(shortId, () => this.auth.detach(key)),
