@@ -1,7 +1,7 @@
 // Passwords are hashed elsewhere, one after the other, a bounded number waits, and a hasher that fails is replaced.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -44,6 +44,12 @@ test('another process hashes and verifies, at the lowest priority, with nothing 
   assert.ok(pid !== undefined && pid !== process.pid);
   if (process.platform !== 'linux') return;
   assert.equal(getPriority(pid), 19);
+  // Each thread has a priority of its own: it is the pool's that do the work.
+  const workers = readdirSync(`/proc/${pid}/task`).filter(
+    (thread) => readFileSync(`/proc/${pid}/task/${thread}/comm`, 'utf8').trim() === 'libuv-worker',
+  );
+  assert.ok(workers.length > 0);
+  for (const thread of workers) assert.equal(getPriority(Number(thread)), 19);
   const seen = ['cmdline', 'environ'].map((name) => readFileSync(`/proc/${pid}/${name}`, 'utf8')).join('\n');
   assert.ok(!seen.includes('battery') && !seen.includes('PATH='), seen);
 });
