@@ -258,6 +258,24 @@ test('a ClientHello may come in any pieces', async () => {
   }
 });
 
+test('TLS sees nothing of a first record before it is whole', async () => {
+  await using rig = await Rig.open();
+  const socket = connectTcp({ port: rig.port, host: '127.0.0.1', noDelay: true });
+  const failed = failureOf(socket);
+  // TLS would refuse this version by the header alone.
+  socket.write(Buffer.from('160000000501020304', 'hex'));
+  while (rig.listener.handshakeCount === 0) await new Promise(setImmediate);
+  // By the end of a whole handshake the port has read what came before it.
+  const arrival = rig.arrival();
+  const other = rig.tls();
+  await arrival;
+  assert.deepEqual(rig.listener.counters.failed, {});
+  socket.write(Buffer.from('05', 'hex'));
+  await failed;
+  assert.deepEqual(rig.listener.counters.failed, { ERR_NOT_TLS: 1 });
+  other.destroy();
+});
+
 test('a peer that ends its side before it has said anything is ERR_PEER_GONE', async () => {
   await using rig = await Rig.open();
   connectTcp(rig.port, '127.0.0.1').end();
