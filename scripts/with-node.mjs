@@ -41,12 +41,24 @@ const DEBIAN_PACKAGES = {
   wg: 'wireguard-tools',
   slapd: 'slapd',
   freeradius: 'freeradius',
+  tinyproxy: 'tinyproxy-bin',
+  microsocks: 'microsocks',
   pg_ctlcluster: 'postgresql',
   psql: 'postgresql-client',
 };
 
 const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
-const TEST_COMMANDS = [...DEMO_COMMANDS, 'openssl', 'curl', 'slapd', 'freeradius', 'pg_ctlcluster', 'psql'];
+const TEST_COMMANDS = [
+  ...DEMO_COMMANDS,
+  'openssl',
+  'curl',
+  'slapd',
+  'freeradius',
+  'tinyproxy',
+  'microsocks',
+  'pg_ctlcluster',
+  'psql',
+];
 
 /**
  * What each `--packages` set needs. `required`: without these the script is not started. `wanted`: without these it

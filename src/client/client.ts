@@ -9,7 +9,7 @@ import { isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import { type Logger, silentLogger } from '../base/log.ts';
+import { type Logger, type Secret, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import { type IpAddress, parseIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
@@ -22,6 +22,7 @@ import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protoc
 import type { Channel, ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
 import { type DialOptions, dial } from '../transport/dial.ts';
+import type { ChooseProxy } from '../transport/outbound-proxy.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import type { RekeyCounters } from '../transport/slot.ts';
@@ -83,6 +84,10 @@ export interface ClientOptions {
   resume?: ResumeTicket;
   /** This machine's network, so that its changes are noticed at once; without it they are by silence. */
   network?: NetworkView;
+  /** The proxy on the way to each host; default none. */
+  proxy?: ChooseProxy;
+  /** The secret path at which the server's front door opens a tunnel, so that the connection looks like one to a web server. */
+  camouflage?: Secret<string>;
   /** Resolves a server's name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
   /** The device has been enrolled: the token is spent and should be forgotten. */
@@ -425,6 +430,8 @@ export class VpnClient {
             pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
             verifyServer: serverVerified,
             ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
+            ...(options.proxy === undefined ? {} : { proxy: options.proxy }),
+            ...(options.camouflage === undefined ? {} : { camouflage: options.camouflage }),
             ...(options.mark === undefined ? {} : { mark: options.mark }),
             log: this.#log,
           },

@@ -9,12 +9,13 @@ import { existsSync, renameSync, statSync, truncateSync, writeFileSync } from 'n
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import type { Logger } from '../base/log.ts';
+import { type Logger, Secret } from '../base/log.ts';
 import { makePrivateFolder, writePrivateFile } from '../base/private-file.ts';
 import { type ClientApi, type ClientStatus, clientOperations } from '../control/operations.ts';
 import { type Profile, readProfile, withoutToken, writeProfile } from '../control/profile.ts';
 import { answers, serveControl } from '../control/socket.ts';
 import { formatIp, formatPrefix } from '../ip/address.ts';
+import { type ChooseProxy, parseProxyUrl, proxiesOfEnvironment } from '../transport/outbound-proxy.ts';
 import { ClaimingHost } from './claims.ts';
 import { type ClientSnapshot, type ClientState, VpnClient } from './client.ts';
 import { Desk } from './desk.ts';
@@ -220,6 +221,8 @@ class Lives {
       ...(resume === undefined ? {} : { resume }),
       limits: pushLimits(profile, flags),
       mark: OWN_MARK,
+      proxy: chooseProxy(profile.server.proxy),
+      ...(profile.server.camouflage === undefined ? {} : { camouflage: new Secret(profile.server.camouflage) }),
       superPackets: !options.plain,
       network: machineNetwork(OWN_MARK),
       host: new ClaimingHost(tunnel, options.state, profile.id.slice(0, 16), this.#name, profile.tunnel),
@@ -253,6 +256,14 @@ class Lives {
     if (this.#wake === undefined) return named;
     return { ...named, state: 'down', since: new Date(this.#parkedAt).toISOString() };
   }
+}
+
+/** What a profile says of a proxy. @throws {VpnError} ERR_CONFIG_VALUE */
+export function chooseProxy(setting: Profile['server']['proxy']): ChooseProxy {
+  if (setting === 'none') return () => undefined;
+  if (setting === undefined || setting === 'environment') return proxiesOfEnvironment(process.env);
+  const proxy = parseProxyUrl(setting, 'server.proxy in the profile');
+  return () => proxy;
 }
 
 /** Whoever has the file open goes on writing at its end. */

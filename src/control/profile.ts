@@ -47,6 +47,22 @@ const server = z.strictObject({
   hosts: z.array(host).min(1).max(16).describe('tried in order'),
   port: z.int().min(1).max(65_535),
   name: host.describe('the name that the certificate must have'),
+  camouflage: z
+    .string()
+    .regex(/^\/[A-Za-z0-9._~/-]{1,255}$/, 'expected a path such as /a1b2c3')
+    .exactOptional()
+    .describe(
+      'the secret path at which the gateway opens a tunnel, so that the connection looks like one to a web server',
+    ),
+  proxy: z
+    .string()
+    .max(1024)
+    .regex(
+      /^(?:environment|none|(?:http|socks5|socks5h):\/\/.+)$/,
+      'expected environment, none, or the URL of a proxy: http://… or socks5://…',
+    )
+    .exactOptional()
+    .describe('the proxy on the way; left out: what HTTPS_PROXY, ALL_PROXY and NO_PROXY say'),
 });
 
 const allow = z.strictObject({
@@ -186,8 +202,10 @@ export function formatProfile(profile: NewProfile): string {
   if (profile.certFile !== undefined) lines.push(`certFile = ${quote(profile.certFile)}`);
   if (profile.keyFile !== undefined) lines.push(`keyFile = ${quote(profile.keyFile)}`);
   if (profile.ca !== undefined) lines.push(`ca = """`, profile.ca.trim(), '"""');
-  const { hosts, port, name } = profile.server;
+  const { hosts, port, name, camouflage, proxy } = profile.server;
   lines.push('', '[server]', `hosts = ${list(hosts)}`, `port = ${port}`, `name = ${quote(name)}`);
+  if (camouflage !== undefined) lines.push(`camouflage = ${quote(camouflage)}`);
+  if (proxy !== undefined) lines.push(`proxy = ${quote(proxy)}`);
   const { fullTunnel, maxRoutes, dns, dnsDomains } = profile.allow ?? allow.parse({});
   lines.push('', '# What the gateway may ask of this machine.', '[allow]', `fullTunnel = ${fullTunnel}`);
   lines.push(`maxRoutes = ${maxRoutes}`, `dns = ${dns}`);

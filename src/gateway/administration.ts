@@ -177,7 +177,7 @@ export function createAdministration(
     },
     'profile.create': async ({ user, pin, validHours, approve }) => {
       const account = user === undefined ? undefined : (await accounts.show(user)).name;
-      const { names, port } = config();
+      const { names, port, camouflage } = config();
       const [name] = names;
       if (name === undefined) {
         throw new VpnError('ERR_CONFIG_VALUE', 'names: a profile needs a name by which clients reach the gateway');
@@ -191,7 +191,12 @@ export function createAdministration(
         version: 1,
         id: newProfileId(),
         name: account ?? name,
-        server: { hosts: [...names], port, name },
+        server: {
+          hosts: [...names],
+          port,
+          name,
+          ...(camouflage === undefined ? {} : { camouflage }),
+        },
         ...trust,
         ...(issued === undefined
           ? {}

@@ -163,6 +163,18 @@ export const gatewayConfigSchema = z.strictObject({
     .describe('ask for a client certificate'),
   minVersion: z.enum(['1.2', '1.3']).default('1.3').describe('lowest TLS version'),
   greetWithoutAlpn: z.boolean().default(false).describe('greet clients that offer no ALPN'),
+  camouflage: z
+    .string()
+    .regex(
+      /^\/[A-Za-z0-9._~/-]{16,255}$/,
+      'expected a path that nobody guesses: / and 16 to 255 letters, digits or ._~/-',
+    )
+    .exactOptional()
+    .describe('secret path at which the front door opens a tunnel'),
+  camouflageOnly: z
+    .boolean()
+    .default(false)
+    .describe('tunnels open nowhere else: to whoever probes it, the port is that of a web server'),
 
   device: z
     .string()

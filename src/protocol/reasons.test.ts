@@ -36,6 +36,7 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
     'ERR_FRAME_TRUNCATED',
     'ERR_NAME_LOOKUP',
     'ERR_PEER_GONE',
+    'ERR_PROXY',
     'ERR_RESUME_PROOF',
     'ERR_SESSION_UNKNOWN',
     'ERR_STAGE_TIMEOUT',
@@ -50,6 +51,7 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
     assert.equal(recoveryAfterError(error(code)), 'final');
   }
   assert.equal(recoveryAfterError(error('ERR_NOT_TLS')), 'slow');
+  assert.equal(recoveryAfterError(error('ERR_PROXY_AUTH')), 'final', 'accounts are locked for wrong passwords');
   assert.equal(recoveryAfterError(error('ERR_AUTH_APPROVAL_PENDING')), 'slow');
   assert.equal(recoveryAfterError(error('ERR_MESSAGE_SYNTAX')), 'slow');
   assert.equal(recoveryAfterError(error('ERR_PROTOCOL_VERSION')), 'final');

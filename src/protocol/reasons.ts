@@ -103,6 +103,7 @@ export function recoveryAfterError(error: VpnError): Recovery {
       // A handshake also fails while a server restarts; who answers without TLS may be a portal that wants a login.
       if (error.code === 'ERR_TLS_HANDSHAKE') return 'retry';
       if (error.code === 'ERR_NOT_TLS') return 'slow';
+      if (error.code === 'ERR_UPGRADE') return 'final';
       return error.code.startsWith('ERR_CERT_') || error.code.startsWith('ERR_TLS_') ? 'final' : 'retry';
     case 'resource':
       return 'retry';

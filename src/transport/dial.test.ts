@@ -8,8 +8,8 @@ import { createServer as createTlsServer, type TlsOptions } from 'node:tls';
 import { TestAuthority, type TestLeaf } from '../../test/support/certificates.ts';
 import { collectLog } from '../../test/support/log-lines.ts';
 import { FrameCollector } from '../../test/support/tls-pair.ts';
-import { type ErrorCode, isVpnError } from '../base/errors.ts';
-import { silentLogger } from '../base/log.ts';
+import { type ErrorCode, isVpnError, type VpnError } from '../base/errors.ts';
+import { Secret, silentLogger } from '../base/log.ts';
 import { closeFd, openListenSocket } from '../os/socket.ts';
 import { encodeFrame, FrameType } from '../protocol/frame.ts';
 import type { Channel } from './channel.ts';
@@ -345,3 +345,71 @@ test('families take turns, beginning with the preferred one', () => {
   ]);
   assert.deepEqual(alternateFamilies([]), []);
 });
+
+test('REQ-DIAL-001: a server that answers and cannot finish is passed over for the next, whatever it shows', async () => {
+  const stranger = await otherAuthority.server();
+  await using good = await Rig.open(leaf, { address: '127.0.0.1' });
+  const { port } = good.listener.address;
+  await using _ = await Rig.open(stranger, { address: '127.0.0.2', port });
+  const channel = await good.dial({ host: ['127.0.0.2', '127.0.0.1'] });
+  assert.equal(channel.facts.remote.address, '127.0.0.1');
+  channel.destroy();
+  const error = await failure(good.dial({ host: ['127.0.0.2', '127.0.0.3'] }));
+  assert.equal(error.code, 'ERR_CERT_UNTRUSTED', 'who spoke says more than who did not');
+});
+
+test('REQ-DIAL-002: a name that does not resolve holds up no other', async () => {
+  await using rig = await Rig.open();
+  const lookup = (host: string) =>
+    host === 'slow.test' ? new Promise<readonly string[]>(() => {}) : Promise.resolve(['127.0.0.1']);
+  const channel = await rig.dial({ host: ['slow.test', 'quick.test'], lookup });
+  channel.destroy();
+});
+
+test('a certificate that is not accepted is told with who is on it', async () => {
+  await using rig = await Rig.open(await otherAuthority.server());
+  const error = await failure(rig.dial());
+  assert.match(error.message, /signed by CN=Other CA/);
+  assert.equal(error.details.issuer, 'CN=Other CA');
+});
+
+test('REQ-TLS-010: behind a secret path of the front door a tunnel opens, over HTTP/1.1 to whoever watches', async () => {
+  const path = '/a-path-that-nobody-guesses';
+  await using rig = await Rig.open(leaf, { camouflage: { path, only: true } });
+  const channel = await rig.dial({ camouflage: new Secret(path) });
+  assert.equal(channel.facts.alpn, 'http/1.1');
+  const far = rig.channels[0];
+  assert.ok(far !== undefined);
+  assert.deepEqual(
+    far.exporter('EXPORTER-test', new Uint8Array()),
+    channel.exporter('EXPORTER-test', new Uint8Array()),
+  );
+  // Both ways, a frame each.
+  const heard = [Promise.withResolvers<Uint8Array>(), Promise.withResolvers<Uint8Array>()] as const;
+  const near = new FrameCollector((_type, payload) => heard[0].resolve(Uint8Array.from(payload)));
+  const other = new FrameCollector((_type, payload) => heard[1].resolve(Uint8Array.from(payload)));
+  channel.start(near);
+  far.start(other);
+  channel.sendControl(encodeFrame(FrameType.ping, Uint8Array.of(1, 2, 3, 4)));
+  far.sendControl(encodeFrame(FrameType.pong, Uint8Array.of(5, 6, 7, 8)));
+  assert.deepEqual(await other.until(heard[1].promise), Uint8Array.of(1, 2, 3, 4));
+  assert.deepEqual(await near.until(heard[0].promise), Uint8Array.of(5, 6, 7, 8));
+  channel.destroy();
+  const wrong = await failure(rig.dial({ camouflage: new Secret('/another-path-that-nobody-guesses') }));
+  assert.equal(wrong.code, 'ERR_UPGRADE');
+  assert.match(wrong.message, /answered 404/);
+  // The tunnel's own protocol is not spoken at all.
+  assert.equal((await failure(rig.dial())).code, 'ERR_TLS_ALPN');
+});
+
+async function failure(dialled: Promise<Channel>): Promise<VpnError> {
+  const outcome = await dialled.then(
+    (channel) => {
+      channel.destroy();
+      return undefined;
+    },
+    (error: unknown) => error,
+  );
+  assert.ok(isVpnError(outcome), String(outcome));
+  return outcome;
+}

@@ -1,7 +1,7 @@
 /**
- * Connects to a gateway: names to addresses, addresses to the fastest TCP connection, TCP to a verified TLS channel.
+ * Connects to a gateway: names to addresses, the first of them that answers to a verified TLS channel.
  *
- * Hides Happy Eyeballs (RFC 8305), socket tuning and the order of the checks. A channel comes out only when chain, name,
+ * Hides which ways there are (both families, several servers, proxies, NAT64), socket tuning and the order of the checks. A channel comes out only when chain, name,
  * pins, protocol version and application protocol are what was asked for; every other outcome is an error whose code says
  * which of them failed. It must not know of sessions or of trying again.
  *
@@ -12,16 +12,22 @@ import type { X509Certificate } from 'node:crypto';
 import { lookup as systemLookup } from 'node:dns/promises';
 import { connect as connectTcp, isIP, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
-import { toVpnError, VpnError } from '../base/errors.ts';
-import type { Logger } from '../base/log.ts';
-import { openMarkedSocket, socketFd, tuneSocket } from '../os/socket.ts';
+import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger, Secret } from '../base/log.ts';
+import { parseIp } from '../ip/address.ts';
+import { openMarkedSocket, socketFd, sourceAddress, tuneSocket } from '../os/socket.ts';
 import { Channel } from './channel.ts';
 import { localEnd, remoteEnd } from './endpoint.ts';
+import { IPV4_ONLY_NAME, nat64Prefixes, throughNat64 } from './nat64.ts';
+import { type ChooseProxy, connectThrough, type OutboundProxy } from './outbound-proxy.ts';
 import type { QueueBudget } from './queue-budget.ts';
+import { race, Ways } from './race.ts';
 import {
   type ClientCredentials,
+  certificateError,
   checkHandshake,
   clientTlsOptions,
+  HTTP_ALPN,
   isPinned,
   isTunnelProtocol,
   keyHash,
@@ -30,9 +36,8 @@ import {
   translateTlsError,
   tunnelProtocols,
 } from './tls.ts';
+import { askForUpgrade } from './upgrade.ts';
 
-/** RFC 8305 §8: how long an attempt runs alone before the next one starts beside it. */
-const ATTEMPT_DELAY_MS = 250;
 const TIMEOUT_MS = 10_000;
 /** The kernel gives the connection up when sent data stays unacknowledged for so long. */
 const USER_TIMEOUT_MS = 30_000;
@@ -62,6 +67,12 @@ export interface DialOptions extends ClientCredentials {
   log: Logger;
   /** The firewall mark of the connection's packets: what keeps them outside a tunnel. Needs CAP_NET_ADMIN. */
   mark?: number;
+  /** The proxy on the way to each host; default none. It resolves the hosts' names. */
+  proxy?: ChooseProxy;
+  /**
+   * The secret path at which the server's front door opens a tunnel: to whoever watches, the connection is one to a web server.
+   */
+  camouflage?: Secret<string>;
   /** Resolves a name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
 }
@@ -72,7 +83,7 @@ export interface DialOptions extends ClientCredentials {
  * @throws {VpnError} ERR_NAME_LOOKUP, ERR_CONNECT, ERR_CONNECT_TIMEOUT, ERR_STAGE_TIMEOUT, ERR_NOT_TLS, ERR_TLS_VERSION,
  *   ERR_TLS_MASTER_SECRET, ERR_TLS_ALPN, ERR_TLS_HANDSHAKE, ERR_CERT_EXPIRED, ERR_CERT_NOT_YET_VALID, ERR_CERT_NAME,
  *   ERR_CERT_UNTRUSTED, ERR_CERT_PIN, ERR_CERT_REVOKED, ERR_CERT_REQUIRED (TLS 1.2; on 1.3 it comes to the channel),
- *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE, ERR_PRIVILEGE (mark)
+ *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE, ERR_PRIVILEGE (mark), ERR_PROXY, ERR_PROXY_AUTH, ERR_UPGRADE
  */
 export async function dial(options: DialOptions): Promise<Channel> {
   const hosts = typeof options.host === 'string' ? [options.host] : options.host;
@@ -85,20 +96,44 @@ export async function dial(options: DialOptions): Promise<Channel> {
   const tlsOptions = clientTlsOptions(options, verifyServer, options.minVersion ?? '1.3');
 
   const deadline = new Deadline(options.timeoutMs ?? TIMEOUT_MS, options.signal);
+  const ways = new Ways<Way>();
+  const names = findWays(ways, hosts, options);
+  const { winner, callOff } = race(
+    ways,
+    async ({ address, through }, control) => {
+      const raw = await connectTo(address, through?.proxy.port ?? options.port, options.mark, control.signal);
+      try {
+        if (through !== undefined) {
+          await calledOff(control.signal, connectThrough(raw, through.proxy, through.host, options.port));
+        }
+        control.gotThrough();
+        tune(raw, log);
+        deadline.stage = 'tls';
+        const socket = connectTls({
+          ...tlsOptions,
+          // The verdict is ours, at the end of the handshake, so that who was met can be told.
+          rejectUnauthorized: false,
+          socket: raw,
+          // Server Name Indication is for names only; the certificate is checked against an address all the same.
+          ...(isIP(serverName) === 0 ? { servername: serverName } : { host: serverName, servername: '' }),
+          ALPNProtocols: options.camouflage === undefined ? tunnelProtocols(options.worker) : [HTTP_ALPN],
+        });
+        return await secure(socket, raw, { ...options, verifyServer, serverName }, control.signal);
+      } catch (error) {
+        raw.destroy();
+        throw error;
+      }
+    },
+    (failures) => allFailed(failures, options.port, names.failures, hosts),
+  );
+  winner.then(
+    (channel) => deadline.isOver && channel.destroy(),
+    () => {},
+  );
   try {
-    const addresses = await deadline.race(resolveHosts(hosts, options.lookup ?? lookupAll));
-    const raw = await connectFirst(addresses, options.port, options.mark, deadline);
-    tune(raw, log);
-    deadline.stage = 'tls';
-    const socket = connectTls({
-      ...tlsOptions,
-      socket: raw,
-      // Server Name Indication is for names only; the certificate is checked against an address all the same.
-      ...(isIP(serverName) === 0 ? { servername: serverName } : { host: serverName, servername: '' }),
-      ALPNProtocols: tunnelProtocols(options.worker),
-    });
-    return await secure(socket, raw, { ...options, verifyServer }, deadline);
+    return await deadline.race(winner);
   } finally {
+    callOff();
     deadline.clear();
   }
 }
@@ -106,10 +141,15 @@ export async function dial(options: DialOptions): Promise<Channel> {
 /** One end for a dial, whichever stage it is in. */
 class Deadline {
   stage: 'tcp' | 'tls' = 'tcp';
+  /** It has passed, or everything was called off. */
+  isOver = false;
   readonly #failed = Promise.withResolvers<never>();
   readonly #timer: NodeJS.Timeout;
   readonly #signal: AbortSignal | undefined;
-  readonly #onAbort = (): void => this.#failed.reject(new VpnError('ERR_CONNECT', 'connecting was called off'));
+  readonly #onAbort = (): void => {
+    this.isOver = true;
+    this.#failed.reject(new VpnError('ERR_CONNECT', 'connecting was called off'));
+  };
 
   constructor(timeoutMs: number, signal: AbortSignal | undefined) {
     this.#signal = signal;
@@ -122,6 +162,7 @@ class Deadline {
               `no connection within ${timeoutMs} ms; is the address right, and the port open?`,
             )
           : new VpnError('ERR_STAGE_TIMEOUT', `the server did not complete the TLS handshake within ${timeoutMs} ms`);
+      this.isOver = true;
       this.#failed.reject(error);
     }, timeoutMs);
     if (signal?.aborted === true) this.#onAbort();
@@ -143,28 +184,46 @@ async function lookupAll(host: string): Promise<readonly string[]> {
   return found.map(({ address }) => address);
 }
 
-async function resolveHosts(
-  hosts: readonly string[],
-  lookup: (host: string) => Promise<readonly string[]>,
-): Promise<readonly string[]> {
+/** A way to the server: its address, or that of a proxy and the host that it shall connect to. */
+interface Way {
+  readonly address: string;
+  readonly through: { readonly proxy: OutboundProxy; readonly host: string } | undefined;
+}
+
+/** Finds ways as names resolve: those of the first host come first unless another resolves long before it. */
+function findWays(ways: Ways<Way>, hosts: readonly string[], options: DialOptions): { readonly failures: string[] } {
+  const lookup = options.lookup ?? lookupAll;
   const failures: string[] = [];
-  const resolved = await Promise.all(
-    hosts.map(async (host) => {
-      if (isIP(host) !== 0) return [host];
-      try {
-        return alternateFamilies(await lookup(host));
-      } catch (cause) {
-        const errno = cause instanceof Error && 'code' in cause ? String(cause.code) : String(cause);
-        failures.push(`${host}: ${errno}`);
-        return [];
-      }
-    }),
-  );
-  const addresses = [...new Set(resolved.flat())];
-  if (addresses.length > 0) return addresses;
-  throw new VpnError('ERR_NAME_LOOKUP', `no address found (${failures.join('; ') || hosts.join(', ')})`, {
-    details: { host: hosts[0] },
+  const searches = hosts.map(async (host) => {
+    try {
+      const proxy = options.proxy?.(host, options.port);
+      const found = await addressesOf(proxy?.host ?? host, lookup, options.mark);
+      ways.add(found.map((address) => ({ address, through: proxy && { proxy, host } })));
+    } catch (cause) {
+      const errno = cause instanceof Error && 'code' in cause ? String(cause.code) : String(cause);
+      failures.push(`${host}: ${errno}`);
+    }
   });
+  void Promise.all(searches).then(() => ways.complete());
+  return { failures };
+}
+
+/** Addresses of a host, families in turn; where there is only IPv6, IPv4 ones as the network's NAT64 has them. */
+async function addressesOf(
+  host: string,
+  lookup: (host: string) => Promise<readonly string[]>,
+  mark: number | undefined,
+): Promise<readonly string[]> {
+  const found = isIP(host) === 0 ? alternateFamilies(await lookup(host)) : [host];
+  const four = found.filter((address) => isIP(address) === 4);
+  if (four.length === 0 || four.length < found.length || hasWay(four[0] ?? '', mark)) return found;
+  const prefixes = nat64Prefixes(await lookup(IPV4_ONLY_NAME).catch(() => []));
+  return [...prefixes.flatMap((prefix) => four.map((address) => throughNat64(prefix, address))), ...found];
+}
+
+function hasWay(address: string, mark: number | undefined): boolean {
+  if (process.platform !== 'linux') return true;
+  return sourceAddress(parseIp(address), mark) !== undefined;
 }
 
 /** RFC 8305 §4: families in turn, beginning with the resolver's first choice. */
@@ -181,59 +240,72 @@ export function alternateFamilies(addresses: readonly string[]): string[] {
   return result;
 }
 
-/** Starts an attempt every 250 ms, or as soon as one fails; the first that connects wins, the others are cut. */
-async function connectFirst(
-  addresses: readonly string[],
+async function connectTo(
+  address: string,
   port: number,
   mark: number | undefined,
-  deadline: Deadline,
+  signal: AbortSignal,
 ): Promise<Socket> {
-  const winner = Promise.withResolvers<Socket>();
-  const open = new Set<Socket>();
-  const failures: { address: string; errno: string }[] = [];
-  let next = 0;
-  let delay: NodeJS.Timeout | undefined;
-  let isOver = false;
-
-  const attempt = (): void => {
-    clearTimeout(delay);
-    const address = addresses[next];
-    if (address === undefined || isOver) return;
-    next += 1;
-    if (next < addresses.length) delay = setTimeout(attempt, ATTEMPT_DELAY_MS);
-    const socket = connectTo(address, port, mark);
-    open.add(socket);
-    socket.once('connect', () => winner.resolve(socket));
-    socket.on('error', (error: NodeJS.ErrnoException) => {
-      open.delete(socket);
-      failures.push({ address, errno: error.code ?? error.message });
-      if (failures.length === addresses.length) winner.reject(connectError(failures, port));
-      else attempt();
-    });
-  };
-
-  attempt();
+  const target = { host: address, port, noDelay: true, autoSelectFamily: false };
+  const socket =
+    mark === undefined ? connectTcp(target) : openMarkedSocket(isIP(address) === 6 ? 6 : 4, mark).connect(target);
+  const connected = Promise.withResolvers<void>();
+  socket.once('connect', connected.resolve);
+  socket.on('error', connected.reject);
   try {
-    const socket = await deadline.race(winner.promise);
-    open.delete(socket);
+    await calledOff(signal, connected.promise);
     return socket;
-  } finally {
-    isOver = true;
-    clearTimeout(delay);
-    for (const loser of open) loser.destroy();
+  } catch (error) {
+    socket.destroy();
+    throw error;
   }
 }
 
-function connectTo(address: string, port: number, mark: number | undefined): Socket {
-  const target = { host: address, port, noDelay: true, autoSelectFamily: false };
-  if (mark === undefined) return connectTcp(target);
-  return openMarkedSocket(isIP(address) === 6 ? 6 : 4, mark).connect(target);
+/** What is awaited, or an error when the attempt is called off before. */
+async function calledOff<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const onAbort = (): void => reject(new VpnError('ERR_CONNECT', 'connecting was called off'));
+  if (signal.aborted) onAbort();
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+    work.catch(() => {});
+  }
 }
 
-function connectError(failures: readonly { address: string; errno: string }[], port: number): VpnError {
+/** The failure that says most: of whoever spoke TLS, else of a proxy, else what became of every address. */
+function allFailed(
+  failures: readonly { way: Way; error: unknown }[],
+  port: number,
+  unresolved: readonly string[],
+  hosts: readonly string[],
+): VpnError {
+  const told = failures.flatMap(({ error }) => (isVpnError(error) ? [error] : []));
+  const spoken = told.find(({ code }) => !code.startsWith('ERR_PROXY')) ?? told[0];
+  if (spoken !== undefined) return spoken;
+  if (failures.length === 0) {
+    return new VpnError('ERR_NAME_LOOKUP', `no address found (${unresolved.join('; ') || hosts.join(', ')})`, {
+      details: { host: hosts[0] },
+    });
+  }
+  const proxy = failures.find(({ way }) => way.through !== undefined)?.way.through?.proxy;
+  const errnos = failures.map(({ way, error }) => ({
+    address: way.address,
+    errno: error instanceof Error && 'code' in error ? String(error.code) : String(error),
+  }));
+  return connectError(errnos, proxy?.port ?? port, proxy !== undefined);
+}
+
+function connectError(
+  failures: readonly { address: string; errno: string }[],
+  port: number,
+  isProxy: boolean,
+): VpnError {
   const list = failures.map(({ address, errno }) => `${address}: ${errno}`).join('; ');
   const code = failures.every(({ errno }) => errno === 'ETIMEDOUT') ? 'ERR_CONNECT_TIMEOUT' : 'ERR_CONNECT';
-  return new VpnError(code, `cannot connect to port ${port} (${list})`, {
+  return new VpnError(code, `cannot connect to port ${port}${isProxy ? ' of the proxy' : ''} (${list})`, {
     details: { port, errno: failures.at(-1)?.errno },
   });
 }
@@ -260,9 +332,10 @@ function tune(socket: Socket, log: Logger): void {
 
 interface SecureOptions extends DialOptions {
   verifyServer: boolean;
+  serverName: string;
 }
 
-async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, deadline: Deadline): Promise<Channel> {
+async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, signal: AbortSignal): Promise<Channel> {
   const result = Promise.withResolvers<Channel>();
   const onError = (error: Error): void => result.reject(translateTlsError(error, 'ERR_TLS_HANDSHAKE'));
   const onClose = (): void => {
@@ -274,13 +347,20 @@ async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, de
   socket.once('secureConnect', () => {
     try {
       checkServer(socket, options);
-      result.resolve(openChannel(socket, raw, options));
+      const { camouflage, serverName } = options;
+      if (camouflage === undefined) result.resolve(openChannel(socket, raw, options));
+      else {
+        askForUpgrade(socket, serverName, camouflage.reveal()).then(
+          () => result.resolve(openChannel(socket, raw, options)),
+          result.reject,
+        );
+      }
     } catch (error) {
       result.reject(toVpnError(error));
     }
   });
   try {
-    const channel = await deadline.race(result.promise);
+    const channel = await calledOff(signal, result.promise);
     socket.off('error', onError);
     return channel;
   } catch (error) {
@@ -296,19 +376,55 @@ function checkServer(socket: TLSSocket, options: SecureOptions): void {
   const error = checkHandshake(socket);
   if (error !== undefined) throw error;
   const { alpnProtocol } = socket;
-  if (typeof alpnProtocol !== 'string' || !isTunnelProtocol(alpnProtocol)) {
-    throw new VpnError('ERR_TLS_ALPN', 'the server speaks TLS but not customvpn/1; is this the right host and port?');
+  // Who answers instead of the server says more than that it speaks something else.
+  if (options.verifyServer && !socket.authorized) throw untrusted(socket, options.serverName);
+  const isWanted =
+    options.camouflage === undefined
+      ? typeof alpnProtocol === 'string' && isTunnelProtocol(alpnProtocol)
+      : alpnProtocol === HTTP_ALPN;
+  if (!isWanted) {
+    throw new VpnError(
+      'ERR_TLS_ALPN',
+      `the server speaks TLS but not ${options.camouflage === undefined ? 'customvpn/1' : HTTP_ALPN}; is this the right host and port?`,
+    );
   }
   if (!options.verifyServer) return;
-  if (!socket.authorized) {
-    throw translateTlsError(socket.authorizationError, 'ERR_CERT_UNTRUSTED');
-  }
   const { pins = [] } = options;
   if (pins.length === 0 || isPinned(socket.getPeerCertificate(true), pins)) return;
   throw new VpnError(
     'ERR_CERT_PIN',
     'no key in the chain of the server is one that the profile pins; is someone in between, or is the profile old?',
-    { details: { serverName: options.serverName } },
+    { details: { serverName: options.serverName, ...signersOf(socket) } },
+  );
+}
+
+/** Why a certificate is not accepted, with who is on it: that tells a proxy that reads TLS from an old profile. */
+function untrusted(socket: TLSSocket, serverName: string): VpnError {
+  const { authorizationError: reason } = socket;
+  const error = typeof reason === 'string' ? certificateError(reason) : translateTlsError(reason, 'ERR_CERT_UNTRUSTED');
+  const signers = signersOf(socket);
+  if (signers === undefined) return error;
+  const { subject, issuer } = signers;
+  return new VpnError(error.code, `${error.message}: it is of ${subject}, signed by ${issuer}`, {
+    cause: error,
+    details: { ...error.details, serverName, ...signers },
+  });
+}
+
+function signersOf(socket: TLSSocket): { subject: string; issuer: string } | undefined {
+  const leaf = socket.getPeerX509Certificate();
+  if (leaf === undefined) return undefined;
+  return { subject: oneLine(leaf.subject), issuer: oneLine(leaf.issuer) };
+}
+
+/** What a stranger wrote into a certificate, for a line of ours. */
+function oneLine(name: string): string {
+  return (
+    name
+      .split('\n')
+      .join(', ')
+      .replace(/[\p{Cc}\p{Bidi_Control}]/gu, '?')
+      .slice(0, 200) || 'nobody'
   );
 }
 

@@ -395,6 +395,30 @@ for (const ALPNProtocols of [[], ['http/1.1'], ['h2', 'http/1.1']]) {
   });
 }
 
+test('REQ-TLS-010: who does not know the secret path gets what everybody gets, to the byte', async () => {
+  const path = '/a-path-that-nobody-guesses';
+  await using rig = await Rig.open({ camouflage: { path, only: true } });
+  const upgrade = 'Connection: Upgrade\r\nUpgrade: customvpn/1\r\n';
+  const ask = async (method: string, target: string, fields: string) => {
+    const client = rig.tls({ ALPNProtocols: ['http/1.1'] });
+    client.write(`${method} ${target} HTTP/1.1\r\nHost: localhost\r\n${fields}\r\n`);
+    return (await readAll(client)).replace(/^Date: .*$/im, 'Date: …');
+  };
+  const ordinary = await ask('GET', '/', '');
+  assert.match(ordinary, /^HTTP\/1\.1 404 Not Found\r\n/);
+  for (const [method, target, fields] of [
+    ['GET', `${path}x`, upgrade],
+    ['GET', '/', upgrade],
+    ['GET', path, ''],
+    ['GET', path, 'Connection: Upgrade\r\nUpgrade: websocket\r\n'],
+    ['POST', path, `${upgrade}Content-Length: 0\r\n`],
+    ['GET', `${path}?`, upgrade],
+  ] as const) {
+    assert.equal(await ask(method, target, fields), ordinary, `${method} ${target} ${fields}`);
+  }
+  assert.equal(rig.channelCount, 0);
+});
+
 test('the front door closes on what is not HTTP, and on who says nothing', async () => {
   await using rig = await Rig.open({ frontDoorTimeoutMs: 50 });
   const garbage = rig.tls({ ALPNProtocols: [] });

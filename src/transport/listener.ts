@@ -8,7 +8,12 @@
  * @see docs/protocol.md §1
  */
 
-import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http';
+import {
+  createServer as createHttpServer,
+  type Server as HttpServer,
+  type IncomingMessage,
+  type RequestListener,
+} from 'node:http';
 import { createServer as createTcpServer, type Socket, type Server as TcpServer } from 'node:net';
 import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -37,6 +42,7 @@ import {
   serverTlsOptions,
   translateTlsError,
 } from './tls.ts';
+import { acceptUpgrade, isUpgradeRequest } from './upgrade.ts';
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const PROXY_HEADER_TIMEOUT_MS = 3_000;
@@ -83,6 +89,11 @@ export interface ListenerOptions {
   proxyHeaderTimeoutMs?: number;
   /** Whether a client without ALPN gets a tunnel and not the front door. */
   greetWithoutAlpn?: boolean;
+  /**
+   * A secret path at which the front door opens a tunnel; `only`: clients get one in no other way, and to whoever probes the port
+   * it is that of a web server.
+   */
+  camouflage?: { readonly path: string; readonly only: boolean } | undefined;
   /** The front door's answers; default 404 to everything. */
   http?: RequestListener;
   dataQueueBytes?: number;
@@ -146,7 +157,8 @@ export class Listener {
   readonly #handshakesBySource = new Map<string, number>();
   /** Connections of proxies that have not said for whom. */
   readonly #unnamed = new Set<Socket>();
-  readonly #frontDoorSockets = new Set<TLSSocket>();
+  /** With what takes each out of the front door's care. */
+  readonly #frontDoorSockets = new Map<TLSSocket, () => void>();
   /** In the order in which they came. */
   readonly #handshaking = new Set<Connection>();
   #serverId: Uint8Array;
@@ -172,11 +184,18 @@ export class Listener {
     // It never listens: it gets only the connections that have passed the limits.
     this.#tls = createTlsServer({
       ...tlsOptions,
-      ALPNCallback: ({ protocols }) => chooseProtocol(protocols),
+      ALPNCallback: ({ protocols }) => chooseProtocol(protocols, options.camouflage?.only !== true),
     });
     this.#tls.on('secureConnection', (socket) => this.#secure(socket));
     this.#tls.on('tlsClientError', (error, socket) => this.#fail(socket, error));
-    this.#http = createHttpServer({ maxHeaderSize: 8192 }, options.http ?? notFound);
+    const { camouflage } = options;
+    const isTunnelRequest = (request: IncomingMessage): boolean =>
+      camouflage !== undefined && isUpgradeRequest(request, camouflage.path);
+    this.#http = createHttpServer(
+      { maxHeaderSize: 8192, shouldUpgradeCallback: isTunnelRequest },
+      options.http ?? notFound,
+    );
+    this.#http.on('upgrade', (_request, socket, head) => this.#upgrade(socket as TLSSocket, head));
     this.#http.on('clientError', (_error, socket) => socket.destroy());
   }
 
@@ -213,7 +232,7 @@ export class Listener {
   async close(): Promise<void> {
     if (this.#tcp.listening) this.#tcp.close();
     for (const { raw } of this.#handshaking) raw.destroy();
-    for (const socket of this.#frontDoorSockets) socket.destroy();
+    for (const socket of this.#frontDoorSockets.keys()) socket.destroy();
     for (const raw of this.#unnamed) raw.destroy();
   }
 
@@ -443,16 +462,31 @@ export class Listener {
 
   #openFrontDoor(socket: TLSSocket): void {
     this.counters.frontDoor += 1;
-    this.#frontDoorSockets.add(socket);
     const deadline = setTimeout(
       () => socket.destroy(),
       this.#options.frontDoorTimeoutMs ?? FRONT_DOOR_TIMEOUT_MS,
     ).unref();
-    socket.once('close', () => {
+    const leave = (): void => {
       clearTimeout(deadline);
       this.#frontDoorSockets.delete(socket);
-    });
+    };
+    this.#frontDoorSockets.set(socket, leave);
+    socket.once('close', leave);
     this.#http.emit('connection', socket);
+  }
+
+  /** A client knows the secret path: from here on its connection is like any other's. */
+  #upgrade(socket: TLSSocket, head: Buffer): void {
+    const connection = this.#connectionOf(socket);
+    const leave = this.#frontDoorSockets.get(socket);
+    if (connection === undefined || leave === undefined) {
+      socket.destroy();
+      return;
+    }
+    leave();
+    if (head.length > 0) socket.unshift(head);
+    acceptUpgrade(socket);
+    this.#openChannel(socket, connection);
   }
 
   #fail(socket: TLSSocket, error: Error): void {

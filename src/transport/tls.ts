@@ -25,7 +25,7 @@ import type { Endpoint } from './endpoint.ts';
 /** The application protocol by which a TLS client asks for a tunnel. */
 const TUNNEL_ALPN = 'customvpn/1';
 /** The front door's protocol. */
-const HTTP_ALPN = 'http/1.1';
+export const HTTP_ALPN = 'http/1.1';
 
 const CIPHERS_13 = ['TLS_AES_128_GCM_SHA256', 'TLS_AES_256_GCM_SHA384', 'TLS_CHACHA20_POLY1305_SHA256'];
 const CIPHERS_12 = [
@@ -189,8 +189,10 @@ export function isTunnelProtocol(protocol: string): boolean {
 }
 
 /** What the server answers to a client's list; `undefined` refuses the connection with an alert. */
-export function chooseProtocol(offered: readonly string[]): string | undefined {
-  return offered.find(isTunnelProtocol) ?? offered.find((protocol) => protocol === HTTP_ALPN);
+export function chooseProtocol(offered: readonly string[], hasTunnels = true): string | undefined {
+  return (
+    (hasTunnels ? offered.find(isTunnelProtocol) : undefined) ?? offered.find((protocol) => protocol === HTTP_ALPN)
+  );
 }
 
 /** IANA "TLS Supported Groups". */

@@ -78,6 +78,9 @@ export class WorkerService implements WorkerPort {
       maxConnectionsPerSource: config.limits.connectionsPerSource,
       isRefused: (address) => this.#isRefused(address),
       greetWithoutAlpn: config.greetWithoutAlpn,
+      ...(config.camouflage === undefined
+        ? {}
+        : { camouflage: { path: config.camouflage, only: config.camouflageOnly } }),
       dataQueueBytes: config.data.queueBytes,
       queues: this.#worker.queues,
       onChannel: (channel) => this.#worker.accept(channel),
