@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util';
 import { missingForLab } from '../lab/rig.ts';
 import { FULL_BOTTLENECK_EFFORT, measureBottleneck, QUICK_BOTTLENECK_EFFORT } from './gateway/bottleneck.ts';
 import { FULL_LOSS_EFFORT, measureLoss, QUICK_LOSS_EFFORT } from './gateway/loss.ts';
+import { FULL_PACKET_EFFORT, measurePackets, QUICK_PACKET_EFFORT } from './gateway/packets.ts';
 import { FULL_LOGIN_EFFORT, measureLogin, QUICK_LOGIN_EFFORT } from './login.ts';
 import { formatReport, type Report } from './report.ts';
 import type { System } from './system.ts';
@@ -66,6 +67,7 @@ const AREAS: Readonly<Record<string, Measure>> = {
     (quick, progress) =>
       measureBottleneck(gatewaySystems(), quick ? QUICK_BOTTLENECK_EFFORT : FULL_BOTTLENECK_EFFORT, progress),
     (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
+    (quick, progress) => measurePackets(gatewaySystems(), quick ? QUICK_PACKET_EFFORT : FULL_PACKET_EFFORT, progress),
   ),
   login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
   timing: measureTiming,
