@@ -14,11 +14,12 @@ export const OURS = 'customvpn';
 /** The bare link; never a rival. */
 export const RAW = 'raw';
 
-/** A system that is up. */
+/** A system in its turn. */
 export interface Surveyed<N extends BenchNetwork> {
   readonly system: System;
   readonly network: N;
-  readonly ends: TunnelEnds;
+  /** Brings it up; for another time, after it has been taken down. It is down again when its turn is over. */
+  up(): Promise<TunnelEnds>;
   /** Keeps a sample of this round. */
   note(key: string, value: number, unit: string): void;
 }
@@ -70,7 +71,7 @@ export class Survey<N extends BenchNetwork> {
           this.#progress(`round ${round + 1}/${this.#rounds} ${system.name} ${key}: ${rounded(value)} ${unit}`);
         };
         try {
-          await measure({ system, network, ends: await system.up(network), note });
+          await measure({ system, network, up: () => system.up(network), note });
         } catch (error) {
           this.#progress(`${system.name} failed: ${error instanceof Error ? error.message : String(error)}`);
         } finally {

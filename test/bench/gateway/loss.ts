@@ -11,7 +11,7 @@ import { measureFlow } from '../measure.ts';
 import { type Report, type Result, rounded } from '../report.ts';
 import type { Goal } from '../statistics.ts';
 import { nullable, OURS, RAW, Survey } from '../survey.ts';
-import { type CableNetwork, openCable, type System } from '../system.ts';
+import { type CableNetwork, openCable, type System, type TunnelEnds } from '../system.ts';
 
 interface LossCondition {
   readonly loss: number;
@@ -67,18 +67,22 @@ export async function measureLoss(
   await using rig = await Rig.open();
   const survey = new Survey<CableNetwork>(rig, rounds, progress);
   await survey.open(systems, (where, label) => openCable(where, label, OUTER));
-  await survey.run(async ({ system, network, ends, note }) => {
-    const flow = async (control: string): Promise<number> => {
+  await survey.run(async ({ system, network, up, note }) => {
+    const flow = async (ends: TunnelEnds, control: string): Promise<number> => {
       const options = { seconds: flowSeconds, congestion: control };
       const { mbps, congestion } = await measureFlow(network, system, ends, 'down', options);
       if (congestion !== control) throw new LabError(`the inner control was ${congestion}`);
       return mbps;
     };
     try {
-      if (system.name === RAW) note(GOOD_CABLE, await flow('cubic'), 'Mbit/s');
+      if (system.name === RAW) note(GOOD_CABLE, await flow(await up(), 'cubic'), 'Mbit/s');
       for (const condition of conditions) {
-        await network.cable.set({ loss: condition.loss, delayMs: condition.roundTripMs / 2 });
-        for (const { control } of INNER) note(keyOf(condition, control), await flow(control), 'Mbit/s');
+        await system.down();
+        // A connection remembers the shortest round trip that it has seen: the distance is there before it is.
+        await network.cable.set({ delayMs: condition.roundTripMs / 2 });
+        const ends = await up();
+        await network.cable.set({ delayMs: condition.roundTripMs / 2, loss: condition.loss });
+        for (const { control } of INNER) note(keyOf(condition, control), await flow(ends, control), 'Mbit/s');
       }
       const counters = await network.cable.counters();
       if (counters.some(({ overflowed }) => overflowed > 0)) throw new LabError('the cable could not hold the frames');

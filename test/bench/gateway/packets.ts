@@ -45,8 +45,9 @@ export async function measurePackets(
 ): Promise<{ report: Report; measured: boolean }> {
   await using rig = await Rig.open();
   const survey = new Survey<BenchNetwork>(rig, rounds, progress);
-  await survey.open(systems, (where, label) => openNetwork(where, label, 'cubic'));
-  await survey.run(async ({ network, ends, note }) => {
+  await survey.open(systems, (where, label) => openNetwork(where, label, 'bbr'));
+  await survey.run(async ({ network, up, note }) => {
+    const ends = await up();
     note('packets', await highestRate((rate) => isCarried(network, ends, rate, seconds), steps), '1/s');
   });
   for (const line of await rig.close()) progress(`left behind: ${line}`);
