@@ -13,14 +13,16 @@ import { makePrivateFolder } from '../src/base/private-file.ts';
 import type { ClientFacts, ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
 import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
 import { runClient } from '../src/client/daemon.ts';
+import { KillSwitch } from '../src/client/kill-switch.ts';
 import type { AnswerSteps } from '../src/client/login-answers.ts';
 import { cleanClients, clientOf, profileIds, profilePaths, readEnd } from '../src/client/state-folder.ts';
 import type { ClientApi } from '../src/control/operations.ts';
 import { readProfile } from '../src/control/profile.ts';
 import { findProfile } from '../src/control/profile-store.ts';
 import { answers } from '../src/control/socket.ts';
+import { parsePrefix } from '../src/ip/address.ts';
 import { ServiceManager } from '../src/os/service-manager.ts';
-import { clientUnit } from '../src/os/systemd-unit.ts';
+import { clientUnit, killSwitchUnit } from '../src/os/systemd-unit.ts';
 import { warmPath, withSignals } from './run.ts';
 
 export { findClients } from '../src/client/state-folder.ts';
@@ -119,6 +121,23 @@ export function unitOf(state: string, program: string): string {
   return clientUnit({ program, state: resolve(state) });
 }
 
+/** Closes or opens a kill switch, or looks; returns whether it is closed then. */
+export async function workKillSwitch(state: string, name: string, action: 'close' | 'open' | 'look'): Promise<boolean> {
+  const { id, tunnel } = await readProfile(await findProfile(state, name));
+  const killSwitch = new KillSwitch(id, createLogger({ level: 'warn' }));
+  // One that a client keeps closed is that client's: it knows what else is to stay open.
+  if (action === 'close' && !(await killSwitch.isClosed())) await killSwitch.close(tunnel.exclude.map(parsePrefix));
+  if (action === 'open') await killSwitch.open();
+  return await killSwitch.isClosed();
+}
+
+/** The text of the unit that closes a profile's kill switch at boot. */
+export async function killSwitchUnitOf(state: string, name: string, program: string): Promise<string> {
+  const profile = resolve(await findProfile(state, name));
+  await readProfile(profile);
+  return killSwitchUnit({ program, profile });
+}
+
 /** What there is of each profile that has been used. */
 export async function clientFacts(state: string): Promise<ReadonlyMap<string, ClientFacts>> {
   const facts = new Map<string, ClientFacts>();
@@ -149,11 +168,12 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
   let giveUp: () => Promise<unknown>;
   if (await answers(paths.control)) {
     const { state } = await client['client.status']({});
+    // With its flags, which a client that runs already must have been started with.
+    await client['client.up']({ ...(run.tunnel === undefined ? {} : { tunnel: run.tunnel }) });
     if (state === 'connected') {
       process.stderr.write('connected already\n');
       return client;
     }
-    if (state === 'down') await client['client.up']({});
     giveUp = () => (state === 'down' ? client['client.down']({ keep: true }) : Promise.resolve());
   } else {
     const child = await spawnClient(run, paths.folder, paths.log);
@@ -223,8 +243,10 @@ async function spawnClient(run: ClientRun, folder: string, logFile: string) {
 }
 
 /** The words that say the same to the client in the background. */
-function tunnelArguments({ mode, lan, overlap, isAsked }: TunnelFlags): string[] {
+function tunnelArguments({ mode, lan, overlap, isAsked, killSwitch, portalMs }: TunnelFlags): string[] {
   return [
+    ...(killSwitch === true ? ['--kill-switch'] : []),
+    ...(portalMs === undefined ? [] : ['--portal', `${Math.ceil(portalMs / 1000)}s`]),
     ...(mode === undefined ? [] : [`--${mode}`]),
     ...(lan === undefined ? [] : [lan ? '--lan' : '--no-lan']),
     ...(overlap === undefined ? (isAsked === true ? ['--overlap', 'ask'] : []) : ['--overlap', overlap]),

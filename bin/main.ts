@@ -32,6 +32,9 @@ export async function main(): Promise<void> {
     runClient: async (run) => (await client()).runClientHere(run, version),
     startClient: async (run) => (await client()).startClient(run),
     cleanClients: async (state) => (await client()).cleanUp(state),
+    killSwitch: async (state, profile, action) => (await client()).workKillSwitch(state, profile, action),
+    killSwitchUnit: async (state, profile) =>
+      (await client()).killSwitchUnitOf(state, profile, join(root, 'bin', 'customvpn')),
     probe: async (name, port) => (await import('../src/client/probe.ts')).probe(name, port),
     requirements: async () => (await import('../src/os/requirements.ts')).findRequirements(),
   };

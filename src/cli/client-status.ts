@@ -20,14 +20,16 @@ export function formatStatus(status: ClientStatus): string {
       ['user', status.user ?? undefined],
       ['addresses', status.addresses.join(', ')],
       ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
-      ['routes', status.routes.join(', ') || 'none'],
+      ['routes', status.mode === 'full' ? 'all traffic' : status.routes.join(', ') || 'none'],
       ['dns', dnsWords(status)],
+      ['kill switch', KILL_SWITCH_WORDS[status.killSwitch]],
       ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
       ['traffic', `${formatBytes(status.sentBytes)} sent, ${formatBytes(status.receivedBytes)} received`],
       ['round trip', status.roundTripMs === null ? undefined : `${status.roundTripMs.toFixed(1)} ms`],
       ['reconnects', status.reconnects === 0 ? undefined : String(status.reconnects)],
       ['last error', status.lastError === null ? undefined : `${status.lastError.message} (${status.lastError.code})`],
     ]),
+    ...status.notes.map((note) => `${warning('note')} ${note}`),
     ...status.refused.map(({ item, why }) => `${warning('refused')} ${item}: ${why}`),
   ].join('\n');
 }
@@ -38,9 +40,17 @@ function deviceKind({ state, superPackets }: ClientStatus): string {
   return superPackets ? ' (super-packets)' : ' (plain)';
 }
 
+const KILL_SWITCH_WORDS = {
+  open: undefined,
+  closed: 'closed: nothing leaves outside the tunnel',
+  portal: warning('OPEN for a captive portal'),
+} as const;
+
 function dnsWords({ dns, state }: ClientStatus): string | undefined {
   if (state !== 'connected' || dns.servers.length === 0) return undefined;
-  return dns.domains.length === 0 ? dns.servers.join(', ') : `${dns.servers.join(', ')} for ${dns.domains.join(', ')}`;
+  const names = dns.all ? 'all names' : dns.domains.join(', ') || 'nothing';
+  const keeper = dns.keeper === 'both' ? 'systemd-resolved, resolv.conf' : dns.keeper;
+  return `${dns.servers.join(', ')} for ${names} (${keeper})`;
 }
 
 /** Shows the status each second, on one screen where there is a terminal, until the program is interrupted. */

@@ -8,7 +8,8 @@ import type { ClientApi } from '../control/operations.ts';
 import { addProfileCommands, idOf } from './client-profiles.ts';
 import { formatStatus, watchStatus } from './client-status.ts';
 import type { CliHost, CredentialRequest, ProbeResult, TunnelFlags } from './host.ts';
-import { clientState, hostAndPort, jsonOutput } from './options.ts';
+import { killSwitchCommand } from './kill-switch.ts';
+import { clientState, hostAndPort, jsonOutput, lengthOfTime } from './options.ts';
 import { facts, formatAge, good, type OutputOptions, print, warning } from './output.ts';
 import { answersFromStdin, askInTerminal, isInteractive, showLogin, showLogins } from './secrets.ts';
 
@@ -25,6 +26,8 @@ interface UpOptions {
   split?: boolean;
   lan?: boolean;
   overlap?: 'local' | 'tunnel' | 'stop' | 'ask';
+  killSwitch?: boolean;
+  portal?: number;
 }
 
 export function clientCommand(host: CliHost): Command {
@@ -46,6 +49,12 @@ export function clientCommand(host: CliHost): Command {
         '--overlap <who>',
         'networks that this machine is in and the tunnel has, too: they stay local, go into the tunnel, or stop the start',
       ).choices(['local', 'tunnel', 'stop', 'ask']),
+    )
+    .option('--kill-switch', 'with a full tunnel: nothing leaves outside it until `client down`, whatever happens')
+    .option(
+      '--portal <time>',
+      'open what the login page of a hotspot needs for so long, such as 5m, outside the tunnel',
+      lengthOfTime,
     )
     .option('--user <name>', "log in as this user instead of the profile's")
     .option('--password-stdin', 'answer from standard input, a line each: password, one-time code, what else is asked')
@@ -71,6 +80,15 @@ export function clientCommand(host: CliHost): Command {
         tunnel: tunnelFlags(options),
         ...(answer === undefined ? { show: showEach } : { answer }),
       };
+      if (options.portal !== undefined) {
+        tellPortal(options.portal);
+        const running = (await host.openClients(options.state)).get(await idOf(options.state, profile));
+        if (running !== undefined && (await running['client.status']({})).state !== 'down') {
+          await running['client.portal']({ seconds: Math.ceil(options.portal / 1000) });
+          print(await running['client.status']({}), options, formatStatus);
+          return;
+        }
+      }
       if (options.foreground === true) {
         await host.runClient(run);
         return;
@@ -136,18 +154,28 @@ export function clientCommand(host: CliHost): Command {
       print(await host.probe(name, port), options, formatProbe);
     });
 
+  command.addCommand(killSwitchCommand(host));
   addProfileCommands(command, host);
   return command;
 }
 
-function tunnelFlags({ full, split, lan, overlap }: UpOptions): TunnelFlags {
+function tunnelFlags({ full, split, lan, overlap, killSwitch, portal }: UpOptions): TunnelFlags {
   const isAsked = overlap === 'ask' || (overlap === undefined && isInteractive());
   return {
     ...(full === true ? { mode: 'full' } : split === true ? { mode: 'split' } : {}),
     ...(lan === undefined ? {} : { lan }),
     ...(overlap === undefined || overlap === 'ask' ? {} : { overlap }),
     isAsked,
+    ...(killSwitch === undefined ? {} : { killSwitch }),
+    ...(portal === undefined ? {} : { portalMs: portal }),
   };
+}
+
+function tellPortal(milliseconds: number): void {
+  process.stderr.write(
+    `${warning('WARNING')} for ${Math.ceil(milliseconds / 1000)} s every program on this machine reaches names and web pages OUTSIDE the tunnel.\n` +
+      'Log in at the hotspot now, for instance at http://neverssl.com; the tunnel comes up by itself.\n',
+  );
 }
 
 /** The running client of a profile, or all of them. @throws {VpnError} ERR_NOT_RUNNING when that of the profile does not run */

@@ -41,6 +41,10 @@ export interface TunnelFlags {
   overlap?: 'local' | 'tunnel' | 'stop';
   /** Whether a person can be asked. */
   isAsked?: boolean;
+  /** Nothing leaves outside the tunnel until `down`. */
+  killSwitch?: boolean;
+  /** From the start, what a captive portal needs is open for so long. */
+  portalMs?: number;
 }
 
 export interface ClientRun {
@@ -184,6 +188,10 @@ export interface CliHost {
   startClient(run: ClientRun): Promise<ClientApi>;
   /** Takes away what clients that died have left under a state directory; returns how many there were. */
   cleanClients(state: string): Promise<number>;
+  /** Closes or opens the kill switch of a profile, or only looks; returns whether it is closed then. */
+  killSwitch(state: string, profile: string, action: 'close' | 'open' | 'look'): Promise<boolean>;
+  /** The text of a systemd unit that closes a profile's kill switch before there is a network. */
+  killSwitchUnit(state: string, profile: string): Promise<string>;
   probe(host: string, port: number): Promise<ProbeResult>;
   requirements(): Promise<readonly Requirement[]>;
 }

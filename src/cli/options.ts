@@ -53,6 +53,17 @@ export function since(value: string): string {
   return new Date(Date.now() - Number(count) * UNITS[unit]).toISOString();
 }
 
+const LENGTH = /^([1-9]\d{0,3})([smh])$/;
+const LENGTH_UNITS = { s: 1000, m: 60_000, h: 3_600_000 } as const;
+
+/** Milliseconds of a length of time: `90s`, `5m`, at most an hour. @throws {VpnError} ERR_USAGE */
+export function lengthOfTime(value: string): number {
+  const [, count, unit] = LENGTH.exec(value) ?? [];
+  const milliseconds = Number(count) * (LENGTH_UNITS[unit === 's' || unit === 'm' ? unit : 'h'] ?? 0);
+  if (count !== undefined && milliseconds <= LENGTH_UNITS.h) return milliseconds;
+  throw new VpnError('ERR_USAGE', `expected a length of time such as 90s or 5m, 1h at most, got "${value}"`);
+}
+
 function isUnit(unit: string | undefined): unit is keyof typeof UNITS {
   return unit !== undefined && Object.hasOwn(UNITS, unit);
 }

@@ -107,6 +107,11 @@ export class ClaimingHost implements ClientHost {
     return await this.#host.apply(config);
   }
 
+  /** What it has does not change with the network that it is in. */
+  networkChanged(): Promise<readonly RefusedItem[] | undefined> {
+    return this.#host.networkChanged?.() ?? Promise.resolve(undefined);
+  }
+
   async close(): Promise<void> {
     try {
       await this.#host.close();

@@ -21,8 +21,10 @@ import { type ClientSnapshot, type ClientState, VpnClient } from './client.ts';
 import { Desk } from './desk.ts';
 import { DeviceKey } from './device-key.ts';
 import { OWN_MARK } from './host-plan.ts';
+import { KillSwitch } from './kill-switch.ts';
 import type { AnswerSteps, AskedStep, StepAnswers } from './login-answers.ts';
 import { machineNetwork } from './roaming.ts';
+import { ServerNames } from './server-names.ts';
 import { profilePaths, writeEnd } from './state-folder.ts';
 import { TunnelHost } from './tunnel-host.ts';
 import { hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
@@ -102,7 +104,10 @@ class Lives {
   readonly #profile: Profile;
   readonly #key: DeviceKey;
   readonly #desk = new Desk();
+  #host: TunnelHost;
   #client: VpnClient;
+  /** What the command line says of the tunnel in this life. */
+  #flags: TunnelFlags;
   #isReady = false;
   readonly #stopping = new AbortController();
   /** Set while parked: ends that. */
@@ -113,18 +118,30 @@ class Lives {
     this.#options = options;
     this.#profile = profile;
     this.#key = key;
+    this.#flags = options.tunnel ?? {};
+    this.#host = this.#createHost();
     this.#client = this.#create();
   }
 
   readonly operations: ClientApi = {
     'client.status': async () => this.#status(),
-    'client.up': async () => {
-      if (this.#wake === undefined) return {};
+    'client.up': async ({ tunnel }) => {
+      if (this.#wake === undefined) {
+        this.#checkFlags(tunnel ?? {});
+        return {};
+      }
+      this.#flags = tunnel ?? this.#flags;
       this.#desk.begin();
       this.#wake();
       return {};
     },
+    'client.portal': async ({ seconds }) => {
+      await this.#host.openPortal(seconds * 1000);
+      return {};
+    },
     'client.down': async ({ keep = false }) => {
+      // Before the tunnel goes: what is in it stays in it until then.
+      await this.#host.release();
       if (keep) await this.park();
       else await this.stop();
       return {};
@@ -188,7 +205,39 @@ class Lives {
     if (this.#stopping.signal.aborted) wake();
     await promise;
     this.#wake = undefined;
+    this.#host = this.#createHost();
     this.#client = this.#create(ticket);
+  }
+
+  /** @throws {VpnError} ERR_CONFLICT when the client that runs was started with something else than is asked for */
+  #checkFlags({ mode, lan, overlap, killSwitch }: TunnelFlags): void {
+    const { tunnel } = this.#profile;
+    const has = { mode: this.#flags.mode ?? tunnel.mode, lan: this.#flags.lan ?? tunnel.lan };
+    const isOther =
+      (mode !== undefined && mode !== has.mode) ||
+      (lan !== undefined && lan !== has.lan) ||
+      (overlap !== undefined && overlap !== (this.#flags.overlap ?? tunnel.overlap)) ||
+      (killSwitch === true && !this.#host.isClosed);
+    if (!isOther) return;
+    throw new VpnError(
+      'ERR_CONFLICT',
+      `"${this.#name}" is connected with other settings than these; disconnect first: customvpn client down ${this.#name}`,
+    );
+  }
+
+  #createHost(): TunnelHost {
+    const { state, plain, answer, log } = this.#options;
+    const { id } = this.#profile;
+    const paths = profilePaths(state, id);
+    const asking: AnswerSteps = answer ?? ((steps, abort) => this.#ask(steps, abort));
+    return new TunnelHost({
+      journalPath: paths.journal,
+      namesPath: paths.names,
+      killSwitch: new KillSwitch(id, log),
+      superPackets: !plain,
+      ...hostWishes(this.#profile, this.#flags, asking, this.#stopping.signal),
+      log,
+    });
   }
 
   #create(resume?: VpnClient['ticket']): VpnClient {
@@ -196,12 +245,12 @@ class Lives {
     const { log, version } = options;
     const paths = profilePaths(options.state, profile.id);
     const isEnrolled = existsSync(paths.enrolled);
-    const flags = options.tunnel ?? {};
     const answer: AnswerSteps = options.answer ?? ((steps, abort) => this.#ask(steps, abort));
-    const tunnel = new TunnelHost({
-      journalPath: paths.journal,
-      superPackets: !options.plain,
-      ...hostWishes(profile, flags, answer, this.#stopping.signal),
+    const host = this.#host;
+    const names = new ServerNames({
+      path: paths.addresses,
+      isApart: () => host.isApart,
+      servers: () => host.nameServers(),
       log,
     });
     return new VpnClient({
@@ -219,18 +268,23 @@ class Lives {
       answer,
       ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
       ...(resume === undefined ? {} : { resume }),
-      limits: pushLimits(profile, flags),
+      limits: pushLimits(profile, this.#flags),
+      lookup: (name) => names.lookup(name),
       mark: OWN_MARK,
       proxy: chooseProxy(profile.server.proxy),
       ...(profile.server.camouflage === undefined ? {} : { camouflage: new Secret(profile.server.camouflage) }),
       superPackets: !options.plain,
       network: machineNetwork(OWN_MARK),
-      host: new ClaimingHost(tunnel, options.state, profile.id.slice(0, 16), this.#name, profile.tunnel),
+      host: new ClaimingHost(host, options.state, profile.id.slice(0, 16), this.#name, host.networks),
       onEnrolled: async () => {
         await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
         await forgetToken(options.profile, profile, log);
       },
-      ...(options.onState === undefined ? {} : { onState: options.onState }),
+      onState: (state) => {
+        const { tls } = this.#client.snapshot;
+        if (state === 'connected' && tls !== undefined) void names.confirm(tls.remote.address);
+        options.onState?.(state);
+      },
       log,
       version,
     });
@@ -251,7 +305,7 @@ class Lives {
   }
 
   #status(): ClientStatus {
-    const status = statusOf(this.#client.snapshot, this.#profile, this.#options.version);
+    const status = statusOf(this.#client.snapshot, this.#profile, this.#host, this.#options.version);
     const named = { ...status, name: this.#name };
     if (this.#wake === undefined) return named;
     return { ...named, state: 'down', since: new Date(this.#parkedAt).toISOString() };
@@ -285,8 +339,9 @@ async function forgetToken(path: string, profile: Profile, log: Logger): Promise
   }
 }
 
-function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): ClientStatus {
+function statusOf(snapshot: ClientSnapshot, profile: Profile, host: TunnelHost, version: string): ClientStatus {
   const { config, tls, lastError } = snapshot;
+  const { plan, nameKeeper, isClosed, isPortalOpen } = host;
   const addresses = config === undefined ? [] : [config.addresses.v4, config.addresses.v6];
   return {
     version,
@@ -306,9 +361,14 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, version: string): 
     refused: [...snapshot.refused],
     tls: tls === undefined ? null : { protocol: tls.protocol, cipher: tls.cipher, group: tls.group },
     dns: {
-      servers: config?.dns.servers.map(formatIp) ?? [],
-      domains: [...(config?.dns.domains ?? [])],
+      servers: (plan?.dns ?? config?.dns)?.servers.map(formatIp) ?? [],
+      domains: [...((plan?.dns ?? config?.dns)?.domains ?? [])],
+      all: plan?.dns?.all ?? false,
+      keeper: nameKeeper,
     },
+    mode: plan?.mode ?? null,
+    killSwitch: isPortalOpen ? 'portal' : isClosed ? 'closed' : 'open',
+    notes: [...(plan?.notes ?? [])],
     superPackets: snapshot.superPackets,
     channels: snapshot.channels,
     sentBytes: snapshot.sentBytes,

@@ -17,6 +17,7 @@ const AT_HOME: HostFacts = {
   ],
   routed: [],
   hasIpv6: true,
+  isStrict: false,
 };
 
 function config(routes: readonly string[], change: Partial<AcceptedConfig> = {}): AcceptedConfig {
@@ -210,6 +211,15 @@ test('name servers are asked through the tunnel, for all names or for the pushed
   const none = plan(config(['0.0.0.0/0', '::/0']));
   assert.equal(none.dns, undefined);
   assert.ok(none.notes.some((note) => note.includes('tunnel.dns')));
+});
+
+test('a strict check of the reverse path is made loose, and only that', () => {
+  const settingsFor = (isStrict: boolean) =>
+    plan(config(['0.0.0.0/0']), {}, { facts: { ...AT_HOME, isStrict } }).changes.filter(
+      (change) => change.kind === 'sysctl' && change.key.endsWith('rp_filter'),
+    );
+  assert.deepEqual(settingsFor(true), [{ kind: 'sysctl', key: 'net/ipv4/conf/all/rp_filter', value: '2' }]);
+  assert.deepEqual(settingsFor(false), []);
 });
 
 test('the same input makes the same plan, so that a reconnect changes nothing', () => {

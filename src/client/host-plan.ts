@@ -129,7 +129,11 @@ export function planHost(given: PlanInput): HostPlan {
   const local = mode === 'full' ? (wishes.lan ? facts.attached.filter(isPrivate) : []) : kept;
   const routes = mode === 'full' ? families.map((family) => ALL[family]) : splitRoutes(config, wishes);
   const table = FIRST_TABLE + number;
-  const inTable = (prefix: string): HostChange => ({ kind: 'route', device, prefix, table });
+  // Whoever sets a route by its next hop alone must not have that found in the tunnel.
+  const inTable = (prefix: string): HostChange =>
+    prefix.includes(':')
+      ? { kind: 'route', device, prefix, table }
+      : { kind: 'route', device, prefix, scope: 'global', table };
   const rules = families.flatMap((family): HostChange[] => [
     ...local
       .filter(({ prefix }) => prefix.address.version === family)
@@ -147,6 +151,8 @@ export function planHost(given: PlanInput): HostPlan {
   const changes: HostChange[] = [
     ...(facts.hasIpv6 ? [{ kind: 'sysctl', key: `net/ipv6/conf/${device}/disable_ipv6`, value: '0' } as const] : []),
     { kind: 'sysctl', key: 'net/ipv4/conf/all/src_valid_mark', value: '1' },
+    // A neighbour whose network is in the tunnel would not be told our address: the check knows no marks of its questions.
+    ...(facts.isStrict ? [{ kind: 'sysctl', key: 'net/ipv4/conf/all/rp_filter', value: '2' } as const] : []),
     { kind: 'link', device, up: true, mtu: config.mtu, addressGeneration: 'none', queueLength: QUEUE_LENGTH },
     ...addresses.map(({ address }): HostChange => ({ kind: 'address', device, address: formatIp(address) })),
     {

@@ -6,6 +6,8 @@
  * DIR/ID/enrolled        the token has been used
  * DIR/ID/control.sock    the running client
  * DIR/ID/host.journal    what it has changed on the host
+ * DIR/ID/dns.journal     the name servers that it has replaced
+ * DIR/ID/addresses.json  the gateway's addresses that worked last
  * DIR/ID/claim.json      the networks that the running client has
  * DIR/ID/end.json        why the last client ended by itself
  * DIR/ID/client.log      the log of clients in the background
@@ -21,7 +23,8 @@ import type { Logger } from '../base/log.ts';
 import { writePrivateFile } from '../base/private-file.ts';
 import { type ClientApi, clientOperations } from '../control/operations.ts';
 import { answers, connectControl } from '../control/socket.ts';
-import { HostNetwork } from '../os/host.ts';
+import { KillSwitch } from './kill-switch.ts';
+import { cleanHost } from './tunnel-host.ts';
 
 export interface ProfilePaths {
   readonly folder: string;
@@ -29,6 +32,8 @@ export interface ProfilePaths {
   readonly enrolled: string;
   readonly control: string;
   readonly journal: string;
+  readonly names: string;
+  readonly addresses: string;
   readonly claim: string;
   readonly end: string;
   readonly log: string;
@@ -44,6 +49,8 @@ export function profilePaths(state: string, id: string): ProfilePaths {
     enrolled: at('enrolled'),
     control: at('control.sock'),
     journal: at('host.journal'),
+    names: at('dns.journal'),
+    addresses: at('addresses.json'),
     claim: at('claim.json'),
     end: at('end.json'),
     log: at('client.log'),
@@ -76,14 +83,15 @@ export function clientOf(state: string, id: string): ClientApi {
   return connectControl(profilePaths(state, id).control, clientOperations);
 }
 
-/** Takes back what clients that died left on the host; returns how many had left something. */
+/** Takes back what clients that died left on the host, and opens their kill switches; returns how many had left something. */
 export async function cleanClients(state: string, log: Logger): Promise<number> {
   let cleaned = 0;
   for (const id of await profileIds(state)) {
-    const { control, journal, claim } = profilePaths(state, id);
-    if ((await answers(control)) || (!existsSync(control) && !existsSync(journal))) continue;
-    const host = await HostNetwork.open({ journalPath: journal, log });
-    await host.revert();
+    const { control, journal, names, claim } = profilePaths(state, id);
+    const killSwitch = new KillSwitch(id, log);
+    const hasTraces = [control, journal, names].some((path) => existsSync(path));
+    if ((await answers(control)) || !(hasTraces || (await killSwitch.isClosed()))) continue;
+    await cleanHost({ journalPath: journal, namesPath: names, killSwitch, log });
     await rm(control, { force: true });
     await rm(claim, { force: true });
     cleaned += 1;

@@ -8,9 +8,10 @@
 
 import { isVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { formatPrefix } from '../ip/address.ts';
+import { formatIp, formatPrefix, isPrivateNetwork, type Prefix } from '../ip/address.ts';
 import { HostNetwork } from '../os/host.ts';
 import { readHostFacts } from '../os/host-facts.ts';
+import { type NameKeeper, NameService } from '../os/name-service.ts';
 import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
 import { type AcceptedConfig, MIN_TUNNEL_MTU, type RefusedItem } from '../protocol/config-check.ts';
@@ -24,10 +25,18 @@ import {
   planHost,
   type TunnelWishes,
 } from './host-plan.ts';
+import type { KillSwitch } from './kill-switch.ts';
 
 export interface TunnelHostOptions {
   /** Where changes to the host are written down before they are made. */
   journalPath: string;
+  /** Where the name servers that are replaced are written down. */
+  namesPath: string;
+  killSwitch: KillSwitch;
+  /** `on`: closed before anything else; `always`: from boot, so that only `release` opens it. */
+  closing: 'off' | 'on' | 'always';
+  /** From the start, what a captive portal needs is open for so long. */
+  portalMs?: number;
   superPackets: boolean;
   wishes: TunnelWishes;
   /** Who gets networks that both have; `auto`: private ones stay local, others go into the tunnel. */
@@ -45,7 +54,15 @@ export class TunnelHost implements ClientHost {
   /** By network and device; what was once chosen is not asked again. */
   readonly #choices = new Map<string, OverlapChoice>();
   #host: HostNetwork | undefined;
+  #names: NameService | undefined;
   #tun: TunDevice | undefined;
+  /** Whether the kill switch is to be closed, by wish or because a run before has left it so. */
+  #isClosed: boolean;
+  /** Whether a start that comes to nothing opens it again. */
+  #isOpenedOnFailure = false;
+  #hasApplied = false;
+  /** Ends a portal's time. */
+  #portal: NodeJS.Timeout | undefined;
   #config: AcceptedConfig | undefined;
   #plan: HostPlan | undefined;
   #told = '';
@@ -53,6 +70,7 @@ export class TunnelHost implements ClientHost {
   constructor(options: TunnelHostOptions) {
     this.#options = options;
     this.#log = options.log.child({ component: 'host' });
+    this.#isClosed = options.closing !== 'off';
   }
 
   /** What the host has at present; undefined before the first configuration. */
@@ -60,25 +78,74 @@ export class TunnelHost implements ClientHost {
     return this.#plan;
   }
 
-  /** @throws {VpnError} ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_UNSUPPORTED, ERR_HOST_APPLY */
+  /** Who has been told of the tunnel's name servers. */
+  get nameKeeper(): NameKeeper {
+    return this.#names?.keeper ?? 'none';
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
+  /** What is in the tunnel, or not, whatever is pushed. */
+  get networks(): { include: readonly string[]; exclude: readonly string[] } {
+    const { mode, include, exclude } = this.#options.wishes;
+    const everything = mode === 'full' ? ['0.0.0.0/0', '::/0'] : [];
+    return { include: [...include.map(formatPrefix), ...everything], exclude: exclude.map(formatPrefix) };
+  }
+
+  get isPortalOpen(): boolean {
+    return this.#portal !== undefined;
+  }
+
+  /** Whether names are not looked up as they were: the tunnel's servers are asked, or the kill switch is in between. */
+  get isApart(): boolean {
+    return this.#isClosed || this.#plan !== undefined;
+  }
+
+  /** The name servers outside the tunnel. */
+  async nameServers(): Promise<readonly string[]> {
+    return (await this.#names?.servers()) ?? [];
+  }
+
+  /**
+   * Closes the kill switch where that is wished, takes back what a run that died has left, and opens the device.
+   *
+   * @throws {VpnError} ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_UNSUPPORTED, ERR_HOST_APPLY
+   */
   async open(): Promise<TunDevice> {
-    const { journalPath, superPackets, log } = this.#options;
+    const { journalPath, namesPath, superPackets, killSwitch, closing, portalMs, log } = this.#options;
+    const wasClosed = await killSwitch.isClosed();
+    this.#isOpenedOnFailure = closing === 'on' && !wasClosed;
+    if (wasClosed && !this.#isClosed)
+      this.#log.warn('the kill switch is closed from before, and stays closed until down');
+    this.#isClosed ||= wasClosed;
+    if (this.#isClosed) await killSwitch.close(await this.#openNetworks());
     this.#host = await HostNetwork.open({ journalPath, log });
+    this.#names = await NameService.open({ journalPath: namesPath, log });
     this.#tun = openTun({ name: DEVICE_NAME, superPackets, mtu: MIN_TUNNEL_MTU });
+    if (portalMs !== undefined) await this.openPortal(portalMs);
     return this.#tun;
   }
 
   /** @throws {VpnError} ERR_HOST_APPLY; ERR_CONFLICT when an overlap is to stop the client */
   async apply(config: AcceptedConfig): Promise<readonly RefusedItem[]> {
     const host = this.#host;
+    const names = this.#names;
     const device = this.#tun?.name;
-    if (host === undefined || device === undefined) return [];
-    const { wishes } = this.#options;
+    if (host === undefined || names === undefined || device === undefined) return [];
+    const { wishes, killSwitch } = this.#options;
     const facts = await readHostFacts((name) => OUR_DEVICE.test(name));
     await this.#chooseAll(findOverlaps({ config, wishes, facts }));
     const choose = (overlap: Overlap): OverlapChoice => this.#choices.get(keyOf(overlap)) ?? standardChoice(overlap);
     const plan = planHost({ device, config, wishes, facts, choose });
     await host.become(plan.changes);
+    if (this.#isClosed) await killSwitch.close(await this.#openNetworks());
+    await names.apply(
+      plan.dns === undefined ? undefined : { device, ...plan.dns, servers: plan.dns.servers.map(formatIp) },
+    );
+    await this.#endPortal();
+    this.#hasApplied = true;
     this.#config = config;
     this.#plan = plan;
     this.#tell(plan);
@@ -91,18 +158,91 @@ export class TunnelHost implements ClientHost {
    * @throws {VpnError} as `apply`
    */
   async networkChanged(): Promise<readonly RefusedItem[] | undefined> {
-    return this.#config === undefined ? undefined : await this.apply(this.#config);
+    if (this.#portal !== undefined) return undefined;
+    if (this.#config !== undefined) return await this.apply(this.#config);
+    if (this.#isClosed) await this.#options.killSwitch.close(await this.#openNetworks());
+    return undefined;
   }
 
+  /**
+   * For so long, everything is closed but what a captive portal needs, and that is outside the tunnel. It ends earlier when a
+   * configuration is applied, which means that the portal is passed.
+   *
+   * @throws {VpnError} ERR_HOST_APPLY
+   */
+  async openPortal(milliseconds: number): Promise<void> {
+    const { killSwitch } = this.#options;
+    await this.#endPortal();
+    await killSwitch.close(await this.#openNetworks());
+    this.#portal = setTimeout(() => void this.#portalOver(), milliseconds).unref();
+    await this.#names?.revert();
+    await this.#host?.become([]);
+    this.#plan = undefined;
+    await killSwitch.openPortal(milliseconds);
+  }
+
+  /**
+   * Puts the machine back as it was and closes the device. The kill switch stays closed until `release`, unless nothing has
+   * come of the start that closed it.
+   *
+   * @throws {VpnError} ERR_HOST_APPLY
+   */
   async close(): Promise<void> {
+    try {
+      await this.#endPortal();
+      await this.#names?.revert();
+    } finally {
+      await this.#closeDevice();
+    }
+    if (this.#isOpenedOnFailure && !this.#hasApplied) await this.release();
+    if (this.#isClosed) {
+      this.#log.warn('the kill switch stays closed; open it with: customvpn client down');
+    }
+  }
+
+  /** The user wants no tunnel any more: opens the kill switch. @throws {VpnError} as `nft` */
+  async release(): Promise<void> {
+    this.#isClosed = false;
+    await this.#options.killSwitch.open();
+  }
+
+  async #closeDevice(): Promise<void> {
     try {
       await this.#host?.revert();
     } finally {
       await this.#tun?.close();
       this.#host = undefined;
+      this.#names = undefined;
       this.#tun = undefined;
       this.#config = undefined;
       this.#plan = undefined;
+    }
+  }
+
+  /** Where packets may go although the kill switch is closed. */
+  async #openNetworks(): Promise<Prefix[]> {
+    const { lan, exclude } = this.#options.wishes;
+    if (!lan) return [...exclude];
+    const { attached } = await readHostFacts((name) => OUR_DEVICE.test(name));
+    return [...exclude, ...attached.map(({ prefix }) => prefix).filter(isPrivateNetwork)];
+  }
+
+  async #endPortal(): Promise<void> {
+    if (this.#portal === undefined) return;
+    clearTimeout(this.#portal);
+    this.#portal = undefined;
+    if (this.#isClosed) await this.#options.killSwitch.closePortal();
+    else await this.#options.killSwitch.open();
+  }
+
+  /** Nobody has passed the portal. The kernel has closed it; what there was before it is put back. */
+  async #portalOver(): Promise<void> {
+    this.#log.warn('the time for the captive portal is over');
+    try {
+      if (this.#config === undefined) await this.#endPortal();
+      else await this.apply(this.#config);
+    } catch (error) {
+      this.#log.error('the machine could not be put back after the captive portal', { error });
     }
   }
 
@@ -131,6 +271,16 @@ export class TunnelHost implements ClientHost {
     this.#told = text;
     for (const note of notes) this.#log.warn(note, { mode });
   }
+}
+
+/** Where a client's changes to its host are written down. */
+export type HostTraces = Pick<TunnelHostOptions, 'journalPath' | 'namesPath' | 'killSwitch' | 'log'>;
+
+/** Puts back what a client that died has left, and opens its kill switch. @throws {VpnError} ERR_HOST_APPLY */
+export async function cleanHost({ journalPath, namesPath, killSwitch, log }: HostTraces): Promise<void> {
+  await (await NameService.open({ journalPath: namesPath, log })).revert();
+  await (await HostNetwork.open({ journalPath, log })).revert();
+  await killSwitch.open();
 }
 
 const OVERLAP_ADVICE =

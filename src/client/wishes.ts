@@ -17,26 +17,42 @@ export interface TunnelFlags {
   mode?: 'full' | 'split';
   lan?: boolean;
   overlap?: OverlapChoice | 'stop';
+  killSwitch?: boolean;
+  /** Milliseconds. */
+  portalMs?: number;
   /** Whether a person can be asked. */
   isAsked?: boolean;
 }
 
-/** What the tunnel's host is opened with. */
+/**
+ * What the tunnel's host is opened with.
+ *
+ * @throws {VpnError} ERR_USAGE when a kill switch is wanted for a split tunnel
+ */
 export function hostWishes(
   { tunnel }: Profile,
   flags: TunnelFlags,
   answer: AnswerSteps | undefined,
   signal: AbortSignal,
-): Pick<TunnelHostOptions, 'wishes' | 'overlap' | 'ask'> {
+): Pick<TunnelHostOptions, 'wishes' | 'overlap' | 'ask' | 'closing' | 'portalMs'> {
+  const closing = tunnel.killSwitch === 'off' && flags.killSwitch === true ? 'on' : tunnel.killSwitch;
+  const mode = flags.mode ?? tunnel.mode;
+  if (closing !== 'off' && mode === 'split') {
+    throw new VpnError(
+      'ERR_USAGE',
+      'a kill switch lets nothing out but the tunnel, so it needs a full one: leave out --split, or the kill switch',
+    );
+  }
   const wishes: TunnelWishes = {
-    mode: flags.mode ?? tunnel.mode,
+    mode: closing === 'off' ? mode : 'full',
     include: tunnel.include.map(parsePrefix),
     exclude: tunnel.exclude.map(parsePrefix),
     lan: flags.lan ?? tunnel.lan,
     dns: tunnel.dns.map(parseIp),
   };
   const ask = flags.isAsked === true && answer !== undefined ? { ask: askAbout(answer, signal) } : {};
-  return { wishes, overlap: flags.overlap ?? tunnel.overlap, ...ask };
+  const portal = flags.portalMs === undefined ? {} : { portalMs: flags.portalMs };
+  return { wishes, overlap: flags.overlap ?? tunnel.overlap, closing, ...ask, ...portal };
 }
 
 /** What the gateway may push: as far as the profile allows it and the tunnel is to have it. */

@@ -243,6 +243,16 @@ const askedStep = z.object({
   seconds: counter.exactOptional(),
 });
 
+/** What the command line says of the tunnel. */
+const tunnelFlags = z.strictObject({
+  mode: z.enum(['full', 'split']).exactOptional(),
+  lan: z.boolean().exactOptional(),
+  overlap: z.enum(['local', 'tunnel', 'stop']).exactOptional(),
+  isAsked: z.boolean().exactOptional(),
+  killSwitch: z.boolean().exactOptional(),
+  portalMs: z.number().exactOptional(),
+});
+
 /** What a running client offers. */
 export const clientOperations = {
   'client.status': {
@@ -262,7 +272,15 @@ export const clientOperations = {
       device: z.string().nullable().describe('name of the TUN device'),
       addresses: z.array(z.string()),
       routes: z.array(z.string()),
-      dns: z.object({ servers: z.array(z.string()), domains: z.array(z.string()) }),
+      dns: z.object({
+        servers: z.array(z.string()),
+        domains: z.array(z.string()),
+        all: z.boolean().describe('whether names outside the domains are asked there, too'),
+        keeper: z.enum(['none', 'systemd-resolved', 'resolv.conf', 'both']).describe('who has been told'),
+      }),
+      mode: z.enum(['full', 'split']).nullable().describe('whether all traffic goes through the tunnel'),
+      killSwitch: z.enum(['open', 'closed', 'portal']),
+      notes: z.array(z.string()).describe('what the user should know of the routes'),
       refused: z.array(z.object({ item: z.string(), why: z.string() })),
       tls: z.object({ protocol: z.string(), cipher: z.string(), group: z.string() }).nullable(),
       superPackets: z.boolean(),
@@ -274,7 +292,14 @@ export const clientOperations = {
       lastError: clientError.nullable(),
     }),
   },
-  'client.up': { input: none, output: none },
+  'client.up': {
+    input: z.strictObject({ tunnel: tunnelFlags.exactOptional() }),
+    output: none,
+  },
+  'client.portal': {
+    input: z.strictObject({ seconds: z.int().min(1).max(3600) }),
+    output: none,
+  },
   'client.down': {
     input: z.strictObject({
       keep: z.boolean().optional().describe('the session is kept, at both ends, to be resumed by `client.up`'),

@@ -62,6 +62,7 @@ const full: NewProfile = {
     lan: true,
     overlap: 'stop',
     dns: ['9.9.9.9', '2620:fe::9'],
+    killSwitch: 'always',
   },
 };
 const minimal = `
@@ -111,6 +112,7 @@ test('what is left out takes its default', () => {
       lan: false,
       overlap: 'auto',
       dns: [],
+      killSwitch: 'off',
     });
     assert.equal(profile.token, undefined);
   }
@@ -162,6 +164,8 @@ test('each mistake has its code and names its key', () => {
     ['dns = ["dns.example"]', 'dns.0'],
     ['lan = "yes"', 'lan'],
     ['overlap = "both"', 'overlap'],
+    ['killSwitch = true', 'killSwitch'],
+    ['mode = "split"\nkillSwitch = "on"', 'killSwitch'],
   ]) {
     refuses(`${minimal}[tunnel]\n${line}\n`, 'ERR_CONFIG_VALUE', { key: `tunnel.${key}` });
   }

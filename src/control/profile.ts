@@ -93,6 +93,10 @@ const tunnel = z.strictObject({
     .default('auto')
     .describe('who gets networks that the machine is in and the tunnel has, too'),
   dns: z.array(ip).max(8).default([]).describe('name servers in place of those that are pushed'),
+  killSwitch: z
+    .enum(['off', 'on', 'always'])
+    .default('off')
+    .describe('nothing leaves outside the tunnel: from `up` to `down`; `always`: from boot'),
 });
 
 export const profileSchema = z
@@ -124,6 +128,10 @@ export const profileSchema = z
   .refine((profile) => profile.token === undefined || profile.verifyServer, {
     path: ['verifyServer'],
     message: 'a profile with an enrolment token must verify its server',
+  })
+  .refine(({ tunnel: { killSwitch, mode } }) => killSwitch === 'off' || mode !== 'split', {
+    path: ['tunnel', 'killSwitch'],
+    message: 'a kill switch lets nothing out but the tunnel, so mode cannot be "split"',
   })
   .refine((profile) => (profile.certFile === undefined) === (profile.keyFile === undefined), {
     path: ['keyFile'],

@@ -1,5 +1,5 @@
 /**
- * Runs the administrator's programs `ip` and `nft`.
+ * Runs the administrator's programs, such as `ip` and `nft`.
  *
  * Hides where they are, how input reaches them and how their failures look. Arguments are vectors, never shell strings.
  */
@@ -11,7 +11,12 @@ import { delimiter, join } from 'node:path';
 import { VpnError } from '../base/errors.ts';
 
 /** The Debian package of each program that the product runs. */
-const PACKAGES: Readonly<Record<string, string>> = { ip: 'iproute2', nft: 'nftables' };
+const PACKAGES: Readonly<Record<string, string>> = {
+  ip: 'iproute2',
+  nft: 'nftables',
+  resolvectl: 'systemd-resolved',
+  busctl: 'systemd',
+};
 
 /** A word of a command for `ip -batch`: nothing that could end the word or the line, or be taken for an option. */
 export const IP_WORD = /^[A-Za-z0-9:][A-Za-z0-9:./_%@-]*$/;

@@ -35,6 +35,8 @@ export type HostChange =
       prefix: string;
       device?: string;
       via?: string;
+      /** `global`, of IPv4: the kernel finds no next hop of another route by it. Default: by what it leads to. */
+      scope?: 'global';
       table?: number;
       metric?: number;
     }
@@ -245,11 +247,12 @@ async function planRoute(
   change: Extract<HostChange, { kind: 'route' }>,
   links: ReadonlyMap<string, Link>,
 ): Promise<Step[]> {
-  const { type, prefix, device, via, table, metric } = change;
+  const { type, prefix, device, via, scope, table, metric } = change;
   const link = device === undefined ? undefined : linkOf(device, links);
   const selector = [
     ...(device === undefined ? [] : ['dev', device]),
     ...(via === undefined ? [] : ['via', via]),
+    ...(scope === undefined ? [] : ['scope', scope]),
     ...(table === undefined ? [] : ['table', String(table)]),
     ...(metric === undefined ? [] : ['metric', String(metric)]),
   ];

@@ -4,9 +4,12 @@
  * Hides the JSON of `ip`. Looks only. Devices of ours are left out: what they carry is what is being decided.
  */
 
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { formatPrefix, type Prefix, parsePrefix } from '../ip/address.ts';
 import { runCommand } from './command.ts';
+
+const CONF_FOLDER = '/proc/sys/net/ipv4/conf';
 
 /** A network and the device that leads to it. */
 export interface NetworkOnDevice {
@@ -21,6 +24,8 @@ export interface HostFacts {
   readonly routed: readonly NetworkOnDevice[];
   /** Whether the kernel has IPv6 at all. */
   readonly hasIpv6: boolean;
+  /** Whether some device takes only packets whose sender it would answer over the same device (RFC 3704 §2.2). */
+  readonly isStrict: boolean;
 }
 
 /**
@@ -47,7 +52,16 @@ export async function readHostFacts(isOurs: (device: string) => boolean): Promis
     attached: attachedIn(addresses).filter(({ device }) => !isOurs(device)),
     routed: routedIn([...routes4, ...routes6]).filter(({ device }) => !isOurs(device)),
     hasIpv6,
+    isStrict: await hasStrictDevice(),
   };
+}
+
+async function hasStrictDevice(): Promise<boolean> {
+  const devices = await readdir(CONF_FOLDER).catch(() => []);
+  const values = await Promise.all(
+    devices.map((device) => readFile(join(CONF_FOLDER, device, 'rp_filter'), 'utf8').catch(() => '')),
+  );
+  return values.some((value) => value.trim() === '1');
 }
 
 /** From the list of `ip -j address`. */

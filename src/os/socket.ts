@@ -6,6 +6,7 @@
  * listening socket, because accepted sockets inherit them, and on a dialled socket before its first data.
  */
 
+import { createSocket, type Socket as DatagramSocket } from 'node:dgram';
 import { Socket, type SocketConstructorOpts } from 'node:net';
 import { VpnError } from '../base/errors.ts';
 import { type IpAddress, parseIp } from '../ip/address.ts';
@@ -16,6 +17,7 @@ const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_STREAM_NONBLOCK_CLOEXEC = 1 | 0x800 | 0x80000;
 const SOCK_DGRAM_CLOEXEC = 2 | 0x80000;
+const SOCK_DGRAM_NONBLOCK_CLOEXEC = 2 | 0x800 | 0x80000;
 
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
@@ -230,6 +232,24 @@ export function openMarkedSocket(family: 4 | 6, mark: number): Socket {
     setMark(calls, fd, mark, 'marking a socket');
     // Without it Node reads at once from whatever has a descriptor, and this one is not connected yet.
     return new Socket({ fd, manualStart: true } as SocketConstructorOpts);
+  } catch (error) {
+    calls.close(fd);
+    throw error;
+  }
+}
+
+/**
+ * A UDP socket whose packets carry a firewall mark.
+ *
+ * @throws {VpnError} ERR_PRIVILEGE, ERR_SYSCALL
+ */
+export function openMarkedDatagrams(family: 4 | 6, mark: number): DatagramSocket {
+  const calls = nativeCalls();
+  const kind = family === 4 ? AF_INET : AF_INET6;
+  const fd = checkResult(calls.socket(kind, SOCK_DGRAM_NONBLOCK_CLOEXEC, 0), 'opening a socket', 'socket');
+  try {
+    setMark(calls, fd, mark, 'marking a socket');
+    return createSocket(family === 4 ? 'udp4' : 'udp6').bind({ fd });
   } catch (error) {
     calls.close(fd);
     throw error;

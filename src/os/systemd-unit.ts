@@ -125,6 +125,42 @@ WantedBy=multi-user.target
 `;
 }
 
+export interface KillSwitchUnitOptions {
+  /** Absolute path of the program `customvpn`. */
+  readonly program: string;
+  /** Absolute path of the profile. */
+  readonly profile: string;
+}
+
+/**
+ * The text of a `.service` file that closes a kill switch before any network is configured, and leaves it closed when it
+ * is stopped. After the machine's own packet filter, whose start may flush all tables.
+ */
+export function killSwitchUnit({ program, profile }: KillSwitchUnitOptions): string {
+  return `[Unit]
+Description=CustomVPN kill switch of ${quote(profile)}
+DefaultDependencies=no
+After=local-fs.target nftables.service firewalld.service ufw.service
+Before=network-pre.target
+Wants=network-pre.target
+RequiresMountsFor=${quote(profile)} ${quote(program)}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=${word(program)} client kill-switch close ${word(profile)}
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_DAC_READ_SEARCH
+NoNewPrivileges=yes
+ProtectSystem=strict
+PrivateTmp=yes
+RestrictAddressFamilies=AF_NETLINK AF_UNIX
+UMask=0077
+
+[Install]
+WantedBy=sysinit.target
+`;
+}
+
 /** One word of a command line in a unit file, where `$` begins a variable (systemd.service(5)). */
 function word(text: string): string {
   return quote(text.replaceAll('$', () => '$$'));

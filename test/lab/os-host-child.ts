@@ -21,7 +21,7 @@ export const CHANGES: HostChange[] = [
   { kind: 'sysctl', key: 'net.ipv4.conf.all.rp_filter', value: '0' },
   { kind: 'route', prefix: '203.0.113.0/24', device: 'out0', via: '198.51.100.2' },
   { kind: 'route', prefix: '203.0.114.0/24', device: 'out0', via: '198.51.100.2' },
-  { kind: 'route', prefix: '0.0.0.0/1', device: 'out0', table: 4242, metric: 7 },
+  { kind: 'route', prefix: '0.0.0.0/1', device: 'out0', scope: 'global', table: 4242, metric: 7 },
   { kind: 'route', prefix: '2001:db8:9::/48', device: 'out0' },
   { kind: 'route', type: 'throw', prefix: '198.18.0.0/15', table: 4242 },
   { kind: 'route', type: 'unreachable', prefix: '2001:db8:a::/48', table: 4242 },
