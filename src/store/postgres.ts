@@ -46,6 +46,8 @@ const DEADLOCK = '40P01';
 const UNIQUE = '23505';
 const RAISED = 'P0001';
 
+const UNTRUSTED = 'its certificate comes from no authority that is trusted here; name its CA as store.caFile';
+
 const WHY: Readonly<Record<string, string>> = {
   '28P01': 'it refused the password; see store.passwordFile',
   '28000': 'it refused the user; see pg_hba.conf of the server',
@@ -59,6 +61,13 @@ const WHY: Readonly<Record<string, string>> = {
   ECONNREFUSED: 'nothing listens there; is it running?',
   ENOENT: 'there is no socket of a server there; is it running?',
   ENOTFOUND: 'the name of the host is unknown',
+  ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another name than the host in store.url',
+  CERT_HAS_EXPIRED: 'its certificate has expired',
+  CERT_SIGNATURE_FAILURE: UNTRUSTED,
+  DEPTH_ZERO_SELF_SIGNED_CERT: UNTRUSTED,
+  SELF_SIGNED_CERT_IN_CHAIN: UNTRUSTED,
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: UNTRUSTED,
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: UNTRUSTED,
 };
 
 /**

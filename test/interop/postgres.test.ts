@@ -6,13 +6,16 @@ import { appendFile, chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { sql } from 'kysely';
 import { ManualClock } from '../../src/base/clock.ts';
 import { isVpnError } from '../../src/base/errors.ts';
 import { Audit } from '../../src/store/audit.ts';
 import { openStore, type Store } from '../../src/store/store.ts';
 import { run } from '../lab/process.ts';
+import { TestAuthority } from '../support/certificates.ts';
 import { PASSWORD, postgresFault, TestPostgres } from '../support/postgres.ts';
 import { POSTGRES_PASSWORD, POSTGRES_URL } from '../support/store.ts';
+import { exchange, Relay, until, World } from '../support/world.ts';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 const fault = postgresFault();
@@ -220,6 +223,80 @@ test('a wrong password, a database that is not there and a newer schema are told
   await assert.rejects(open(url), refused(/newer version/));
   // It speaks no TLS: nothing is sent to it in the clear.
   await assert.rejects(open(`${url}?sslmode=verify-full`), refused(/SSL/));
+});
+
+test('over TLS it is reached with a certificate of the named authority for its name, and with no other', {
+  skip,
+}, async () => {
+  const [authority, other] = [await TestAuthority.create('One'), await TestAuthority.create('Other')];
+  const { pathname } = new URL(await server.create());
+  const at = (host: string) => `postgres://vpn@${host}:${server.port}${pathname}?sslmode=verify-full`;
+  await server.speakTls(await authority.server({ names: ['localhost'] }));
+  try {
+    const options = { url: at('localhost'), password: PASSWORD, ca: authority.cert };
+    // Its processes learn of the certificate one by one.
+    await using store = await until(() => openStore(options).catch(() => undefined), 'the server to speak TLS');
+    const seen = sql<{
+      ssl: boolean;
+      version: string;
+    }>`select ssl, version from pg_stat_ssl where pid = pg_backend_pid()`;
+    assert.deepEqual((await seen.execute(store.db)).rows, [{ ssl: true, version: 'TLSv1.3' }]);
+    await addUser(store, 'ada');
+    for (const [what, change, message] of [
+      ['another authority', { ca: other.cert }, /comes from no authority that is trusted here; .*store\.caFile/],
+      ['no authority', { ca: undefined }, /comes from no authority/],
+      ['another name', { url: at('127.0.0.1') }, /another name than the host in store\.url/],
+    ] as const) {
+      await assert.rejects(openStore({ ...options, ...change }), { code: 'ERR_STORE', message }, what);
+    }
+  } finally {
+    await server.speakTls();
+  }
+});
+
+test('while the server is gone sessions go on and logins are refused as no fault of theirs; when it is back all is well', {
+  skip,
+  timeout: 120_000,
+}, async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'cvpn-pg-live-'));
+  try {
+    const passwordFile = join(folder, 'password');
+    await writeFile(passwordFile, PASSWORD, { mode: 0o600 });
+    await using world = await World.open({ config: { store: { url: await server.create(), passwordFile } } });
+    await using relay = await Relay.open(world.port);
+    const ada = await world.connected('ada');
+    const bob = await world.connected('bob', { serverPort: relay.port });
+    const eve = await world.client('eve');
+    const told = () => world.lines.filter(({ component, level }) => component === 'expiry' && level === 'error').length;
+    const [before] = world.server.sessions;
+    await server.kill();
+    try {
+      await exchange(world, ada);
+      await assert.rejects(eve.client.connect({ once: true }), { code: 'ERR_PEER_GONE' });
+      assert.ok(world.lines.some(({ msg }) => msg === 'a login could not be judged'));
+      for (const connection of relay.connections) connection.cut();
+      await until(() => bob.client.snapshot.state === 'waiting', 'a resume that fails');
+      await until(() => told() > 0, 'a look at who has expired');
+      await exchange(world, ada);
+    } finally {
+      await server.restart();
+    }
+    await until(() => bob.client.snapshot.state === 'connected', 'the session to be resumed', 60_000);
+    assert.equal(bob.client.snapshot.resumes, 1);
+    await exchange(world, bob);
+    await exchange(world, await world.connected('eve'));
+    await exchange(world, ada);
+    assert.equal(world.server.sessions[0]?.id, before?.id);
+    await until(
+      () => world.lines.some(({ msg }) => /it is looked again/.test(String(msg))),
+      'a look at who has expired',
+    );
+    assert.equal(told(), 1, 'it is looked every second, and said once');
+    await world.server.administration['user.disable']({ name: 'ada' });
+    await until(() => ada.client.snapshot.state === 'stopped', 'the end of the session');
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test('by command line: accounts are at the server that the configuration names, its password in a file', {

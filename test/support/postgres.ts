@@ -86,6 +86,19 @@ export class TestPostgres implements AsyncDisposable {
     return stdout.trim();
   }
 
+  /** Has it speak TLS from now on, besides the plain protocol; without a certificate no more. */
+  async speakTls(leaf?: { readonly cert: string; readonly key: string }): Promise<void> {
+    const [uid, gid] = await ids();
+    const files = leaf === undefined ? {} : { 'server.crt': leaf.cert, 'server.key': leaf.key };
+    for (const [name, pem] of Object.entries(files)) {
+      const file = join(this.folder, 'data', name);
+      await writeFile(file, pem, { mode: 0o600 });
+      await chown(file, uid, gid);
+    }
+    await this.query('postgres', `alter system set ssl = ${leaf === undefined ? 'off' : 'on'}`);
+    await this.query('postgres', 'select pg_reload_conf()');
+  }
+
   /** Ends it as a loss of power would. */
   async kill(): Promise<void> {
     const control = join(programs() ?? '', 'pg_ctl');

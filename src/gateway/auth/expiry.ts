@@ -27,6 +27,8 @@ export class Expiry {
   readonly #options: ExpiryOptions;
   readonly #log: Logger;
   readonly #looks: Repeat;
+  /** The last look has failed, and that has been said. */
+  #isFailing = false;
 
   constructor(options: ExpiryOptions) {
     this.#options = options;
@@ -34,7 +36,10 @@ export class Expiry {
     this.#looks = new Repeat(
       LOOK_MS,
       () => this.#end(),
-      (error) => this.#log.error('it could not be looked which accounts have expired', { error }),
+      (error) => {
+        if (!this.#isFailing) this.#log.error('it cannot be looked which accounts have expired', { error });
+        this.#isFailing = true;
+      },
     );
   }
 
@@ -54,6 +59,8 @@ export class Expiry {
     const outdated = closeSessions(({ endsAt }) => endsAt !== undefined && endsAt <= now, 'session_timeout');
     if (outdated > 0) this.#log.info('sessions have outlived the token or certificate of their login', { outdated });
     const users = new Set(await expiredUsers());
+    if (this.#isFailing) this.#log.info('it is looked again which accounts have expired');
+    this.#isFailing = false;
     if (users.size === 0) return;
     const ended = closeSessions(({ user }) => user !== undefined && users.has(user), 'revoked');
     if (ended > 0) this.#log.info('accounts have expired; their sessions have ended', { users: [...users], ended });
