@@ -15,6 +15,7 @@ import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { errnoName, NativeMemory, nativeCalls } from './ffi.ts';
 import {
+  type AllowedWays,
   type ArgumentCondition,
   allowAllBut,
   allowOnly,
@@ -72,6 +73,16 @@ const F_OFD_SETLK = 37;
 const F_OFD_SETLKW = 38;
 const F_DUPFD_CLOEXEC = 1030;
 
+const SOL_SOCKET = 1;
+const IPPROTO_TCP = 6;
+/**
+ * SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF, SO_KEEPALIVE, SO_LINGER. None that puts a program on a socket: on one of the listening
+ * sockets of a port (SO_ATTACH_REUSEPORT_CBPF) it would decide which of them gets a connection, whoever they belong to.
+ */
+const SOCKET_OPTIONS = [2, 7, 8, 9, 13];
+/** TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_CONGESTION, TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT. */
+const TCP_OPTIONS = [1, 4, 5, 6, 13, 18, 25];
+
 /** Connects a socket by sending: on a listening socket that was shut down first it would be a way out. */
 const MSG_FASTOPEN = 0x2000_0000;
 
@@ -86,6 +97,7 @@ const DESCRIPTOR_COMMANDS = [F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL
 /** Requests of sockets, pipes and terminals: none of a TUN device, none of an interface. */
 const REQUESTS = [SIOCOUTQNSD, SIOCOUTQ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX, TCGETS, TIOCGWINSZ];
 
+/** A call, or a call and the conditions under which it is allowed; more than one entry of the same call: any of them. */
 type Rules = readonly (SyscallName | readonly [SyscallName, ...ArgumentCondition[]])[];
 
 /** What the language, its threads and its event loop need to go on. The most frequent first. */
@@ -208,7 +220,8 @@ function running(pid: number): Rules {
     'recvmmsg',
     ['sendmmsg', { argument: 3, without: MSG_FASTOPEN }],
     'getsockopt',
-    'setsockopt',
+    ['setsockopt', { argument: 1, oneOf: [SOL_SOCKET] }, { argument: 2, oneOf: SOCKET_OPTIONS }],
+    ['setsockopt', { argument: 1, oneOf: [IPPROTO_TCP] }, { argument: 2, oneOf: TCP_OPTIONS }],
     'getsockname',
     'getpeername',
     'shutdown',
@@ -275,6 +288,7 @@ const DIALLING: Rules = [
   'sendmsg',
   'sendto',
   'sendmmsg',
+  'setsockopt',
 ];
 
 /** Children, which get this same cage and may narrow it; they can do nothing that their parent cannot. */
@@ -318,10 +332,16 @@ export function cageRules(kind: CageKind, pid: number): SyscallRules {
     hasher: [],
     auth: [FILES, SERVING, DIALLING, STARTING],
   };
-  const rules = new Map<SyscallName, readonly ArgumentCondition[]>();
-  for (const rule of [running(pid), ...extras[kind]].flat()) {
-    const [name, ...conditions] = typeof rule === 'string' ? [rule] : rule;
-    rules.set(name, conditions);
+  const rules = new Map<SyscallName, AllowedWays>();
+  for (const part of [running(pid), ...extras[kind]]) {
+    const ways = Map.groupBy(part, (rule) => (typeof rule === 'string' ? rule : rule[0]));
+    // What is said of a call later holds in place of what was said before.
+    for (const [name, entries] of ways) {
+      rules.set(
+        name,
+        entries.flatMap((rule) => (typeof rule === 'string' ? [] : [rule.slice(1) as ArgumentCondition[]])),
+      );
+    }
   }
   return rules;
 }

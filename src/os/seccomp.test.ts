@@ -57,6 +57,9 @@ function judge(
       case 0x45:
         jump((accumulator & operand) !== 0);
         break;
+      case 0x05:
+        at += operand;
+        break;
       case 0x06:
         return operand;
       default:
@@ -103,13 +106,15 @@ test('conditions look at the lower half of an argument, as the kernel does', () 
   const program = allowOnly(
     'x64',
     new Map([
-      ['ioctl', [{ argument: 1, oneOf: [0x5421, 0x894b] }]],
-      ['clone', [{ argument: 0, having: 0x1_0000, without: 0x2_0000 }]],
+      ['ioctl', [[{ argument: 1, oneOf: [0x5421, 0x894b] }]]],
+      ['clone', [[{ argument: 0, having: 0x1_0000, without: 0x2_0000 }]]],
       [
         'kill',
         [
-          { argument: 0, oneOf: [PID] },
-          { argument: 1, oneOf: [0, 9] },
+          [
+            { argument: 0, oneOf: [PID] },
+            { argument: 1, oneOf: [0, 9] },
+          ],
         ],
       ],
       ['close', []],
@@ -129,6 +134,40 @@ test('conditions look at the lower half of an argument, as the kernel does', () 
   assert.equal(judge(program, numberOf('close'), [3]), allow, 'a call behind those with conditions');
 });
 
+test('a call with several ways is allowed by any of them, and by no mixture', () => {
+  const way = (level: number, oneOf: number[], without = 0x8000) => [
+    { argument: 1, oneOf: [level] },
+    { argument: 2, oneOf, without, having: 0x7f },
+  ];
+  const program = allowOnly(
+    'x64',
+    new Map([
+      ['setsockopt', [way(1, [2, 9]), way(6, [1, 13, 25])]],
+      ['close', []],
+    ]),
+  );
+  const judged = (level: number, name: number) => judge(program, numberOf('setsockopt'), [3, level, name]);
+  for (const [level, name] of [
+    [1, 2],
+    [1, 9],
+    [6, 1],
+    [6, 13],
+    [6, 25],
+  ] as const)
+    assert.equal(judged(level, name), allow);
+  for (const [level, name] of [
+    [1, 1],
+    [1, 25],
+    [6, 2],
+    [0, 1],
+    [41, 2],
+    [1, 0x8002],
+  ] as const) {
+    assert.equal(judged(level, name), refuse, `${level} ${name}`);
+  }
+  assert.equal(judge(program, numberOf('close')), allow);
+});
+
 test('a filter of exceptions refuses those and nothing else', () => {
   const program = allowAllBut('x64', ['io_uring_setup']);
   assert.equal(judge(program, 425), unknown);
@@ -140,7 +179,7 @@ test('a filter of exceptions refuses those and nothing else', () => {
 test('conditions that do not fit into a jump are refused, not cut', () => {
   const oneOf = Array.from({ length: 300 }, (_, index) => index);
   assert.throws(
-    () => allowOnly('x64', new Map([['ioctl', [{ argument: 1, oneOf }]]])),
+    () => allowOnly('x64', new Map([['ioctl', [[{ argument: 1, oneOf }]]]])),
     (error) => isVpnError(error, 'ERR_INVARIANT'),
   );
 });
@@ -227,6 +266,29 @@ test('a worker and a hasher cannot open, dial, start, trace or change a device; 
     assert.equal(judge(program, numberOf('clone'), [0x3d_0f00]), allow, 'a thread');
     assert.equal(judge(program, numberOf('clone'), [0x3d_0f00 | 0x1000_0000]), refuse, 'a thread in a user namespace');
   }
+});
+
+test('a worker and a hasher put no program on a socket and bind it to no device', () => {
+  const program = allowOnly('x64', cageRules('worker', PID));
+  const judged = (level: number, name: number) => judge(program, numberOf('setsockopt'), [5, level, name]);
+  const refused = {
+    SO_BINDTODEVICE: 25,
+    SO_ATTACH_FILTER: 26,
+    SO_DETACH_FILTER: 27,
+    SO_LOCK_FILTER: 44,
+    SO_ATTACH_BPF: 50,
+    SO_ATTACH_REUSEPORT_CBPF: 51,
+    SO_ATTACH_REUSEPORT_EBPF: 52,
+  };
+  for (const [name, number] of Object.entries(refused)) assert.equal(judged(1, number), refuse, name);
+  for (const [level, name] of [
+    [6, 1],
+    [6, 13],
+    [6, 25],
+    [1, 9],
+    [1, 13],
+  ] as const)
+    assert.equal(judged(level, name), allow);
 });
 
 test('a worker and a hasher signal and limit nobody but themselves, and connect by no flag', () => {

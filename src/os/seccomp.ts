@@ -206,7 +206,7 @@ const LAST_KNOWN = 466;
 /** Set in every x32 call. */
 const X32_BIT = 0x4000_0000;
 
-/** A condition on the lower 32 bits of one argument. All conditions of a call must hold. */
+/** A condition on the lower 32 bits of one argument. */
 export interface ArgumentCondition {
   /** 0 to 5. */
   readonly argument: number;
@@ -218,8 +218,11 @@ export interface ArgumentCondition {
   readonly having?: number;
 }
 
-/** The calls that are allowed, each with its conditions; calls that come first are found sooner. */
-export type SyscallRules = ReadonlyMap<SyscallName, readonly ArgumentCondition[]>;
+/** Ways in which a call is allowed: all conditions of one of them must hold. None: it is allowed in any case. */
+export type AllowedWays = readonly (readonly ArgumentCondition[])[];
+
+/** The calls that are allowed; those that come first are found sooner. */
+export type SyscallRules = ReadonlyMap<SyscallName, AllowedWays>;
 
 /** What becomes of a call that is not allowed. */
 export const FilterVerdict = {
@@ -241,6 +244,7 @@ const JUMP_IF_EQUAL = 0x15;
 const JUMP_IF_ABOVE = 0x25;
 const JUMP_IF_AT_LEAST = 0x35;
 const JUMP_IF_BITS = 0x45;
+const JUMP = 0x05;
 const RETURN = 0x06;
 
 const OFFSET_OF_NUMBER = 0;
@@ -270,13 +274,15 @@ export const SYSCALL_NAMES = Object.keys(NUMBERS) as readonly SyscallName[];
  */
 export function allowOnly(arch: FilterArch, rules: SyscallRules): Uint8Array<ArrayBuffer> {
   const program = opening(arch);
-  for (const [name, conditions] of rules) {
+  for (const [name, ways] of rules) {
     const number = syscallNumber(arch, name);
     if (number === null) continue;
-    const block = conditions.flatMap(check);
-    // A call with conditions reloads the accumulator, so that its block must end the program.
-    program.push([JUMP_IF_EQUAL, 0, checkedJump(block.length + 1), number], ...block);
-    program.push([RETURN, 0, 0, FilterVerdict.allow]);
+    // What looks at arguments overwrites the number: it has to come to a verdict.
+    const block: Instruction[] =
+      ways.length === 0
+        ? [[RETURN, 0, 0, FilterVerdict.allow]]
+        : [...ways.flatMap(tryWay), [RETURN, 0, 0, FilterVerdict.refuse]];
+    program.push([JUMP_IF_EQUAL, 0, checkedJump(block.length), number], ...block);
   }
   // clone3's flags are behind a pointer; without it the C library uses clone.
   const clone3 = NUMBERS.clone3[ARCHES[arch].column];
@@ -311,18 +317,25 @@ function opening(arch: FilterArch): Instruction[] {
   ];
 }
 
-/** Goes on behind itself if the condition holds; else the call is refused. */
-function check({ argument, oneOf, without, having }: ArgumentCondition): Instruction[] {
-  const block: Instruction[] = [[LOAD_WORD, 0, 0, OFFSET_OF_ARGUMENTS + 8 * argument]];
-  if (without !== undefined) block.push([JUMP_IF_BITS, 0, 1, without], [RETURN, 0, 0, FilterVerdict.refuse]);
-  if (having !== undefined) block.push([JUMP_IF_BITS, 1, 0, having], [RETURN, 0, 0, FilterVerdict.refuse]);
-  if (oneOf !== undefined) {
-    for (const [index, value] of oneOf.entries()) {
-      block.push([JUMP_IF_EQUAL, checkedJump(oneOf.length - index), 0, value >>> 0]);
-    }
-    block.push([RETURN, 0, 0, FilterVerdict.refuse]);
-  }
+/** Allows the call if all conditions hold; else it goes on behind itself. */
+function tryWay(conditions: readonly ArgumentCondition[]): Instruction[] {
+  let block: Instruction[] = [[RETURN, 0, 0, FilterVerdict.allow]];
+  for (const condition of conditions.toReversed()) block = [...check(condition, block.length), ...block];
   return block;
+}
+
+/** Goes on behind itself if the condition holds; else it jumps over the `rest` that is there. */
+function check({ argument, oneOf, without, having }: ArgumentCondition, rest: number): Instruction[] {
+  let block: Instruction[] = [];
+  if (oneOf !== undefined) {
+    const tests = oneOf.map((value, index): Instruction => {
+      return [JUMP_IF_EQUAL, checkedJump(oneOf.length - index), 0, value >>> 0];
+    });
+    block = [...tests, [JUMP, 0, 0, rest]];
+  }
+  if (having !== undefined) block = [[JUMP_IF_BITS, 0, checkedJump(block.length + rest), having], ...block];
+  if (without !== undefined) block = [[JUMP_IF_BITS, checkedJump(block.length + rest), 0, without], ...block];
+  return [[LOAD_WORD, 0, 0, OFFSET_OF_ARGUMENTS + 8 * argument], ...block];
 }
 
 function checkedJump(instructions: number): number {

@@ -135,6 +135,14 @@ async function attempts({ paths, port, isFree }: CageOrder): Promise<Record<stri
   ioctl('TUNSETOWNER', 0x4004_54ccn, 65534n);
   ioctl('TUNDETACHFILTER', 0x4010_54d6n, word.address);
 
+  // struct sock_fprog of one instruction: the first of the port's sockets gets every connection.
+  const instruction = new NativeMemory(8);
+  instruction.view.setUint16(0, 6, true);
+  const filter = new NativeMemory(16);
+  filter.view.setUint16(0, 1, true);
+  filter.view.setBigUint64(8, instruction.address, true);
+  native('SO_ATTACH_REUSEPORT_CBPF', calls.setsockopt(LISTEN_FD, 1, 51, filter.address, 16));
+
   const parent = BigInt(process.ppid);
   native('fcntl F_SETOWN', calls.fcntl(LISTEN_FD, 8, parent));
   native('prctl PR_SET_DUMPABLE', calls.prctl(4, 1n, 0n, 0n, 0n));

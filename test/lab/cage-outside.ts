@@ -79,7 +79,7 @@ async function caged(kind: CageKind, isFree = false): Promise<unknown> {
     await using beside = createServer((socket) => socket.destroy());
     await new Promise<void>((done) => beside.listen(0, '127.0.0.1', done));
     const port = (beside.address() as { port: number }).port;
-    const listen = openListenSocket({ address: '127.0.0.1', port: 0 });
+    const listen = openListenSocket({ address: '127.0.0.1', port: 0, reusePort: true });
     const command = launcher.command(NOBODY, [...NODE, CHILD], [CHILD]);
     const child = spawn(command.file, command.args, {
       ...command.options,

@@ -130,6 +130,7 @@ test('without a cage a user without rights could do all of that', options, async
     'TUNSETSNDBUF',
     'TUNSETOWNER',
     'fcntl F_SETOWN',
+    'SO_ATTACH_REUSEPORT_CBPF',
   ];
   for (const name of names) assert.equal(attempts[name], 'done', name);
   assert.equal(attempts.io_uring_setup ?? 'ENOSYS', 'ENOSYS', 'the launcher refuses rings to whatever it starts');
