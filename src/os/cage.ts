@@ -350,6 +350,13 @@ export interface CageOptions {
   log: Logger;
 }
 
+let entered: CageKind | undefined;
+
+/** The cage that this process is in. */
+export function cageOfThisProcess(): CageKind | undefined {
+  return entered;
+}
+
 /**
  * Takes this process into the cage of its kind, on every thread and for good.
  *
@@ -360,6 +367,7 @@ export interface CageOptions {
 export function enterCage(kind: CageKind, { log }: CageOptions): boolean {
   checkUnprivileged(kind);
   setNoNewPrivileges(`the cage of the ${kind}`);
+  entered = kind;
   if (!isFilterArch(process.arch)) {
     log.error(`no system call filter for ${process.arch}: this ${kind} is held by its user id alone`, {
       component: 'cage',

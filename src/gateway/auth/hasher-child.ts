@@ -1,10 +1,13 @@
-/** The hasher's process: takes requests from its parent, one at a time, and ends with it. */
+/** The hasher's process: takes requests from its parent, one at a time, and ends with it. A caged parent's is caged too. */
 
 import { constants, setPriority } from 'node:os';
+import { createLogger } from '../../base/log.ts';
 import { hashPassword, verifyPassword } from '../../identity/passwords.ts';
-import { type HasherReply, type HasherRequest, isHasherRequest } from './hasher-messages.ts';
+import { enterCage } from '../../os/cage.ts';
+import { CAGED, type HasherReply, type HasherRequest, isHasherRequest } from './hasher-messages.ts';
 
 setPriority(constants.priority.PRIORITY_LOW);
+if (process.argv[2] === CAGED) enterCage('hasher', { log: createLogger() });
 
 process.once('disconnect', () => process.exit(0));
 process.on('message', (message) => {

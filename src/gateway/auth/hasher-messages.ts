@@ -2,6 +2,9 @@
 
 import type { Argon2Parameters } from '../../identity/passwords.ts';
 
+/** The argument of a hasher whose parent is in a cage. */
+export const CAGED = 'caged';
+
 /** One at a time; the next comes after the reply. */
 export type HasherRequest =
   | ({ readonly kind: 'hash'; readonly id: number; readonly password: string } & Argon2Parameters)

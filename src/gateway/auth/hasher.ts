@@ -13,7 +13,8 @@ import { fileURLToPath } from 'node:url';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { ARGON2_PARAMETERS, type Argon2Parameters, type PasswordHasher } from '../../identity/passwords.ts';
-import { type HasherRequest, isHasherReply } from './hasher-messages.ts';
+import { cageOfThisProcess } from '../../os/cage.ts';
+import { CAGED, type HasherRequest, isHasherReply } from './hasher-messages.ts';
 
 /** From TypeScript in a checkout, from JavaScript in a built package. */
 const PROGRAM = fileURLToPath(new URL(`hasher-child${extname(import.meta.url)}`, import.meta.url));
@@ -118,7 +119,7 @@ export class HasherProcess implements PasswordHasher, Disposable {
   }
 
   #start(): ChildProcess {
-    const child = fork(this.#program, [], {
+    const child = fork(this.#program, cageOfThisProcess() === undefined ? [] : [CAGED], {
       env: {},
       execArgv: ['--disable-warning=ExperimentalWarning'],
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
