@@ -24,8 +24,10 @@ export function formatStatus(status: ClientStatus): string {
       ['dns', dnsWords(status)],
       ['kill switch', KILL_SWITCH_WORDS[status.killSwitch]],
       ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
+      ['connections', status.channels > 1 ? `${status.channels} for data` : undefined],
       ['traffic', `${formatBytes(status.sentBytes)} sent, ${formatBytes(status.receivedBytes)} received`],
       ['round trip', status.roundTripMs === null ? undefined : `${status.roundTripMs.toFixed(1)} ms`],
+      ['rekeys', rekeyWords(status)],
       ['reconnects', status.reconnects === 0 ? undefined : String(status.reconnects)],
       ['last error', status.lastError === null ? undefined : `${status.lastError.message} (${status.lastError.code})`],
     ]),
@@ -45,6 +47,11 @@ const KILL_SWITCH_WORDS = {
   closed: 'closed: nothing leaves outside the tunnel',
   portal: warning('OPEN for a captive portal'),
 } as const;
+
+function rekeyWords({ rekeys, rekeyGaps }: ClientStatus): string | undefined {
+  if (rekeys === 0) return undefined;
+  return rekeyGaps === 0 ? String(rekeys) : `${rekeys}, ${warning(`${rekeyGaps} with a gap`)}`;
+}
 
 function dnsWords({ dns, state }: ClientStatus): string | undefined {
   if (state !== 'connected' || dns.servers.length === 0) return undefined;

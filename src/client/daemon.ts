@@ -274,6 +274,7 @@ class Lives {
       proxy: chooseProxy(profile.server.proxy),
       ...(profile.server.camouflage === undefined ? {} : { camouflage: new Secret(profile.server.camouflage) }),
       superPackets: !options.plain,
+      ...(profile.tunnel.channels === undefined ? {} : { dataChannels: profile.tunnel.channels }),
       network: machineNetwork(OWN_MARK),
       host: new ClaimingHost(host, options.state, profile.id.slice(0, 16), this.#name, host.networks),
       onEnrolled: async () => {
@@ -375,6 +376,8 @@ function statusOf(snapshot: ClientSnapshot, profile: Profile, host: TunnelHost, 
     receivedBytes: snapshot.receivedBytes,
     roundTripMs: snapshot.roundTripMs ?? null,
     reconnects: snapshot.reconnects,
+    rekeys: snapshot.rekeys,
+    rekeyGaps: snapshot.rekeyGaps,
     lastError: lastError === undefined ? null : { code: lastError.code, message: lastError.message },
   };
 }

@@ -63,6 +63,7 @@ const full: NewProfile = {
     overlap: 'stop',
     dns: ['9.9.9.9', '2620:fe::9'],
     killSwitch: 'always',
+    channels: 3,
   },
 };
 const minimal = `
@@ -166,6 +167,8 @@ test('each mistake has its code and names its key', () => {
     ['overlap = "both"', 'overlap'],
     ['killSwitch = true', 'killSwitch'],
     ['mode = "split"\nkillSwitch = "on"', 'killSwitch'],
+    ['channels = 0', 'channels'],
+    ['channels = 17', 'channels'],
   ]) {
     refuses(`${minimal}[tunnel]\n${line}\n`, 'ERR_CONFIG_VALUE', { key: `tunnel.${key}` });
   }

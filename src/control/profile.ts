@@ -97,6 +97,12 @@ const tunnel = z.strictObject({
     .enum(['off', 'on', 'always'])
     .default('off')
     .describe('nothing leaves outside the tunnel: from `up` to `down`; `always`: from boot'),
+  channels: z
+    .int()
+    .min(1)
+    .max(16)
+    .exactOptional()
+    .describe('data connections at most; left out: as many as the gateway allows'),
 });
 
 export const profileSchema = z

@@ -54,7 +54,10 @@ export interface ClientStatus {
   superPackets: boolean;
   sentBytes: number;
   receivedBytes: number;
+  channels: number;
   reconnects: number;
+  rekeys: number;
+  rekeyGaps: number;
   lastError: { code: string; message: string } | null;
 }
 
