@@ -114,14 +114,14 @@ test('what may be claimed: nothing longer than can be set, and no work for it', 
 test('a password is set, replaced, judged and removed; two spellings are one', async () => {
   const { passwords, user, store, audit } = await setUp();
   await passwords.set('ada', 'Zo\u00eb und Anton');
-  assert.deepEqual(await passwords.check(user.id, 'Zoe\u0308 und Anton'), { right: true });
-  assert.deepEqual(await passwords.check(user.id, 'Zoe und Anton'), { right: false });
+  assert.equal((await passwords.check(user.id, 'Zoe\u0308 und Anton')).right, true);
+  assert.equal((await passwords.check(user.id, 'Zoe und Anton')).right, false);
   await passwords.set('ada', GOOD);
-  assert.deepEqual(await passwords.check(user.id, 'Zo\u00eb und Anton'), { right: false });
-  assert.deepEqual(await passwords.check(user.id, GOOD), { right: true });
+  assert.equal((await passwords.check(user.id, 'Zo\u00eb und Anton')).right, false);
+  assert.equal((await passwords.check(user.id, GOOD)).right, true);
   assert.equal(await passwords.remove('ada'), true);
   assert.equal(await passwords.remove('ada'), false);
-  assert.deepEqual(await passwords.check(user.id, GOOD), { right: false });
+  assert.equal((await passwords.check(user.id, GOOD)).right, false);
   await assert.rejects(passwords.set('nobody', GOOD), { code: 'ERR_NOT_FOUND' });
   await assert.rejects(passwords.set('ada', 'short'), REFUSED);
   const events = (await audit.list({ user: 'ada' })).map(({ event }) => event);
@@ -143,7 +143,7 @@ test('for nobody, for a user without a password and for a text that nobody can h
     [undefined, ''],
   ] as const) {
     hasher.verified.length = 0;
-    assert.deepEqual(await passwords.check(id, text), { right: false });
+    assert.equal((await passwords.check(id, text)).right, false);
     assert.equal(hasher.verified.length, 1);
     assert.equal(isOutdated(hasher.verified[0] ?? '', CHEAP), false);
   }
@@ -156,20 +156,44 @@ test('for nobody, for a user without a password and for a text that nobody can h
 });
 
 test('a hash with other parameters is renewed when its password was right, unless it was changed meanwhile', async () => {
-  const { passwords, hasher, user, store } = await setUp();
+  const { passwords, hasher, user, store, clock } = await setUp();
   await passwords.set('ada', GOOD);
   hasher.parameters = { ...CHEAP, passes: 2 };
-  assert.equal((await passwords.check(user.id, 'wrong password')).renew, undefined);
-  const { renew } = await passwords.check(user.id, GOOD);
-  assert.ok(renew);
-  const late = (await passwords.check(user.id, GOOD)).renew;
-  await store.transaction(renew);
-  assert.deepEqual(await passwords.check(user.id, GOOD), { right: true });
+  const phc = async () => (await store.db.selectFrom('passwords').select('phc').executeTakeFirstOrThrow()).phc;
+  const outdated = await phc();
+  const [first, second, late] = [
+    await passwords.check(user.id, GOOD),
+    await passwords.check(user.id, GOOD),
+    await passwords.check(user.id, GOOD),
+  ];
+  assert.ok(first.right && second.right && late.right);
+  assert.equal(await phc(), outdated, 'judging changes nothing');
+  assert.equal(await store.transaction(first.confirm), true);
+  const renewed = await phc();
+  assert.notEqual(renewed, outdated);
+  assert.equal(await store.transaction(second.confirm), true, 'it is the same password');
+  assert.equal(await phc(), renewed);
+  clock.advance(1000);
   await passwords.set('ada', 'another password');
-  assert.ok(late);
-  await store.transaction(late);
-  assert.deepEqual(await passwords.check(user.id, GOOD), { right: false });
+  const set = await phc();
+  assert.equal(await store.transaction(late.confirm), false);
+  assert.equal(await phc(), set);
+  assert.equal((await passwords.check(user.id, GOOD)).right, false);
   assert.equal((await passwords.check(user.id, 'another password')).right, true);
+  await store.close();
+});
+
+test('a password that is changed or taken away while it is judged opens nothing', async () => {
+  const { passwords, user, store, clock } = await setUp();
+  for (const change of [() => passwords.set('ada', 'another password'), () => passwords.remove('ada')]) {
+    await passwords.set('ada', GOOD);
+    const verdict = await passwords.check(user.id, GOOD);
+    assert.ok(verdict.right);
+    assert.equal(await store.transaction(verdict.confirm), true);
+    clock.advance(1000);
+    await change();
+    assert.equal(await store.transaction(verdict.confirm), false);
+  }
   await store.close();
 });
 

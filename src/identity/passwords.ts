@@ -142,11 +142,16 @@ export function normalisePassword(text: string): string | undefined {
 }
 
 /** What a step learns of a password that was tried. */
-export interface PasswordVerdict {
-  readonly right: boolean;
-  /** Stores the hash anew, with today's parameters; present when it was right and is outdated. */
-  readonly renew?: (db: Queries) => Promise<void>;
-}
+export type PasswordVerdict =
+  | { readonly right: false }
+  | {
+      readonly right: true;
+      /**
+       * Whether it is still the password: it may have been changed while it was judged. Stores the hash anew where it was
+       * made with other parameters than today's.
+       */
+      readonly confirm: (db: Queries) => Promise<boolean>;
+    };
 
 export class Passwords {
   readonly #store: Store;
@@ -204,16 +209,28 @@ export class Passwords {
   async check(userId: string | undefined, text: string): Promise<PasswordVerdict> {
     const row = await this.#store.db
       .selectFrom('passwords')
-      .select('phc')
+      .select(['phc', 'set_at'])
       .where('user_id', '=', userId ?? '')
       .executeTakeFirst();
     const password = normalisePassword(text);
     const phc = row?.phc ?? (await this.#hashOfNobody());
     const right = await this.#hasher.verify(phc, password ?? '');
     if (!right || row === undefined || password === undefined || userId === undefined) return { right: false };
-    if (!isOutdated(phc, this.#hasher.parameters)) return { right: true };
-    const renewed = await this.#hasher.hash(password);
-    return { right: true, renew: (db) => this.#put(db, userId, renewed, phc) };
+    const renewed = isOutdated(phc, this.#hasher.parameters) ? await this.#hasher.hash(password) : undefined;
+    return {
+      right: true,
+      confirm: async (db) => {
+        const present = await db
+          .selectFrom('passwords')
+          .select('set_at')
+          .where('user_id', '=', userId)
+          .executeTakeFirst();
+        // A renewed hash is of the same password.
+        if (present === undefined || Number(present.set_at) !== Number(row.set_at)) return false;
+        if (renewed !== undefined) await this.#put(db, userId, renewed, phc);
+        return true;
+      },
+    };
   }
 
   /** @param instead only if this is what stands there: a password that was changed meanwhile stays changed */

@@ -80,6 +80,15 @@ test('of two logins with one code at once, one is let in', async () => {
   await store.close();
 });
 
+test('a code of a secret that was replaced while it was judged opens nothing', async () => {
+  const { factors, codeAt, ada, store } = await setUp();
+  const verdict = await factors.check(ada.id, codeAt(START), START);
+  assert.ok(verdict.right);
+  await factors.create('ada', 'CustomVPN');
+  assert.equal(await store.transaction(verdict.spend), false);
+  await store.close();
+});
+
 test('a code that is judged and not spent stays good', async () => {
   const { factors, tries, codeAt, ada, store } = await setUp();
   for (let i = 0; i < 3; i++) assert.equal((await factors.check(ada.id, codeAt(START), START)).right, true);

@@ -163,7 +163,7 @@ export class SecondFactors {
     }
     if (step === undefined) return { right: false, reason: 'the code is wrong, or of another time' };
     if (step <= Number(row.last_step)) return { right: false, reason: 'the code has been used before' };
-    return { right: true, spend: (db) => spendStep(db, userId, step) };
+    return { right: true, spend: (db) => spendStep(db, userId, row.secret, step) };
   }
 
   async #spendCode(db: Queries, userId: string, hash: Uint8Array): Promise<boolean> {
@@ -193,12 +193,13 @@ export class SecondFactors {
   }
 }
 
-/** Of two logins with one code at once, the second finds the step used. */
-async function spendStep(db: Queries, userId: string, step: number): Promise<boolean> {
+/** Of two logins with one code at once, the second finds the step used; with another secret by now it finds none. */
+async function spendStep(db: Queries, userId: string, sealed: Uint8Array, step: number): Promise<boolean> {
   const { numUpdatedRows } = await db
     .updateTable('totp_secrets')
     .set({ last_step: step })
     .where('user_id', '=', userId)
+    .where('secret', '=', sealed)
     .where('last_step', '<', step)
     .executeTakeFirst();
   return numUpdatedRows === 1n;

@@ -63,18 +63,15 @@ export class PasswordStep implements LoginStep {
     if (sources !== undefined && source !== undefined && name !== undefined) {
       return await this.#askSource(sources, source, name, attempt);
     }
-    const { right, renew } = await this.#passwords.check(user?.id, attempt.evidence.password ?? '');
-    if (!right || user === undefined) {
+    const verdict = await this.#passwords.check(user?.id, attempt.evidence.password ?? '');
+    if (!verdict.right || user === undefined) {
       const reason = user === undefined ? 'a password for nobody we know' : 'the password is wrong';
       return { refusal: { code: 'rejected', reason } };
     }
-    if (renew === undefined) return { subject: user };
     return {
       subject: user,
-      spend: async (db) => {
-        await renew(db);
-        return undefined;
-      },
+      spend: async (db) =>
+        (await verdict.confirm(db)) ? undefined : { code: 'rejected', reason: 'the password was changed meanwhile' },
     };
   }
 
