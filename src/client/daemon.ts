@@ -153,7 +153,10 @@ class Lives {
     },
     'client.answer': async ({ id, answers: given, declined }) => {
       if (given !== undefined) this.#desk.answer(id, given);
-      else this.#desk.decline(id, new VpnError('ERR_AUTH_NEEDED', declined ?? 'the login was not answered'));
+      else {
+        const why = declined ?? 'the login was not answered';
+        this.#desk.decline(id, new VpnError('ERR_AUTH_NEEDED', why, { details: { declined: true } }));
+      }
       return {};
     },
   };

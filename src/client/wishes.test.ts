@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isVpnError } from '../base/errors.ts';
+import { isVpnError, VpnError } from '../base/errors.ts';
 import { type Profile, parseProfile } from '../control/profile.ts';
 import { parsePrefix } from '../ip/address.ts';
 import type { Overlap } from './host-plan.ts';
@@ -65,4 +65,31 @@ test('a person is asked about overlaps, told of both ways, and may stop', async 
 test('nobody is asked who is not there', () => {
   assert.equal(hostWishes(profile(), { isAsked: false }, async () => ({}), NEVER).ask, undefined);
   assert.equal(hostWishes(profile(), { isAsked: true }, undefined, NEVER).ask, undefined);
+});
+
+test('whoever declines has nothing changed; nobody there is another matter', async () => {
+  const asked = (error: VpnError) =>
+    hostWishes(profile(), { isAsked: true }, async () => Promise.reject(error), NEVER).ask?.([OVERLAP]);
+  assert.equal(await asked(new VpnError('ERR_AUTH_NEEDED', 'given up', { details: { declined: true } })), 'stop');
+  await assert.rejects(asked(new VpnError('ERR_AUTH_NEEDED', 'nobody')) ?? Promise.resolve(), (error) =>
+    isVpnError(error, 'ERR_AUTH_NEEDED'),
+  );
+});
+
+test('a kill switch makes a full tunnel, and none of a split one', () => {
+  const closing = (lines: string, killSwitch?: boolean) => {
+    const { wishes, closing: how } = hostWishes(
+      profile(lines),
+      killSwitch === undefined ? {} : { killSwitch },
+      undefined,
+      NEVER,
+    );
+    return [wishes.mode, how];
+  };
+  assert.deepEqual(closing(''), ['auto', 'off']);
+  assert.deepEqual(closing('', true), ['full', 'on']);
+  assert.deepEqual(closing('[tunnel]\nkillSwitch = "on"\n'), ['full', 'on']);
+  assert.deepEqual(closing('[tunnel]\nkillSwitch = "always"\n', true), ['full', 'always']);
+  const split = () => hostWishes(profile(), { mode: 'split', killSwitch: true }, undefined, NEVER);
+  assert.throws(split, (error) => isVpnError(error, 'ERR_USAGE'));
 });

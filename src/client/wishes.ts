@@ -4,7 +4,7 @@
  * Hides the profile's texts, and how a person is asked about networks that both the machine and the tunnel have.
  */
 
-import { VpnError } from '../base/errors.ts';
+import { isVpnError, VpnError } from '../base/errors.ts';
 import type { Profile } from '../control/profile.ts';
 import { parseIp, parsePrefix } from '../ip/address.ts';
 import type { ClientLimits } from '../protocol/config-check.ts';
@@ -71,7 +71,11 @@ function askAbout(answer: AnswerSteps, signal: AbortSignal): NonNullable<TunnelH
     const prompt =
       `${describeOverlaps(overlaps)}. local: they stay as they are; tunnel: they go into the tunnel; stop: change nothing. ` +
       `What shall be (local, tunnel, stop)? [${standard}]`;
-    const { ask } = await answer([{ kind: 'ask', prompt, echo: true }], signal);
+    const { ask } = await answer([{ kind: 'ask', prompt, echo: true }], signal).catch((error: unknown) => {
+      // Somebody was there, and would not.
+      if (isVpnError(error) && error.details.declined === true) return { ask: 'stop' };
+      throw error;
+    });
     const choice = (typeof ask === 'string' ? ask : '').trim().toLowerCase() || standard;
     if (choice === 'local' || choice === 'tunnel' || choice === 'stop') return choice;
     throw new VpnError('ERR_USAGE', `expected local, tunnel or stop, got "${choice}"`);

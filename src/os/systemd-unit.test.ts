@@ -6,7 +6,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { clientUnit, gatewayUnit } from './systemd-unit.ts';
+import { clientUnit, gatewayUnit, killSwitchUnit } from './systemd-unit.ts';
 
 const hasSystemd = spawnSync('systemd-analyze', ['--version']).status === 0;
 const skip = hasSystemd ? false : 'this machine has no systemd-analyze (Debian package systemd)';
@@ -38,6 +38,28 @@ test("a clients' unit runs the profile that its instance is named after, and kno
   assert.match(unit, /^ExecStart=\/opt\/100%%\/customvpn client up %i --foreground --state "\/var\/lib\/a b"$/m);
   assert.match(unit, /^RestartPreventExitStatus=64 77 78$/m);
   assert.match(unit, /^CapabilityBoundingSet=CAP_NET_ADMIN$/m);
+});
+
+test('systemd finds nothing wrong with the unit of a kill switch', { skip }, () => {
+  const program = join(folder, 'customvpn');
+  writeFileSync(program, '#!/bin/sh\n');
+  chmodSync(program, 0o755);
+  const { status, output } = analyze(killSwitchUnit({ program, profile: join(folder, 'a b.toml') }), 'verify');
+  assert.equal(status, 0, output);
+  assert.deepEqual(
+    output.split('\n').filter((line) => line.includes('customvpn')),
+    [],
+  );
+});
+
+test('a kill switch is closed before any network, after what may flush its table, and stays closed when stopped', () => {
+  const unit = killSwitchUnit({ program: '/opt/customvpn', profile: '/etc/a b.toml' });
+  assert.match(unit, /^Before=network-pre\.target$/m);
+  assert.match(unit, /^Wants=network-pre\.target$/m);
+  assert.match(unit, /^After=.*\bnftables\.service\b/m);
+  assert.match(unit, /^DefaultDependencies=no$/m);
+  assert.match(unit, /^ExecStart=\/opt\/customvpn client kill-switch close "\/etc\/a b\.toml"$/m);
+  assert.doesNotMatch(unit, /^ExecStop/m);
 });
 
 test('systemd finds nothing wrong with the unit', { skip }, () => {

@@ -111,7 +111,7 @@ describe('name servers in systemd-resolved', resolvedOptions(), () => {
       '53',
       JSON.stringify({ [INSIDE_NAME]: [INSIDE_ADDRESS], 'other.test': ['192.0.2.1'] }),
     );
-    await lab.inside(['sh', '-c', 'mount -t tmpfs tmpfs /run && mkdir -p /run/dbus /run/systemd/resolve']);
+    await lab.inside(['sh', '-c', 'mount -t tmpfs tmpfs /run && mkdir -p /run/dbus /run/systemd']);
     await writeFile(join(lab.etc, 'bus.conf'), BUS);
     const passwd = await readFile('/etc/passwd', 'utf8');
     await writeFile(join(lab.etc, 'passwd'), `${passwd}systemd-resolve:x:64993:64993::/:/usr/sbin/nologin\n`);

@@ -250,6 +250,11 @@ export class LeakRig implements AsyncDisposable {
     return this.client.start([...this.#inside, ...argv], { ready });
   }
 
+  /** One of the client's commands that is typed to. */
+  typeInside(argv: readonly string[]): Promise<BackgroundProcess> {
+    return this.client.start([...this.#inside, ...argv], { isTyped: true });
+  }
+
   #program(...words: string[]): string[] {
     return [...NODE, CHATTER, ...words];
   }
