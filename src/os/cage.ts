@@ -10,10 +10,9 @@
  * so the launcher (`launcher.ts`) has children start without, and a process that has one is not taken in.
  */
 
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { errnoName, NativeMemory, nativeCalls } from './ffi.ts';
+import { Errno, errnoName, NativeMemory, nativeCalls } from './ffi.ts';
 import {
   type AllowedWays,
   type ArgumentCondition,
@@ -43,6 +42,10 @@ const PR_SET_NO_NEW_PRIVS = 38;
 const PR_GET_NO_NEW_PRIVS = 39;
 /** Names memory areas; V8 uses it. */
 const PR_SET_VMA = 0x5356_4d41;
+
+const REFUSALS: ReadonlySet<number> = new Set([Errno.ENOSYS, Errno.EPERM]);
+
+const CAPABILITY_VERSION_3 = 0x2008_0522;
 
 const SECCOMP_SET_MODE_FILTER = 1n;
 const SECCOMP_FILTER_FLAG_TSYNC = 1n;
@@ -375,7 +378,7 @@ export function enterCage(kind: CageKind, { log }: CageOptions): boolean {
     });
     return false;
   }
-  if (hasRing()) {
+  if (mayHaveRing()) {
     throw new VpnError(
       'ERR_INVARIANT',
       `the ${kind} was started with an io_uring, which no filter sees; start it by the launcher`,
@@ -403,26 +406,27 @@ export function refuseRings(): boolean {
 }
 
 function checkUnprivileged(kind: CageKind): void {
-  const status = readFileSync('/proc/self/status', 'utf8');
-  const held = ['CapInh', 'CapPrm', 'CapEff', 'CapAmb'].filter(
-    (name) => !new RegExp(`^${name}:\\t0+$`, 'm').test(status),
-  );
-  if (process.getuid?.() !== 0 && held.length === 0) return;
+  // struct __user_cap_header_struct: version u32, pid i32; two structs of effective, permitted, inheritable u32.
+  const header = new NativeMemory(8);
+  header.view.setUint32(0, CAPABILITY_VERSION_3, true);
+  const sets = new NativeMemory(24);
+  const asked = callByName('capget', header.address, sets.address);
+  const isHolding = asked !== 0 || sets.bytes.some((byte) => byte !== 0);
+  if (process.getuid?.() !== 0 && (asked === undefined || !isHolding)) return;
+  const why = isHolding ? 'with capabilities' : 'as root';
   throw new VpnError(
     'ERR_INVARIANT',
-    `the ${kind} was started with privileges (uid ${process.getuid?.()}, ${held.join(' ') || 'no capabilities'}); start it by the launcher`,
+    `the ${kind} was started ${why}, which it must not have; start it by the launcher`,
+    {
+      details: { uid: process.getuid?.() },
+    },
   );
 }
 
-function hasRing(): boolean {
-  return readdirSync('/proc/self/fd').some((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[io_uring]';
-    } catch {
-      // The one that listed the folder.
-      return false;
-    }
-  });
+/** Whether this process could have an io_uring: it could make one, and Node makes one when it starts. */
+function mayHaveRing(): boolean {
+  const result = callByName('io_uring_setup') ?? -1;
+  return result >= 0 || !REFUSALS.has(nativeCalls().errno());
 }
 
 /** On every thread of this process. */
