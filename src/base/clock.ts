@@ -5,23 +5,29 @@
  * inside the program: milliseconds. Seconds appear only on the wire and in configuration files.
  */
 
+import { uptime } from 'node:os';
+
 /** A source of time. */
 export interface Clock {
   /** Monotonic milliseconds; only differences mean something. */
   now(): number;
   /** Milliseconds since the Unix epoch; may jump. */
   wallNow(): number;
+  /** Milliseconds since the machine started, and unlike `now` those that it slept. */
+  bootNow(): number;
 }
 
 /** The machine's clock. */
 export const systemClock: Clock = {
   now: () => performance.now(),
   wallNow: () => Date.now(),
+  bootNow: () => uptime() * 1000,
 };
 
 /** A clock that moves only when told to. */
 export class ManualClock implements Clock {
   #now = 0;
+  #sleptMs = 0;
   readonly #wallStart: number;
 
   constructor(wallStart = Date.UTC(2026, 0, 1)) {
@@ -33,10 +39,19 @@ export class ManualClock implements Clock {
   }
 
   wallNow(): number {
-    return this.#wallStart + this.#now;
+    return this.#wallStart + this.#now + this.#sleptMs;
+  }
+
+  bootNow(): number {
+    return this.#now + this.#sleptMs;
   }
 
   advance(ms: number): void {
     this.#now += ms;
+  }
+
+  /** The machine sleeps: everything goes on but the monotonic clock. */
+  sleep(ms: number): void {
+    this.#sleptMs += ms;
   }
 }

@@ -9,6 +9,7 @@
 import { isIP } from 'node:net';
 import { uptime } from 'node:os';
 import type { Clock } from '../base/clock.ts';
+import { SleepWatch } from '../base/sleep-watch.ts';
 import { formatIp, parseIp } from '../ip/address.ts';
 import { NetworkMonitor } from '../os/netlink.ts';
 import { sourceAddress } from '../os/socket.ts';
@@ -16,8 +17,6 @@ import { sourceAddress } from '../os/socket.ts';
 /** Changes come in flocks: the way is asked for a sign of life so long after the first. */
 const SETTLE_MS = 100;
 const TICK_MS = 1000;
-/** A clock of the time since boot that is so much further than the one that stands still in sleep: this machine slept. */
-const SLEPT_MS = 2000;
 /** A tick that is so late: this process stood still, or the machine did. */
 const LATE_MS = 5000;
 
@@ -70,18 +69,19 @@ export interface RoamingHandlers {
 export class Roaming implements AsyncDisposable {
   readonly #network: NetworkView;
   readonly #handlers: RoamingHandlers;
-  readonly #clock: Clock;
   readonly #watch: NetworkWatch;
   readonly #tick: NodeJS.Timeout;
   #settle: NodeJS.Timeout | undefined;
-  #lastTick: { now: number; boot: number };
+  readonly #sleep: SleepWatch;
 
   /** @throws {VpnError} ERR_SYSCALL, ERR_UNSUPPORTED */
   constructor(network: NetworkView, clock: Clock, handlers: RoamingHandlers) {
     this.#network = network;
     this.#handlers = handlers;
-    this.#clock = clock;
-    this.#lastTick = { now: clock.now(), boot: network.bootNow() };
+    this.#sleep = new SleepWatch(
+      () => clock.now(),
+      () => network.bootNow(),
+    );
     this.#watch = network.watch(() => this.#handleChange());
     this.#tick = setInterval(() => this.tick(), TICK_MS);
     this.#tick.unref();
@@ -94,12 +94,8 @@ export class Roaming implements AsyncDisposable {
 
   /** Looks whether the machine slept. Called every second. */
   tick(): void {
-    const now = this.#clock.now();
-    const boot = this.#network.bootNow();
-    const passed = now - this.#lastTick.now;
-    const slept = boot - this.#lastTick.boot - passed;
-    this.#lastTick = { now, boot };
-    if (slept > SLEPT_MS || passed > LATE_MS) this.#handleChange();
+    const { passedMs, sleptMs } = this.#sleep.look();
+    if (sleptMs > 0 || passedMs > LATE_MS) this.#handleChange();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

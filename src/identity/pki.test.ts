@@ -326,6 +326,7 @@ test('a revocation that another process makes while the list is being written is
   let whileSigning = () => {};
   const clock: Clock = {
     now: () => 0,
+    bootNow: () => 0,
     wallNow: () => {
       whileSigning();
       return Date.now();

@@ -252,6 +252,29 @@ test('a session without packets or echoes ends with idle_timeout, and the client
   assert.deepEqual(recorded(world), ['idle_timeout']);
 });
 
+test('REQ-LIMIT-005: while the machine of a gateway sleeps the limits of its sessions go on, and nobody is dead for that', async () => {
+  const { world, clock } = await timed({ absoluteSeconds: 3600 });
+  await using _ = world;
+  const sim = await world.connected('alice');
+  clock.sleep(1800 * SECOND);
+  await until(() => world.lines.some(({ msg }) => msg === 'this machine slept'), 'the gateway to notice');
+  assert.equal(world.server.sessions.length, 1);
+  assert.equal(sim.client.snapshot.reconnects, 0);
+  await exchange(world, sim, 4);
+  clock.sleep(1801 * SECOND);
+  await until(() => recorded(world).includes('session_timeout'), 'the end of the session');
+});
+
+test('REQ-LIMIT-006: a session that waits for its client waits no longer because the machine sleeps', async () => {
+  const { world, clock } = await timed({ graceSeconds: 600 });
+  await using _ = world;
+  const sim = await world.connected('alice');
+  await sim.client.disconnect({ keep: true });
+  await until(() => world.server.sessions[0]?.waiting === true, 'the loss');
+  clock.sleep(601 * SECOND);
+  await until(() => world.server.sessions.length === 0, 'the end of the grace period');
+});
+
 test('a session ends with session_timeout however busy it is, and the client logs in again', async () => {
   const { world, clock } = await timed({ absoluteSeconds: 600 });
   await using _ = world;

@@ -24,6 +24,10 @@ class SettableWall implements Clock {
   wallNow(): number {
     return Date.now() + this.ahead;
   }
+
+  bootNow(): number {
+    return performance.now();
+  }
 }
 
 function endings(world: World): unknown[] {

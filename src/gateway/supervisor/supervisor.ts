@@ -58,6 +58,8 @@ export function openGatewaySocket(config: GatewayConfig): {
     backlog: BACKLOG,
     congestion: CONGESTION,
     notSentLowat: NOT_SENT_LOWAT_BYTES,
+    // What has been sent and is not acknowledged tells a dead way from a silent peer, without a question.
+    userTimeoutMs: config.session.deadSeconds * 1000,
     noDelay: true,
   });
   let isOurs = true;

@@ -82,6 +82,8 @@ export class Session {
   /** When it lost its control connection, by the monotonic clock. */
   #detachedAt: number | undefined;
   #config: ConfigMessage;
+  /** What the machine slept since the session began: its limits go on meanwhile. */
+  #sleptMs = 0;
   #carriedPackets = 0;
   #echoes = 0;
   #unknownFrames = 0;
@@ -262,23 +264,24 @@ export class Session {
     }
   }
 
-  /** Called by the worker about once a second. */
-  handleTick(now: number): void {
+  /** Called by the worker about once a second. @param sleptMs what the machine slept since the last time */
+  handleTick(now: number, sleptMs: number): void {
+    this.#sleptMs += sleptMs;
     if (!this.#isStarted && !this.isDetached) return;
     this.link.spread.handleTick();
     const { sentPackets, receivedPackets } = this.link.counters;
     const carried = sentPackets + receivedPackets + this.#echoes;
     if (carried !== this.#carriedPackets) {
       this.#carriedPackets = carried;
-      this.#limits.frame(FrameType.packet, now);
+      this.#limits.frame(FrameType.packet, now + this.#sleptMs);
     }
-    const limit = this.#limits.handleTimeout(now);
+    const limit = this.#limits.handleTimeout(now + this.#sleptMs);
     if (limit !== undefined) {
       this.close(limit);
       return;
     }
     if (this.#detachedAt !== undefined) {
-      if (now >= this.#detachedAt + this.#graceMs) this.close('dead_peer');
+      if (now + this.#sleptMs >= this.#detachedAt + this.#graceMs) this.close('dead_peer');
       return;
     }
     for (const slot of this.#slots) {
@@ -358,7 +361,7 @@ export class Session {
       this.#end(reason);
       return;
     }
-    this.#detachedAt = this.#clock.now();
+    this.#detachedAt = this.#clock.now() + this.#sleptMs;
     this.#control.close(reason);
     this.#closeData(reason);
     this.#log.info('session waits for its client', { graceSeconds: this.#graceMs / 1000 });

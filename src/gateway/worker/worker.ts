@@ -9,6 +9,7 @@
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
+import { SleepWatch } from '../../base/sleep-watch.ts';
 import type { IpAddress } from '../../ip/address.ts';
 import { DROP_REASON_NAMES, DropReason } from '../../ip/drop-reason.ts';
 import { HostTable } from '../../ip/host-table.ts';
@@ -84,6 +85,7 @@ export class Worker implements ConnectionHost {
   readonly #refusals: Record<string, number> = {};
   readonly strangers: LogLimit;
   readonly #options: WorkerOptions;
+  readonly #sleep: SleepWatch;
   readonly #log: Logger;
   readonly #hosts = new HostTable<Session>();
   readonly #sessions = new Map<SessionKey, Session>();
@@ -106,6 +108,10 @@ export class Worker implements ConnectionHost {
     this.#log = options.log.child({ component: 'worker' });
     this.queues = new QueueBudget(options.config.data.totalQueueBytes, this.drops);
     this.strangers = new LogLimit(this.#log, options.clock);
+    this.#sleep = new SleepWatch(
+      () => options.clock.now(),
+      () => options.clock.bootNow(),
+    );
     const { devices, config } = options;
     this.features = [
       Feature.attach,
@@ -307,10 +313,12 @@ export class Worker implements ConnectionHost {
 
   #handleTick(): void {
     const now = this.#options.clock.now();
+    const { sleptMs } = this.#sleep.look();
+    if (sleptMs > 0) this.#log.warn('this machine slept', { seconds: Math.round(sleptMs / 1000) });
     this.#ticks += 1;
     const isReport = this.#ticks % REPORT_TICKS === 0;
     for (const session of this.#sessions.values()) {
-      session.handleTick(now);
+      session.handleTick(now, sleptMs);
       if (isReport) this.#tellTraffic(session);
     }
     for (const connection of this.#connections) connection.handleTick(now, this.#options.config.limits);
