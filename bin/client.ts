@@ -8,7 +8,7 @@ import { rm } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { resolve } from 'node:path';
 import { ERROR_CODES, type ErrorCode, isVpnError, toVpnError, VpnError } from '../src/base/errors.ts';
-import { createLogger } from '../src/base/log.ts';
+import { createLogger, silentLogger } from '../src/base/log.ts';
 import { makePrivateFolder } from '../src/base/private-file.ts';
 import type { ClientFacts, ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
 import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
@@ -124,6 +124,12 @@ export function unitOf(state: string, program: string): string {
 /** Closes or opens a kill switch, or looks; returns whether it is closed then. */
 export async function workKillSwitch(state: string, name: string, action: 'close' | 'open' | 'look'): Promise<boolean> {
   const { id, tunnel } = await readProfile(await findProfile(state, name));
+  if (action === 'open' && (await answers(profilePaths(state, id).control))) {
+    throw new VpnError(
+      'ERR_CONFLICT',
+      `the client of ${name} runs and keeps it as it is; end it, and open it with that: customvpn client down ${name}`,
+    );
+  }
   const killSwitch = new KillSwitch(id, createLogger({ level: 'warn' }));
   // One that a client keeps closed is that client's: it knows what else is to stay open.
   if (action === 'close' && !(await killSwitch.isClosed())) await killSwitch.close(tunnel.exclude.map(parsePrefix));
@@ -146,6 +152,7 @@ export async function clientFacts(state: string): Promise<ReadonlyMap<string, Cl
     const end = await readEnd(state, id);
     facts.set(id, {
       isRunning: await answers(control),
+      isClosed: await new KillSwitch(id, silentLogger).isClosed().catch(() => false),
       isEnrolled: existsSync(enrolled),
       log,
       ...(end === undefined ? {} : { end: { at: end.at, code: end.error.code, message: end.error.message } }),

@@ -194,9 +194,13 @@ async function notRunning(host: CliHost, state: string, profile?: string): Promi
   const [last] = ends.flatMap((entry) => entry?.end ?? []).toSorted((a, b) => b.at.localeCompare(a.at));
   const why =
     last === undefined ? '' : `; the last one ended ${formatAge(last.at)} ago: ${last.message} (${last.code})`;
+  const isClosed = [...all.values()].some((entry) => entry.isClosed);
+  const closed = isClosed
+    ? '; its kill switch is CLOSED, nothing leaves this machine: customvpn client down opens it'
+    : '';
   return new VpnError(
     'ERR_NOT_RUNNING',
-    `no client is running${why}; connect with: customvpn client up ${profile ?? 'PROFILE'}`,
+    `no client is running${why}${closed}; connect with: customvpn client up ${profile ?? 'PROFILE'}`,
   );
 }
 

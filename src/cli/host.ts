@@ -65,6 +65,8 @@ export interface ClientRun {
 /** What is kept of a profile that has been used, and whether it is now. */
 export interface ClientFacts {
   readonly isRunning: boolean;
+  /** Whether its kill switch is closed, as far as this user may know. */
+  readonly isClosed: boolean;
   /** Its one-time token has been used: the gateway knows this device. */
   readonly isEnrolled: boolean;
   /** Path of the log of clients in the background. */

@@ -86,6 +86,8 @@ describe('nothing leaks from a full tunnel with the kill switch', labOptions(TOO
       await until('its device to be gone', async () => !(await lab.ip('link')).stdout.includes('cvpn0'));
       assert.equal(await lab.reaches(NET.world4), false);
       await assertTight(watch);
+      const look = await lab.inside([...lab.commandOf('status', '--state', lab.state)]);
+      assert.match(look.stderr, /kill switch is CLOSED.*client down opens it/);
       // Also by a start that does not ask for it: what is closed stays closed until `down`.
       await lab.up();
       assert.equal((await lab.status()).killSwitch, 'closed');
@@ -181,6 +183,37 @@ describe('nothing leaks from a full tunnel with the kill switch', labOptions(TOO
     await assertTight(later);
     await lab.down();
   });
+});
+
+describe('a captive portal in the way of a tunnel that was there before', labOptions(TOOLS), () => {
+  for (const flags of [['--kill-switch'], ['--full']] as const) {
+    test(`gets names and pages, and nothing else, until the tunnel is back (${flags[0]})`, async () => {
+      await using lab = await LeakRig.open();
+      const original = await lab.resolvConf();
+      await lab.up(...flags);
+      lab.server.signal('SIGKILL');
+      await lab.server.exited;
+      await lab.stateIs('waiting');
+      const { status, stderr } = await lab.inside([...lab.upArguments, '--portal', '10m']);
+      assert.equal(status, 0, stderr);
+      assert.equal((await lab.status()).killSwitch, 'portal');
+      assert.equal(await lab.resolvConf(), original, 'the names of the hotspot are asked at the hotspot');
+      await using _user = await lab.userTraffic();
+      await using watch = await lab.watch();
+      const isSeen = (what: RegExp) => async () => (await watch.offenders()).some((line) => what.test(line));
+      await until('a page', isSeen(/> 203\.0\.113\.10\.80: /), { timeoutMs: 30_000 });
+      await until('a name', isSeen(/> 192\.168\.50\.1\.53: /), { timeoutMs: 30_000 });
+      await assertTight(watch, /\.(53|80|8443): /);
+      await lab.startGateway();
+      await lab.stateIs('connected');
+      await using later = await lab.watch();
+      assert.ok(await lab.reaches(NET.world4));
+      await assertTight(later);
+      assert.notEqual(await lab.resolvConf(), original);
+      assert.equal((await lab.status()).killSwitch, flags[0] === '--kill-switch' ? 'closed' : 'open');
+      await lab.down();
+    });
+  }
 });
 
 describe('nothing leaks from a full tunnel by way of routes', labOptions(TOOLS), () => {
