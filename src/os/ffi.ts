@@ -25,6 +25,9 @@ const SYSTEM_CALLS = {
   bind: { arguments: ['i32', 'u64', 'u32'], return: 'i32' },
   listen: { arguments: ['i32', 'i32'], return: 'i32' },
   sendto: { arguments: ['i32', 'u64', 'u64', 'i32', 'u64', 'u32'], return: 'i32' },
+  socketpair: { arguments: ['i32', 'i32', 'i32', 'u64'], return: 'i32' },
+  sendmsg: { arguments: ['i32', 'u64', 'i32'], return: 'i32' },
+  recvmsg: { arguments: ['i32', 'u64', 'i32'], return: 'i32' },
   connect: { arguments: ['i32', 'u64', 'u32'], return: 'i32' },
   recv: { arguments: ['i32', 'u64', 'u64', 'i32'], return: 'i32' },
   setsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u32'], return: 'i32' },
@@ -55,6 +58,10 @@ export interface NativeCalls {
   bind(fd: number, address: bigint, length: number): number;
   listen(fd: number, backlog: number): number;
   sendto(fd: number, bytes: bigint, length: bigint, flags: number, address: bigint, addressLength: number): number;
+  socketpair(family: number, type: number, protocol: number, pair: bigint): number;
+  /** `message`: address of a `struct msghdr`. */
+  sendmsg(fd: number, message: bigint, flags: number): number;
+  recvmsg(fd: number, message: bigint, flags: number): number;
   connect(fd: number, address: bigint, length: number): number;
   recv(fd: number, bytes: bigint, length: bigint, flags: number): number;
   setsockopt(fd: number, level: number, name: number, value: bigint, length: number): number;
