@@ -23,7 +23,8 @@ import { answers } from '../src/control/socket.ts';
 import { parsePrefix } from '../src/ip/address.ts';
 import { ServiceManager } from '../src/os/service-manager.ts';
 import { clientUnit, killSwitchUnit } from '../src/os/systemd-unit.ts';
-import { warmPath, withSignals } from './run.ts';
+import { withSignals } from './run.ts';
+import { warmPath } from './warm.ts';
 
 export { findClients } from '../src/client/state-folder.ts';
 

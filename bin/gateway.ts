@@ -1,29 +1,27 @@
 /**
- * The verbs of a gateway: on its state directory, on the running one, and running it.
+ * The verbs of a gateway: on its state directory, and on the running one.
  */
 
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
-import { createLogger, type Logger } from '../src/base/log.ts';
-import { writePrivateFile } from '../src/base/private-file.ts';
 import type { GatewayInit, GatewayInitResult, GatewaySource, StoreCopyResult } from '../src/cli/host.ts';
 import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
-import { answers, connectControl, serveControl } from '../src/control/socket.ts';
+import { answers, connectControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
-import { checkCertificateStep, type GatewayConfig } from '../src/gateway/config.ts';
-import { credentialFiles, readCredentials } from '../src/gateway/credentials.ts';
-import { initGateway, openPool } from '../src/gateway/init.ts';
-import { VpnServer } from '../src/gateway/server.ts';
-import { GatewayState, placeOfStore, readGatewayConfig, statePaths } from '../src/gateway/state.ts';
+import { checkCertificateStep } from '../src/gateway/config.ts';
+import { credentialFiles } from '../src/gateway/credential-files.ts';
+import { readCredentials } from '../src/gateway/credentials.ts';
+import { initGateway } from '../src/gateway/init.ts';
+import { readGatewayConfig, statePaths } from '../src/gateway/layout.ts';
+import { openPool } from '../src/gateway/pool.ts';
+import { GatewayState, placeOfStore } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
-import { ServiceManager } from '../src/os/service-manager.ts';
 import { gatewayUnit } from '../src/os/systemd-unit.ts';
 import { backUp, restore } from '../src/store/backup.ts';
+import { configFileOf, presentConfigFileOf } from './gateway-source.ts';
 import type { PolicyWorld } from './policy.ts';
-import { warmPath, withSignals } from './run.ts';
 
 /** `server init`. */
 export async function makeGateway(init: GatewayInit): Promise<GatewayInitResult> {
@@ -84,60 +82,6 @@ export async function unitOf({ state, config }: GatewaySource, program: string):
   return gatewayUnit({ program, state: resolve(state), ...(config === undefined ? {} : { config: resolve(config) }) });
 }
 
-/** `server run`. */
-export async function runGateway(source: GatewaySource, version: string): Promise<void> {
-  const readConfig = () => readGatewayConfig(configFileOf(source));
-  const config = await readConfig();
-  const log = createLogger(config.log);
-  const paths = statePaths(source.state);
-  if (await answers(paths.control)) {
-    throw new VpnError(
-      'ERR_ALREADY_RUNNING',
-      `a gateway runs already with the state directory ${source.state}; stop it with: customvpn server stop --state ${source.state}`,
-    );
-  }
-  using manager = ServiceManager.fromEnvironment();
-  const server = new VpnServer({ ...config, stateDir: source.state, log, version });
-  reloadOnHangUp(server, readConfig, log);
-  await withSignals(async (signal) => {
-    try {
-      await Promise.all([server.start(), warmPath(log)]);
-      const api = server.api(readConfig);
-      const stopped: GatewayApi['server.stop'] = async (input) => {
-        manager.stopping();
-        return await api['server.stop'](input);
-      };
-      const operations = { ...api, 'server.stop': stopped };
-      await using _control = await serveControl(paths.control, gatewayOperations, operations, log);
-      const stop = (): void => {
-        manager.stopping();
-        server.stop().catch((error: unknown) => log.error('the gateway did not stop cleanly', { error }));
-      };
-      signal.addEventListener('abort', stop, { once: true });
-      if (signal.aborted) return;
-      await noteConfigFile(source);
-      process.stdout.write('ready\n');
-      manager.ready(`listening on ${formatEndpoint(server.address)}`);
-      await server.stopped;
-    } finally {
-      await server.stop();
-    }
-  });
-}
-
-function formatEndpoint({ address, port }: { address: string; port: number }): string {
-  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
-}
-
-/** SIGHUP reads the configuration again. */
-function reloadOnHangUp(server: VpnServer, readConfig: () => Promise<GatewayConfig>, log: Logger): void {
-  process.on('SIGHUP', () => {
-    readConfig()
-      .then((config) => server.reload(config))
-      .catch((error: unknown) => log.error('the configuration was not reloaded; the old one stays', { error }));
-  });
-}
-
 /** What the gateway of a state directory adds to a policy; nothing where there is none. */
 export async function policyWorld(state: string): Promise<PolicyWorld> {
   if (!existsSync(statePaths(state).config)) return { pool: [], groupsOfUser: () => [] };
@@ -175,26 +119,4 @@ export async function openGateway(source: GatewaySource): Promise<GatewayApi & A
     'session.kick': notRunning,
     [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
   };
-}
-
-function configFileOf({ state, config }: GatewaySource): string {
-  return config ?? statePaths(state).config;
-}
-
-/** That of the gateway as it ran last: else an account could land in a store that it does not use. */
-async function presentConfigFileOf({ state, config }: GatewaySource): Promise<string> {
-  if (config !== undefined) return config;
-  const { config: own, configNote } = statePaths(state);
-  const noted = await readFile(configNote, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return '';
-    throw new VpnError('ERR_CONFIG_FILE', `cannot read ${configNote}: ${error.code}`, { cause: error });
-  });
-  return noted.trim() || own;
-}
-
-/** Notes the configuration that the gateway runs with, for commands while it does not. */
-async function noteConfigFile({ state, config }: GatewaySource): Promise<void> {
-  const { configNote } = statePaths(state);
-  if (config === undefined) await rm(configNote, { force: true });
-  else await writePrivateFile(configNote, `${resolve(config)}\n`);
 }

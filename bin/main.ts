@@ -24,7 +24,7 @@ export async function main(): Promise<void> {
     checkPolicy: async (file) => (await policy()).checkPolicy(file),
     testPolicy: async (file, state) => (await policy()).testPolicy(file, await (await gateway()).policyWorld(state)),
     schemaOfPolicy: async () => (await policy()).schemaOfPolicy(),
-    runGateway: async (source) => (await gateway()).runGateway(source, version),
+    runGateway: async (source) => (await import('./serve.ts')).runGateway(source, version),
     openClients: async (state) => (await client()).findClients(state),
     clientFacts: async (state) => (await client()).clientFacts(state),
     forgetClient: async (state, id) => (await client()).forgetClient(state, id),

@@ -43,6 +43,7 @@ export type { Administration } from './gateway/administration.ts';
 export type { LoginFacts } from './gateway/auth/auth.ts';
 export type { GatewayConfig, GatewayOptions } from './gateway/config.ts';
 export { type InitOptions, initGateway } from './gateway/init.ts';
+export { readGatewayConfig } from './gateway/layout.ts';
 export {
   type PacketBuffer,
   type ServerConfig,
@@ -52,7 +53,6 @@ export {
   type TunReader,
   VpnServer,
 } from './gateway/server.ts';
-export { readGatewayConfig } from './gateway/state.ts';
 export type { WorkerDevices } from './gateway/worker/worker.ts';
 export type { AcceptedConfig, ClientLimits, RefusedItem } from './protocol/config-check.ts';
 export type { CloseReason } from './protocol/messages.ts';

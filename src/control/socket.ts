@@ -21,22 +21,19 @@ const CALL_TIMEOUT_MS = 30_000;
 const LINGER_MS = 2000;
 
 /**
- * Serves `handlers` at `path` until it is disposed of. A socket that a dead process left behind is replaced.
+ * Serves `handlers` until it is disposed of: at a path, where a socket that a dead process left behind is replaced, or at a
+ * listening socket that it takes over.
  *
  * @throws {VpnError} ERR_ALREADY_RUNNING when a live process answers there; ERR_CONFIG_VALUE when the path is too long
  */
 export async function serveControl<T extends Operations>(
-  path: string,
+  at: string | { readonly fd: number },
   operations: T,
   handlers: Api<T>,
   log: Logger,
 ): Promise<AsyncDisposable> {
-  checkPath(path);
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  if (await answers(path)) {
-    throw new VpnError('ERR_ALREADY_RUNNING', `another process already answers at ${path}; stop it first`);
-  }
-  await rm(path, { force: true });
+  const path = typeof at === 'string' ? at : undefined;
+  if (path !== undefined) await makeRoom(path);
   const table: Operations = operations;
   const server = http.createServer({ requestTimeout: 10_000 }, (request, response) => {
     const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
@@ -48,17 +45,31 @@ export async function serveControl<T extends Operations>(
         reply(response, error.kind === 'internal' ? 500 : 400, { code: error.code, message: error.message });
       });
   });
-  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(path, resolve));
-  await chmod(path, 0o600);
+  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(at, resolve));
+  if (path !== undefined) await chmod(path, 0o600);
   return {
     [Symbol.asyncDispose]: async () => {
       // The call that asked the daemon to end is still to be answered.
       const cut = setTimeout(() => server.closeAllConnections(), LINGER_MS);
       await new Promise<void>((resolve) => server.close(() => resolve()));
       clearTimeout(cut);
-      await rm(path, { force: true });
+      if (path !== undefined) await rm(path, { force: true });
     },
   };
+}
+
+/**
+ * Makes sure that a socket can be made at `path`: its folder is there, and nobody answers.
+ *
+ * @throws {VpnError} ERR_ALREADY_RUNNING, ERR_CONFIG_VALUE
+ */
+export async function makeRoom(path: string): Promise<void> {
+  checkPath(path);
+  await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+  if (await answers(path)) {
+    throw new VpnError('ERR_ALREADY_RUNNING', `another process already answers at ${path}; stop it first`);
+  }
+  await rm(path, { force: true });
 }
 
 /**

@@ -26,6 +26,7 @@ import type { StepKind } from '../protocol/messages.ts';
 import { AuditEvent, type AuditRecord } from '../store/audit.ts';
 import { readHolder } from '../transport/certificate-facts.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
+import type { ServerCredentials } from '../transport/tls.ts';
 import type { GatewayConfig } from './config.ts';
 import type { GatewayState } from './state.ts';
 
@@ -57,6 +58,8 @@ export interface LiveGateway {
   endInsufficient(user: string): Promise<number>;
   /** Certificates or the revocation list have changed on disk. */
   reloadCertificates(): Promise<void>;
+  /** The certificates in force; else those in the files. */
+  credentials?(): Pick<ServerCredentials, 'cert' | 'ca'>;
 }
 
 /** Implements the operations on `state`. */
@@ -182,7 +185,11 @@ export function createAdministration(
       if (name === undefined) {
         throw new VpnError('ERR_CONFIG_VALUE', 'names: a profile needs a name by which clients reach the gateway');
       }
-      const trust = await trustOf(state, config(), pin ?? 'ca');
+      const trust = await trustOf(
+        state,
+        pin ?? 'ca',
+        async () => live.credentials?.() ?? loadServerCredentials(config()),
+      );
       const issued =
         account === undefined
           ? undefined
@@ -303,14 +310,14 @@ function deviceInfo(device: Device): DeviceInfo {
 /** What a client is to trust: the built-in CA, or what the operator's own certificate comes from. */
 async function trustOf(
   state: GatewayState,
-  config: GatewayConfig,
   pin: 'ca' | 'leaf',
+  load: () => Promise<Pick<ServerCredentials, 'cert' | 'ca'>>,
 ): Promise<{ ca?: string; pins: string[] }> {
   if (state.hasPki) {
     const { pki } = state;
     const pins = await pki.pins();
     return { ca: pki.caPem, pins: pin === 'leaf' ? [pins.leaf, pins.backup] : [pins.ca] };
   }
-  const { cert, ca } = await loadServerCredentials(config);
+  const { cert, ca } = await load();
   return { ...(ca === undefined ? {} : { ca }), pins: [spkiPin(pin === 'ca' && ca !== undefined ? ca : cert)] };
 }

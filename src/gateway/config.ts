@@ -36,6 +36,8 @@ const domain = z
   .max(253)
   .regex(/^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/, 'expected a domain name in lower case');
 
+const account = z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$|^[1-9][0-9]{0,9}$/, 'expected the name or number of a user');
+
 const distinguishedName = z.string().min(1).max(1024);
 const filter = z
   .string()
@@ -195,6 +197,19 @@ export const gatewayConfigSchema = z.strictObject({
   clientToClient: z.boolean().default(false),
   nat4: z.boolean().default(true).describe('masquerade IPv4 clients'),
   nat6: z.boolean().default(true).describe('masquerade IPv6 clients'),
+
+  workers: z
+    .int('expected a whole number')
+    .min(0)
+    .max(64)
+    .optional()
+    .describe('processes that serve clients; default: one for each core; 0: the whole gateway is one process'),
+  users: z
+    .strictObject({
+      auth: account.default('customvpn-auth').describe('who holds accounts and sessions'),
+      worker: account.default('customvpn-worker').describe('who faces the network'),
+    })
+    .prefault({}),
 
   data: z
     .strictObject({

@@ -12,11 +12,11 @@ import { VpnError } from '../base/errors.ts';
 import { writePrivateFile } from '../base/private-file.ts';
 import { Pki } from '../identity/pki.ts';
 import { formatPrefix, parsePrefix } from '../ip/address.ts';
-import { LeasePool } from '../ip/lease-pool.ts';
 import { openStore } from '../store/store.ts';
 import { Vault } from '../store/vault.ts';
 import { type GatewayConfig, gatewayConfigSchema } from './config.ts';
-import { statePaths } from './state.ts';
+import { statePaths } from './layout.ts';
+import { openPool } from './pool.ts';
 
 export interface InitOptions {
   names: readonly string[];
@@ -68,24 +68,6 @@ export async function initGateway(
   // Last: a directory with a configuration is complete.
   await writePrivateFile(paths.config, text, { when: 'create' });
   return { config, configFile: paths.config, pki };
-}
-
-/**
- * The pool that a configuration describes, cut into shares.
- *
- * @throws {VpnError} ERR_CONFIG_VALUE for two prefixes of one family, or one without room
- */
-export function openPool(config: GatewayConfig, shares = 1): LeasePool {
-  const prefixes = config.pool.map(parsePrefix);
-  const [v4, second4] = prefixes.filter(({ address }) => address.version === 4);
-  const [v6, second6] = prefixes.filter(({ address }) => address.version === 6);
-  if (second4 !== undefined || second6 !== undefined) {
-    throw new VpnError(
-      'ERR_CONFIG_VALUE',
-      'pool: expected at most one IPv4 and one IPv6 prefix, got two of one family',
-    );
-  }
-  return new LeasePool({ ...(v4 === undefined ? {} : { v4 }), ...(v6 === undefined ? {} : { v6 }), shares });
 }
 
 /** A random /64 of the unique local range (RFC 4193). */

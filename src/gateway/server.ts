@@ -17,7 +17,7 @@ import type { LoginFacts, StartedSession } from './auth/auth.ts';
 import { gatewayApi, kick } from './auth/operations.ts';
 import { AuthService, addressesOf } from './auth/service.ts';
 import { type GatewayConfig, type GatewayOptions, gatewayConfigSchema, resolveFiles } from './config.ts';
-import { openPool } from './init.ts';
+import { openPool } from './pool.ts';
 import { DetachedSupervisor } from './supervisor/detached.ts';
 import { HostSupervisor, type Supervisor } from './supervisor/supervisor.ts';
 import { WorkerService } from './worker/service.ts';

@@ -1,26 +1,15 @@
 /**
  * What a gateway keeps: its configuration, certificates, keys and store, in one state directory.
  *
- * Hides the layout of that directory from everything that uses its parts. A gateway that is embedded in another program
+ * Hides that directory from everything that uses its parts. A gateway that is embedded in another program
  * may live in memory instead. Opening reads and checks everything and changes nothing of the host.
- *
- * ```
- * DIR/server.toml        the configuration
- * DIR/config.path        the file that was given in place of it at the last start
- * DIR/certs/             CA, server and client certificates and keys, CRL
- * DIR/store.sqlite       users, devices, tokens, sessions, audit
- * DIR/master.key         seals secrets in the store
- * DIR/run/control.sock   the running gateway
- * DIR/run/host.journal   what it has changed on the host
- * ```
  */
 
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { dirname, join, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import type { Clock } from '../base/clock.ts';
-import { readConfig } from '../base/config.ts';
 import { VpnError } from '../base/errors.ts';
 import { readSecretFile } from '../base/private-file.ts';
 import { AccessTokens } from '../identity/access-tokens.ts';
@@ -58,7 +47,8 @@ import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
 import { Vault } from '../store/vault.ts';
 import { sourceOf } from '../transport/endpoint.ts';
-import { type GatewayConfig, gatewayConfigSchema, resolveFiles } from './config.ts';
+import type { GatewayConfig } from './config.ts';
+import { readGatewayConfig, statePaths } from './layout.ts';
 
 const MASTER_KEY_BYTES = 32;
 
@@ -83,37 +73,6 @@ const LOCAL_HASHER: PasswordHasher = {
   hash: (password) => hashPassword(password, ARGON2_PARAMETERS),
   verify: verifyPassword,
 };
-
-/** Where things are under a state directory. */
-export function statePaths(dir: string): {
-  config: string;
-  configNote: string;
-  certs: string;
-  store: string;
-  masterKey: string;
-  control: string;
-  journal: string;
-} {
-  const at = (...parts: string[]) => resolve(dir, ...parts);
-  return {
-    config: at('server.toml'),
-    configNote: at('config.path'),
-    certs: at('certs'),
-    store: at('store.sqlite'),
-    masterKey: at('master.key'),
-    control: at('run', 'control.sock'),
-    journal: at('run', 'host.journal'),
-  };
-}
-
-/**
- * Reads a gateway's configuration; file names in it become absolute.
- *
- * @throws {VpnError} ERR_CONFIG_FILE, ERR_CONFIG_SYNTAX, ERR_CONFIG_KEY, ERR_CONFIG_VALUE
- */
-export async function readGatewayConfig(file: string): Promise<GatewayConfig> {
-  return resolveFiles(await readConfig(file, gatewayConfigSchema), dirname(resolve(file)));
-}
 
 /**
  * Where a gateway's store is: the file in its state directory, or a server with what it takes to log in there.
@@ -211,12 +170,13 @@ export class GatewayState implements AsyncDisposable {
    *
    * @param options.hasher default: passwords are hashed in this process, which is for short commands only
    * @param options.config default: what the directory's own file says
+   * @param options.certs another way to the folder of certificates
    * @throws {VpnError} ERR_CONFIG_FILE when it is none; ERR_STORE, ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH
    */
   static async open(
     dir: string,
     clock: Clock,
-    { hasher = LOCAL_HASHER, config }: { hasher?: PasswordHasher; config?: GatewayConfig } = {},
+    { hasher = LOCAL_HASHER, config, certs }: { hasher?: PasswordHasher; config?: GatewayConfig; certs?: string } = {},
   ): Promise<GatewayState> {
     const paths = statePaths(dir);
     if (!existsSync(paths.config) && !existsSync(paths.masterKey)) {
@@ -230,7 +190,9 @@ export class GatewayState implements AsyncDisposable {
     }
     const vault = await Vault.open(paths.masterKey, { mustExist: true });
     // Certificates of another authority need no PKI of ours.
-    const pki = existsSync(join(paths.certs, 'ca.key')) ? await Pki.open(dir, { clock }) : undefined;
+    const pki = existsSync(join(paths.certs, 'ca.key'))
+      ? await Pki.open(dir, certs === undefined ? { clock } : { clock, folder: certs })
+      : undefined;
     const place = await placeOfStore(dir, config ?? (await readGatewayConfig(paths.config)));
     const store = await openStore(place, { mustExist: true });
     return new GatewayState({ dir: resolve(dir), vault, pki, hasher, ...(await openShared(store, clock)) });

@@ -176,10 +176,11 @@ export class Pki {
   /**
    * Opens the authority under `dir`/certs, and finishes what a crash left half done.
    *
+   * @param options.folder another way to that folder, for a process that cannot go by its name
    * @throws {VpnError} ERR_CERT_FILE for a missing or unreadable file; ERR_CERT_KEY_MISMATCH
    */
-  static async open(dir: string, options: { readonly clock?: Clock } = {}): Promise<Pki> {
-    const paths = pathsIn(join(dir, 'certs'));
+  static async open(dir: string, options: { readonly clock?: Clock; readonly folder?: string } = {}): Promise<Pki> {
+    const paths = pathsIn(options.folder ?? join(dir, 'certs'));
     const caPem = await readPem(paths.ca);
     const keyPem = await readPem(paths.caKey);
     const ca = parseCertificate(caPem, paths.ca);

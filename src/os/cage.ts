@@ -258,6 +258,8 @@ const FILES: Rules = [
   'mkdir',
   'mkdirat',
   'rmdir',
+  'link',
+  'linkat',
   'unlink',
   'unlinkat',
   'rename',

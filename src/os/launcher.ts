@@ -16,6 +16,7 @@ import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { refuseRings } from './cage.ts';
 import { adminPath } from './command.ts';
+import { checkResult, nativeCalls } from './ffi.ts';
 import type { FileAccess } from './landlock.ts';
 
 /** The user and group of a process. */
@@ -89,6 +90,10 @@ const SETPRIV_OPTIONS = [
   '--clear-groups',
 ];
 
+const PR_SET_PDEATHSIG = 1;
+const PR_SET_DUMPABLE = 4;
+const SIGKILL = 9n;
+
 /** Makes commands that start a program without privilege. */
 export class Launcher {
   readonly #setpriv: string | undefined;
@@ -115,6 +120,27 @@ export class Launcher {
       });
     }
     return new Launcher(setpriv);
+  }
+
+  /**
+   * The command that runs `argv` as root with no right but to open any file and to become somebody else, by `giveUpRights`.
+   */
+  commandAsRoot(argv: readonly [string, ...string[]]): LaunchCommand {
+    const [file, ...args] = argv;
+    if (this.#setpriv === undefined) return { file, args, options: {} };
+    return {
+      file: this.#setpriv,
+      args: [
+        '--inh-caps=-all',
+        '--ambient-caps=-all',
+        '--bounding-set=-all,+setuid,+setgid,+dac_override,+dac_read_search',
+        '--no-new-privs',
+        '--pdeathsig=KILL',
+        '--',
+        ...argv,
+      ],
+      options: {},
+    };
   }
 
   /**
@@ -161,6 +187,32 @@ function confined(program: readonly [string, ...string[]], confinement: Confinem
   };
   const orders = JSON.stringify({ files, descriptors: confinement.descriptors });
   return [process.execPath, '--disable-warning=ExperimentalWarning', CONFINE, orders, ...program];
+}
+
+/**
+ * Becomes a user without rights, on every thread and for good, and ends together with whoever started this process. For a
+ * program that had to open something first, or that the user could not have started; see `Launcher.commandAsRoot`.
+ *
+ * @throws {VpnError} ERR_PRIVILEGE
+ */
+export function giveUpRights({ uid, gid }: Identity): void {
+  if (process.getuid?.() !== uid) {
+    try {
+      process.setgroups?.([]);
+      process.setgid?.(gid);
+      process.setuid?.(uid);
+    } catch (cause) {
+      const errno = (cause as NodeJS.ErrnoException).code;
+      throw new VpnError('ERR_PRIVILEGE', `cannot become user ${uid}, group ${gid}: ${errno}`, {
+        cause,
+        details: { uid, gid, errno },
+      });
+    }
+  }
+  const calls = nativeCalls();
+  // Whoever changes user has both taken away: its own entries in /proc, and the word of its parent's end.
+  checkResult(calls.prctl(PR_SET_DUMPABLE, 1n, 0n, 0n, 0n), 'giving up rights', 'prctl PR_SET_DUMPABLE');
+  checkResult(calls.prctl(PR_SET_PDEATHSIG, SIGKILL, 0n, 0n, 0n), 'giving up rights', 'prctl PR_SET_PDEATHSIG');
 }
 
 /** The first on the administrator's path that has the options: other makers' programs of that name lack some. */

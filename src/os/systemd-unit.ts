@@ -2,7 +2,8 @@
  * The systemd units of a gateway and of clients: started at boot, watched, and without any right that they do not need.
  *
  * Hides systemd's words. Pure text. What the gateway may do is what its room `os` does: make TUN devices, addresses, routes and
- * one nftables table, set a few network sysctls, bind a port below 1024; and write its state directory, nothing else.
+ * one nftables table, set a few network sysctls, bind a port below 1024, start processes as users without rights; and write
+ * its state directory, nothing else.
  */
 
 export interface UnitOptions {
@@ -38,8 +39,9 @@ TimeoutStartSec=60
 TimeoutStopSec=30
 LimitNOFILE=1048576
 
-# Devices, addresses, routes, nftables, sysctls of the network; the port.
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE
+# Devices, addresses, routes, nftables, sysctls of the network; the port. Then what it takes to start processes as other
+# users without any right, to end them, to give auth the certificates and to read them afterwards.
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_SETPCAP CAP_KILL CAP_CHOWN CAP_DAC_READ_SEARCH
 NoNewPrivileges=yes
 DevicePolicy=closed
 DeviceAllow=/dev/net/tun rw
@@ -60,7 +62,8 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 RemoveIPC=yes
 SystemCallArchitectures=native
-SystemCallFilter=@system-service
+# The second for the cages of its processes.
+SystemCallFilter=@system-service seccomp
 SystemCallErrorNumber=EPERM
 UMask=0077
 

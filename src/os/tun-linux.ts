@@ -68,6 +68,15 @@ GSO_TYPES[VirtioGsoType.udpL4] = GsoType.udpL4;
 const WAKE_PACKETS = 64;
 const WAKE_BYTES = 256 * 1024;
 
+/** A device of the kernel as its descriptor: what a process needs to use a device that another has made. */
+export interface TunDescriptor {
+  readonly fd: number;
+  readonly name: string;
+  readonly mtu: number;
+  readonly superPackets: boolean;
+  readonly uso: boolean;
+}
+
 /**
  * Creates a TUN device and sets its MTU. It has no addresses and is down: configuring it is `HostNetwork`'s work. The kernel
  * removes it with the last descriptor, also when the process is killed.
@@ -75,6 +84,16 @@ const WAKE_BYTES = 256 * 1024;
  * @throws {VpnError} ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_UNSUPPORTED
  */
 export function openTun(options: OpenTunOptions): TunDevice {
+  return tunOf(openTunDescriptor(options));
+}
+
+/** The device of a descriptor, which it takes over. Needs no privilege. @throws {VpnError} ERR_SYSCALL */
+export function tunOf({ fd, name, mtu, superPackets, uso }: TunDescriptor): TunDevice {
+  return new LinuxTun(nativeCalls(), fd, name, mtu, superPackets, uso);
+}
+
+/** As `openTun`; the descriptor is the caller's to close. */
+export function openTunDescriptor(options: OpenTunOptions): TunDescriptor {
   const calls = nativeCalls();
   if (!/^[A-Za-z0-9][A-Za-z0-9_.%-]{0,14}$/.test(options.name)) {
     throw new VpnError(
@@ -88,7 +107,7 @@ export function openTun(options: OpenTunOptions): TunDevice {
     const name = attach(calls, fd, options.name);
     const uso = options.superPackets && enableSuperPackets(calls, fd, options.force?.uso ?? true);
     setMtu(calls, name, options.mtu);
-    return new LinuxTun(calls, fd, name, options.mtu, options.superPackets, uso);
+    return { fd, name, mtu: options.mtu, superPackets: options.superPackets, uso };
   } catch (error) {
     calls.close(fd);
     throw error;

@@ -15,6 +15,9 @@ const SOCK_STREAM = 1;
 const SOCK_SEQPACKET = 5;
 const NONBLOCK_CLOEXEC = 0x800 | 0x80000;
 
+const PATH_BYTES = 108;
+const BACKLOG = 128;
+
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const MSG_DONTWAIT = 0x40;
@@ -163,5 +166,32 @@ export class DescriptorReceiver {
       this.#fd = -1;
     }
     return closed;
+  }
+}
+
+/**
+ * Opens a listening socket at a path, which only the owner may connect to; the caller's to close, and the path to remove.
+ *
+ * @throws {VpnError} ERR_CONFIG_VALUE when the path is too long, ERR_SYSCALL
+ */
+export function listenAtPath(path: string): number {
+  const calls = nativeCalls();
+  const what = `listening at ${path}`;
+  const name = Buffer.from(`${path}\0`);
+  if (name.length > PATH_BYTES) throw new VpnError('ERR_CONFIG_VALUE', `${what}: the path is too long for a socket`);
+  const address = new NativeMemory(2 + name.length);
+  address.view.setUint16(0, AF_UNIX, true);
+  address.bytes.set(name, 2);
+  const fd = checkResult(calls.socket(AF_UNIX, SOCK_STREAM | NONBLOCK_CLOEXEC, 0), what, 'socket');
+  const mask = process.umask(0o177);
+  try {
+    checkResult(calls.bind(fd, address.address, address.bytes.length), what, 'bind');
+    checkResult(calls.listen(fd, BACKLOG), what, 'listen');
+    return fd;
+  } catch (error) {
+    calls.close(fd);
+    throw error;
+  } finally {
+    process.umask(mask);
   }
 }

@@ -71,13 +71,12 @@ export async function openSqlite(
       database.close();
       throw cause;
     }
+    const journal = inMemory ? undefined : new JournalFile(path);
     return {
       name: path,
       hasOneConnection: true,
-      dialect: new Sqlite(new Adapter(database, path), busyTimeoutMs),
-      sync: () => {
-        if (!inMemory) syncJournal(path);
-      },
+      dialect: new Sqlite(new Adapter(database, path, journal), busyTimeoutMs),
+      sync: () => journal?.sync(),
     };
   } catch (cause) {
     throw storeError(cause, path);
@@ -110,22 +109,40 @@ function prepare(database: DatabaseSync, path: string): void {
 /**
  * With `synchronous = normal` a commit survives the end of the process at once, but a loss of power only after the next
  * checkpoint. Until then it is in the journal, which is synced here; SQLite holds no lock on that file that closing it
- * could drop.
+ * could drop. It is opened once and early: later the process may not be allowed to, and the journal stays the same file for as
+ * long as the database is open.
  */
-function syncJournal(path: string): void {
-  let journal: number;
-  try {
-    journal = openSync(`${path}-wal`, 'r');
-  } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return;
-    throw storeError(cause, path);
+class JournalFile {
+  readonly #path: string;
+  #fd: number | undefined;
+
+  constructor(path: string) {
+    this.#path = path;
+    this.#open();
   }
-  try {
-    fsyncSync(journal);
-  } catch (cause) {
-    throw storeError(cause, path);
-  } finally {
-    closeSync(journal);
+
+  sync(): void {
+    this.#open();
+    if (this.#fd === undefined) return;
+    try {
+      fsyncSync(this.#fd);
+    } catch (cause) {
+      throw storeError(cause, this.#path);
+    }
+  }
+
+  close(): void {
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    this.#fd = undefined;
+  }
+
+  #open(): void {
+    if (this.#fd !== undefined) return;
+    try {
+      this.#fd = openSync(`${this.#path}-wal`, 'r');
+    } catch (cause) {
+      if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw storeError(cause, this.#path);
+    }
   }
 }
 
@@ -280,11 +297,13 @@ function isBusy(error: unknown): boolean {
 class Adapter {
   readonly #database: DatabaseSync;
   readonly #path: string;
+  readonly #journal: JournalFile | undefined;
   readonly #statements = new Map<string, Statement>();
 
-  constructor(database: DatabaseSync, path: string) {
+  constructor(database: DatabaseSync, path: string, journal: JournalFile | undefined) {
     this.#database = database;
     this.#path = path;
+    this.#journal = journal;
   }
 
   get isInTransaction(): boolean {
@@ -311,6 +330,7 @@ class Adapter {
 
   close(): void {
     this.#statements.clear();
+    this.#journal?.close();
     this.#database.close();
   }
 }

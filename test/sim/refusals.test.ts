@@ -10,8 +10,8 @@ import type { ErrorCode } from '../../src/base/errors.ts';
 import { DeviceKey } from '../../src/client/device-key.ts';
 import { withoutToken } from '../../src/control/profile.ts';
 import { initGateway } from '../../src/gateway/init.ts';
+import { readGatewayConfig } from '../../src/gateway/layout.ts';
 import { VpnServer } from '../../src/gateway/server.ts';
-import { readGatewayConfig } from '../../src/gateway/state.ts';
 import { FrameType } from '../../src/protocol/frame.ts';
 import { addressOf, exchange, type RawLogin, until, World } from '../support/world.ts';
 

@@ -21,7 +21,7 @@ export interface GatewayFacts {
   /** Address and port that clients connect to. */
   readonly listen: string;
   readonly congestion: string;
-  readonly devices: GatewayStatus['devices'];
+  readonly devices: readonly GatewayStatus['devices'][number][];
 }
 
 /** What only whoever runs the gateway can do. */

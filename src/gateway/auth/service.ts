@@ -20,16 +20,10 @@ import type { ServerCredentials } from '../../transport/tls.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
 import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
 import { checkCertificateStep, type GatewayConfig, RELOADABLE_KEYS } from '../config.ts';
-import {
-  type CredentialFiles,
-  type CredentialKind,
-  Credentials,
-  credentialFiles,
-  type Loaded,
-  readCredentials,
-} from '../credentials.ts';
-import { openPool } from '../init.ts';
+import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
+import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
 import type { AuthPort, DetachedSession, RefusedSource, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
@@ -55,6 +49,8 @@ export interface AuthServiceOptions {
   stateDir: string | undefined;
   /** Reads certificates; default: from the files themselves. */
   files?: CredentialFiles | undefined;
+  /** Another way to the folder of certificates. */
+  certs?: string | undefined;
   /** Has the last word on a login that the steps have accepted. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
   /** Told of sessions as their clients are. */
@@ -113,7 +109,11 @@ export class AuthService {
     const state = undo.use(
       stateDir === undefined
         ? await GatewayState.inMemory(clock, hasher)
-        : await GatewayState.open(stateDir, clock, { hasher, config }),
+        : await GatewayState.open(stateDir, clock, {
+            hasher,
+            config,
+            ...(options.certs === undefined ? {} : { certs: options.certs }),
+          }),
     );
     checkLoginSources(config);
     checkCertificateStep(config);
@@ -278,6 +278,7 @@ export class AuthService {
         endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
         endInsufficient: (user) => auth.endInsufficient(user),
         reloadCertificates: () => credentials.reload(),
+        credentials: () => credentials.loaded.pem,
       },
       () => this.#clock.wallNow(),
     );

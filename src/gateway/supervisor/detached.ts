@@ -4,23 +4,27 @@
  * For a gateway inside another program or a test. It opens the listening socket and nothing else.
  */
 
+import { VpnError } from '../../base/errors.ts';
+import { closeFd } from '../../os/socket.ts';
 import { MemoryTun } from '../../os/tun-memory.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { HostReport } from '../ipc/ports.ts';
 import type { WorkerDevices } from '../worker/worker.ts';
-import { openGatewaySocket, type Supervisor } from './supervisor.ts';
+import { openGatewaySocket } from './host.ts';
+import type { Supervisor } from './supervisor.ts';
 
 export class DetachedSupervisor implements Supervisor {
   readonly devices: WorkerDevices;
   readonly congestion: string;
   readonly port: number;
-  readonly #socket: ReturnType<typeof openGatewaySocket>;
+  #socket: number | undefined;
   readonly #ownsDevices: boolean;
 
   private constructor(devices: WorkerDevices | undefined, config: GatewayConfig) {
-    this.#socket = openGatewaySocket(config);
-    this.congestion = this.#socket.congestion;
-    this.port = this.#socket.port;
+    const { fd, port, congestion } = openGatewaySocket(config, { port: config.port, shared: false });
+    this.#socket = fd;
+    this.congestion = congestion;
+    this.port = port;
     this.#ownsDevices = devices === undefined;
     this.devices = devices ?? { primary: discardingTun(config) };
   }
@@ -31,7 +35,10 @@ export class DetachedSupervisor implements Supervisor {
   }
 
   takeListenSocket(): number {
-    return this.#socket.take();
+    const fd = this.#socket;
+    if (fd === undefined) throw new VpnError('ERR_INVARIANT', 'the listening socket has been taken');
+    this.#socket = undefined;
+    return fd;
   }
 
   async update(): Promise<void> {}
@@ -45,7 +52,8 @@ export class DetachedSupervisor implements Supervisor {
   }
 
   async close(): Promise<void> {
-    this.#socket.close();
+    if (this.#socket !== undefined) closeFd(this.#socket);
+    this.#socket = undefined;
     if (this.#ownsDevices) await this.devices.primary.close();
   }
 }

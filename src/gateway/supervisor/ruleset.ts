@@ -94,15 +94,18 @@ export function gatewayRuleset(input: RulesetInput): string {
   return [...counters(), ...sets(input), ...chains].join('\n');
 }
 
-/** Commands that move an address to a device of the table, or back to where its block says. For `runNft`; idempotent. */
-export function moveHost(deviceIndex: number, address: IpAddress, where: 'here' | 'back'): string {
+/**
+ * Commands about an address that lives elsewhere than its block says: `here`, it lives at this device of the table; `away`,
+ * it lives at another one; `back`, it lives where its block says. For `runNft`; idempotent.
+ */
+export function moveHost(deviceIndex: number, address: IpAddress, where: 'here' | 'away' | 'back'): string {
   const table = `${GATEWAY_TABLE.family} ${GATEWAY_TABLE.name}`;
   const element = `{ ${formatIp(address)} }`;
-  const names = [hostSet(deviceIndex, address.version), movedSet(address.version)];
+  const names = [hostSet(deviceIndex, address.version), ...(where === 'away' ? [] : [movedSet(address.version)])];
   // Deleting what is not there fails; adding what is there does not.
   const add = names.map((name) => `add element ${table} ${name} ${element}\n`);
   const remove = names.map((name) => `delete element ${table} ${name} ${element}\n`);
-  return [...add, ...(where === 'back' ? remove : [])].join('');
+  return [...add, ...(where === 'here' ? [] : remove)].join('');
 }
 
 function check(input: RulesetInput): void {

@@ -1,0 +1,156 @@
+/**
+ * The program of auth's process.
+ *
+ * Hides the order in which it becomes what it is: it opens the store, the keys and the secrets of the configuration while it
+ * may, gives up every right, and only then hears what workers and operators say. What it has open it keeps; of the state
+ * directory it can reach nothing afterwards but the folder of certificates, in which it was started. It ends with the
+ * supervisor.
+ *
+ * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket.
+ */
+
+import { systemClock } from '../../base/clock.ts';
+import { toVpnError, VpnError } from '../../base/errors.ts';
+import { createLogger, type Logger } from '../../base/log.ts';
+import { type GatewayApi, gatewayOperations } from '../../control/operations.ts';
+import { serveControl } from '../../control/socket.ts';
+import { enterCage } from '../../os/cage.ts';
+import { giveUpRights } from '../../os/launcher.ts';
+import { DescriptorReceiver } from '../../os/unix-socket.ts';
+import { IpcChannel } from '../ipc/channel.ts';
+import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
+import { type GatewayFacts, gatewayApi } from './operations.ts';
+import { AuthService } from './service.ts';
+import { SupervisorLink } from './supervisor-link.ts';
+import { WorkerLink } from './worker-link.ts';
+
+const SUPERVISOR_FD = 3;
+const WORKERS_FD = 4;
+const CONTROL_FD = 5;
+
+/** The folder in which it was started, which it may not be able to reach by its name. */
+const CERTS = '/proc/self/cwd';
+
+// Signals of a terminal go to the supervisor too, which knows what to do.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
+
+function fail(error: unknown): never {
+  process.stderr.write(`auth ended: ${toVpnError(error).message}\n`);
+  process.exit(1);
+}
+process.on('uncaughtException', fail);
+
+interface Prepared {
+  service: AuthService;
+  log: Logger;
+  /** What `CERTS` is called by everybody else. */
+  folder: string;
+}
+
+const supervisor = new SupervisorLink(() => channel);
+let prepared: Prepared | undefined;
+let facts: GatewayFacts | undefined;
+let control: AsyncDisposable | undefined;
+
+function running(): Prepared {
+  if (prepared === undefined) throw new VpnError('ERR_NOT_RUNNING', 'auth is not prepared');
+  return prepared;
+}
+
+const channel = new IpcChannel({
+  fd: SUPERVISOR_FD,
+  out: authToSupervisor,
+  in: supervisorToAuth,
+  handlers: {
+    prepare: async ({ config, workers, state, identity }) => {
+      const log = createLogger(config.log);
+      const service = await AuthService.open({
+        config,
+        workers,
+        stateDir: state,
+        files: supervisor,
+        certs: CERTS,
+        clock: systemClock,
+        log,
+      });
+      prepared = { service, log, folder: `${state}/certs` };
+      giveUpRights(identity);
+      enterCage('auth', { log });
+      return {};
+    },
+    begin: async ({ facts: { port, ...given } }) => {
+      const { service } = running();
+      facts = given;
+      await service.begin({ supervisor, port, useCredentials: (what) => supervisor.useCredentials(what) });
+      new DescriptorReceiver(WORKERS_FD, (bytes, fd) => takeWorker(service, bytes[0] ?? 0, fd));
+      return {};
+    },
+    serve: async () => {
+      const { service, log, folder } = running();
+      if (facts === undefined) throw new VpnError('ERR_INVARIANT', 'auth serves before it has begun');
+      service.start();
+      const api = gatewayApi(service, facts, {
+        readConfig: () => supervisor.readConfig(),
+        stop: () => supervisor.stop(),
+        report: () => supervisor.report(),
+      });
+      control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, inTheirWords(api, folder), log);
+      await service.lookAtEnds();
+      for (const warning of await service.warnings({ ends: false })) log.warn(warning, { component: 'server' });
+      return {};
+    },
+    reload: async () => {
+      await running().service.reload(await supervisor.readConfig());
+      return {};
+    },
+    pause: async () => {
+      await prepared?.service.pause();
+      return {};
+    },
+    stop: async () => {
+      await control?.[Symbol.asyncDispose]();
+      await prepared?.service.close();
+      return {};
+    },
+  },
+  limits: LIMITS_FROM_ABOVE,
+  closed: () => process.exit(0),
+});
+
+function takeWorker(service: AuthService, worker: number, fd: number): void {
+  const { log } = running();
+  const link = new WorkerLink(
+    fd,
+    service.gateOf(worker),
+    () => service.sessionsOf(worker),
+    (error) => {
+      if (error !== undefined) {
+        log.error('a worker was cut off', { component: 'auth', worker, code: error.code, reason: error.message });
+        supervisor.replace(worker);
+      }
+      // One that has been replaced meanwhile is not the one that is gone.
+      if (service.workers.get(worker) !== link) return;
+      service.disconnect(worker).catch((cause: unknown) => {
+        log.error('the sessions of a worker could not be put aside', { component: 'auth', worker, error: cause });
+      });
+    },
+  );
+  service.connect(worker, link);
+}
+
+/** The operations, with the folder of certificates by its name in whatever they answer. */
+function inTheirWords(api: GatewayApi, folder: string): GatewayApi {
+  const renamed = (text: string): string => text.replaceAll(CERTS, () => folder);
+  const operations = Object.entries(api).map(([name, operation]) => [
+    name,
+    async (input: never) => {
+      try {
+        return JSON.parse(renamed(JSON.stringify(await operation(input)) ?? 'null')) as unknown;
+      } catch (cause) {
+        const { code, message, details } = toVpnError(cause);
+        throw new VpnError(code, renamed(message), { cause, details });
+      }
+    },
+  ]);
+  return Object.fromEntries(operations) as GatewayApi;
+}

@@ -1,0 +1,398 @@
+/**
+ * Every message between the processes of a gateway, with the shape and the bounds of what is in it.
+ *
+ * Four directions, four contracts. `IpcChannel` checks each message against these on both sides: when it is said, and again
+ * when it is heard. Bytes travel as base64, addresses as text. What is not here cannot be said.
+ */
+
+import { z } from 'zod';
+import { formatIp, type IpAddress, parseIp } from '../../ip/address.ts';
+import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages.ts';
+import { gatewayConfigSchema } from '../config.ts';
+import type { ChannelLimits, Contract } from './channel.ts';
+
+const KIB = 1024;
+
+/** What auth hears from a worker: it parses what strangers say, and may be one of them. */
+export const LIMITS_OF_WORKER: ChannelLimits = {
+  frameBytes: 1024 * KIB,
+  callsInFlight: 4096,
+  // A login is some ten frames, and a core makes a few hundred logins a second.
+  framesPerSecond: 6000,
+  burstFrames: 20_000,
+};
+
+/** What the supervisor hears from a worker: next to nothing. */
+export const LIMITS_OF_WORKER_TO_SUPERVISOR: ChannelLimits = {
+  frameBytes: 16 * KIB,
+  callsInFlight: 4,
+  framesPerSecond: 20,
+  burstFrames: 200,
+};
+
+/** What the supervisor hears from auth. */
+export const LIMITS_OF_AUTH: ChannelLimits = {
+  frameBytes: 64 * KIB,
+  callsInFlight: 20_000,
+  framesPerSecond: 20_000,
+  burstFrames: 50_000,
+};
+
+/** What a process hears from one with more rights than it has itself. */
+export const LIMITS_FROM_ABOVE: ChannelLimits = {
+  frameBytes: 64 * 1024 * KIB,
+  callsInFlight: 100_000,
+  framesPerSecond: 1_000_000,
+  burstFrames: 1_000_000,
+};
+
+const text = (maximum: number) => z.string().max(maximum);
+const count = z.number().min(0).max(Number.MAX_SAFE_INTEGER);
+const instant = z.number().min(0).max(Number.MAX_SAFE_INTEGER);
+const u32 = z.int().min(0).max(0xffff_ffff);
+const seconds = u32;
+const worker = z.int().min(0).max(255);
+const nothing = z.strictObject({});
+
+/** Bytes ↔ base64. */
+function bytes(minimum: number, maximum: number = minimum) {
+  return z.codec(
+    z.base64().max(Math.ceil(maximum / 3) * 4),
+    z.custom<Uint8Array>(
+      (value) => value instanceof Uint8Array && value.length >= minimum && value.length <= maximum,
+      `expected ${minimum} to ${maximum} bytes`,
+    ),
+    { decode: (encoded) => Uint8Array.fromBase64(encoded), encode: (value) => value.toBase64() },
+  );
+}
+
+const ip = z.codec(
+  z.union([z.ipv4(), z.ipv6()]),
+  z.custom<IpAddress>((value) => typeof value === 'object' && value !== null),
+  {
+    decode: (written) => parseIp(written),
+    encode: (address) => formatIp(address),
+  },
+);
+
+const sessionKey = z.string().regex(/^[0-9a-f]{32}$/);
+const sessionId = bytes(16);
+const device = bytes(16);
+const hash = bytes(32);
+const features = z.array(text(32)).max(64).readonly();
+const closeReason = z.enum(CLOSE_REASONS);
+const rejectCode = z.enum(REJECT_CODES);
+const binding = z.string().regex(/^[0-9]{1,16}$/);
+const remote = text(64);
+const user = text(128);
+
+const lease = z.strictObject({ v4: ip.exactOptional(), v6: ip.exactOptional() }).readonly();
+const names = z.array(text(1024)).max(256).readonly();
+
+const certificate = z
+  .strictObject({
+    name: text(1024),
+    serial: text(128),
+    issuer: text(4096),
+    authority: text(128),
+    notAfter: z.number(),
+    names: z.strictObject({ commonNames: names, emails: names, uris: names, upns: names }).readonly(),
+  })
+  .readonly();
+
+const peer = z.strictObject({ binding, remote, serverId: hash, certificate: certificate.exactOptional() }).readonly();
+
+const clientFacts = z.strictObject({ name: text(64), version: text(64), platform: text(64) });
+const algorithm = z.enum(['p256', 'ed25519']);
+const purpose = z.enum(['login', 'enrol']);
+const attempt = z.int().min(1).max(64);
+
+const challengeRequest = z.strictObject({
+  purpose,
+  user: user.exactOptional(),
+  deviceId: device,
+  algorithm,
+  serverName: text(255),
+  client: clientFacts,
+  attempt,
+});
+
+const step = z.strictObject({
+  kind: z.enum(STEP_KINDS),
+  prompt: text(256).exactOptional(),
+  echo: z.boolean().exactOptional(),
+  url: text(1024).exactOptional(),
+  code: text(64).exactOptional(),
+  seconds: z.int().min(1).max(3600).exactOptional(),
+});
+const challenge = z.strictObject({ nonce: hash, steps: z.array(step).max(8).readonly() });
+
+const evidence = z.strictObject({
+  purpose,
+  user: user.exactOptional(),
+  deviceId: device,
+  algorithm,
+  publicKey: bytes(32, 256).exactOptional(),
+  serverName: text(255),
+  client: clientFacts,
+  nonce: hash,
+  signature: bytes(64),
+  signedBytes: bytes(1, 1024),
+  token: bytes(40).exactOptional(),
+  password: text(4096).exactOptional(),
+  totp: text(64).exactOptional(),
+  ask: text(4096).exactOptional(),
+  steps: z.array(z.enum(STEP_KINDS)).max(8).readonly(),
+  attempt,
+});
+
+const addresses = z.strictObject({ address: text(64), gateway: text(64) });
+const clientConfig = z.strictObject({
+  revision: u32,
+  addresses: z.strictObject({ v4: addresses.exactOptional(), v6: addresses.exactOptional() }),
+  routes: z.array(text(64)).max(4096),
+  dns: z.strictObject({ servers: z.array(text(64)).max(64), domains: z.array(text(253)).max(1000) }),
+  mtu: z.int().min(0).max(0xffff),
+  ping: z.strictObject({ intervalSeconds: u32, deadSeconds: u32 }),
+  data: z.strictObject({ mode: z.enum(['inline', 'attached']), channels: z.int().min(0).max(255) }),
+  transports: z.array(text(32)).max(64),
+  pins: z.array(text(64)).max(64),
+});
+
+const times = { absoluteSeconds: seconds, idleSeconds: seconds, graceSeconds: seconds };
+const grant = z
+  .strictObject({
+    key: sessionKey,
+    grant: z.strictObject({ session: sessionId, worker, user, ...times }),
+    user,
+    device: text(64),
+    lease,
+    config: clientConfig,
+  })
+  .readonly();
+
+const verdict = z.union([
+  z.strictObject({ accepted: z.literal(true), session: grant }).readonly(),
+  z.strictObject({ accepted: z.literal(false), code: rejectCode, message: text(512) }).readonly(),
+  z.strictObject({ accepted: z.literal(false), challenge }).readonly(),
+]);
+
+const attachRequest = z
+  .strictObject({
+    message: z.strictObject({
+      session: sessionId,
+      epoch: u32,
+      slot: z.int().min(0).max(255),
+      generation: u32,
+      flags: z.int().min(0).max(255),
+      proof: hash,
+    }),
+    exported: hash,
+  })
+  .readonly();
+const attachVerdict = z.union([
+  z
+    .strictObject({
+      accepted: z.literal(true),
+      key: sessionKey,
+      attached: z.strictObject({ slot: z.int().min(0).max(255), generation: u32, frame: bytes(1, 1024) }),
+    })
+    .readonly(),
+  z.strictObject({ accepted: z.literal(false), code: rejectCode }).readonly(),
+  z.strictObject({ accepted: z.literal(false), movedTo: worker }).readonly(),
+]);
+
+const resumeEvidence = z.strictObject({
+  session: sessionId,
+  epoch: u32,
+  deviceId: device,
+  serverName: text(255),
+  nonce: hash,
+  proof: hash,
+  proofInput: bytes(1, 1024),
+  signature: bytes(64),
+  signedBytes: bytes(1, 1024),
+  serverProofInput: bytes(1, 1024),
+});
+const grantedResume = z
+  .strictObject({
+    key: sessionKey,
+    attempt: z.int().min(0),
+    grant: z.strictObject({ proof: hash, worker, ...times }),
+  })
+  .readonly();
+const resumeVerdict = z.union([
+  z.strictObject({ accepted: z.literal(true), resume: grantedResume, features }).readonly(),
+  z.strictObject({ accepted: z.literal(false), code: rejectCode }).readonly(),
+]);
+const confirmation = z
+  .strictObject({
+    key: sessionKey,
+    attempt: z.int().min(0),
+    doneInput: bytes(1, 1024),
+    payload: bytes(0, 16 * KIB),
+  })
+  .readonly();
+const resumed = z.strictObject({ granted: grant, features, openedAt: instant }).readonly();
+const waiting = z.strictObject({ granted: grant, features, remote, openedAt: instant, detachedMs: instant }).readonly();
+
+const traffic = z.strictObject({
+  receivedBytes: count,
+  receivedPackets: count,
+  sentBytes: count,
+  sentPackets: count,
+});
+
+/** How many waiting sessions one answer holds. */
+export const WAITING_PER_PAGE = 100;
+
+/** What a worker may ask of auth. */
+export const workerToAuth = {
+  challenge: { input: z.strictObject({ request: challengeRequest, peer }), output: challenge },
+  verify: { input: z.strictObject({ evidence, peer }), output: verdict },
+  forget: { input: z.strictObject({ binding }) },
+  establish: { input: z.strictObject({ session: sessionKey, secret: hash, features }), output: nothing },
+  attach: { input: attachRequest, output: attachVerdict },
+  challengeResume: { input: z.strictObject({ peer }), output: z.strictObject({ nonce: hash }) },
+  resume: { input: z.strictObject({ evidence: resumeEvidence, peer }), output: resumeVerdict },
+  proposeResume: { input: z.strictObject({ resume: grantedResume, mix: hash }), output: nothing },
+  confirmResume: { input: z.strictObject({ confirmation, peer }), output: resumed },
+  started: { input: z.strictObject({ session: sessionKey, remote }) },
+  traffic: { input: z.strictObject({ session: sessionKey, traffic }) },
+  detach: { input: z.strictObject({ session: sessionKey, reason: closeReason.exactOptional() }), output: nothing },
+  end: { input: z.strictObject({ session: sessionKey, reason: closeReason }), output: nothing },
+  /** The sessions that wait for their clients at this worker, after the first so many. */
+  waiting: { input: z.strictObject({ after: z.int().min(0) }), output: z.array(waiting).max(WAITING_PER_PAGE) },
+} as const satisfies Contract;
+
+const sessionInfo = z.strictObject({
+  id: text(32),
+  user,
+  device: text(64),
+  addresses: z.array(text(64)).max(2),
+  peer: remote,
+  waiting: z.boolean(),
+  superPackets: z.boolean(),
+  channels: z.int().min(0).max(256),
+  since: z.iso.datetime(),
+  receivedBytes: count,
+  sentBytes: count,
+  roundTripMs: z.number().nullable(),
+});
+const totals = z.record(text(64), z.number()).refine((all) => Object.keys(all).length <= 1024, 'too many');
+
+/** What auth may tell a worker. */
+export const authToWorker = {
+  close: { input: z.strictObject({ session: sessionKey, reason: closeReason }) },
+  configure: { input: z.strictObject({ session: sessionKey, config: clientConfig }) },
+  release: { input: z.strictObject({ session: sessionKey }), output: nothing },
+  refuse: {
+    input: z.strictObject({ sources: z.array(z.strictObject({ source: text(64), until: instant })).readonly() }),
+  },
+  report: {
+    input: nothing,
+    output: z.strictObject({ sessions: count, waiting: count, counters: totals, drops: totals }),
+  },
+  listSessions: { input: z.strictObject({ after: z.int().min(0) }), output: z.array(sessionInfo).max(500) },
+} as const satisfies Contract;
+
+const identity = z.strictObject({ uid: u32, gid: u32 });
+const pem = z.string().max(32 * 1024 * KIB);
+const credentials = z.strictObject({
+  cert: pem,
+  /** Empty for whoever may not see it. */
+  key: pem,
+  ca: z.union([pem, z.undefined()]).optional(),
+  crl: z.union([pem, z.undefined()]).optional(),
+});
+const deviceFacts = z.strictObject({ name: text(15), mtu: z.int(), superPackets: z.boolean(), uso: z.boolean() });
+/** `GatewayConfig`, whose files are absolute. */
+const config = gatewayConfigSchema;
+
+/** What the supervisor tells a worker. */
+export const supervisorToWorker = {
+  /** The first: what it is, and whom it becomes. Answered when it is nobody with any right. */
+  prepare: {
+    input: z.strictObject({
+      worker,
+      config,
+      identity,
+      primary: deviceFacts,
+      plain: deviceFacts,
+      /** The worker that each of the further descriptors leads to. */
+      others: z.array(worker).max(255),
+    }),
+    output: nothing,
+  },
+  /** Everything is in place: clients may connect. */
+  serve: { input: z.strictObject({ credentials }), output: nothing },
+  useCredentials: { input: z.strictObject({ credentials }), output: nothing },
+  /** Nobody new; `reason`: what its clients hear. Answered when all is said. */
+  stop: { input: z.strictObject({ reason: closeReason }), output: nothing },
+} as const satisfies Contract;
+
+/** A worker asks nothing of the supervisor. */
+export const workerToSupervisor = {} as const satisfies Contract;
+
+const facts = z.strictObject({
+  version: text(64),
+  pid: z.int(),
+  since: instant,
+  listen: text(80),
+  port: z.int().min(0).max(65_535),
+  congestion: text(16),
+  devices: z
+    .array(z.strictObject({ name: text(15), superPackets: z.boolean(), udpSegmentation: z.boolean(), mtu: z.int() }))
+    .readonly(),
+});
+
+/** What the supervisor tells auth. */
+export const supervisorToAuth = {
+  /** The first. Answered when everything has been read and it is nobody with any right. */
+  prepare: {
+    input: z.strictObject({ config, workers: z.int().min(1).max(255), state: text(4096), identity }),
+    output: nothing,
+  },
+  /** The host is as it must be. Answered when workers may come. */
+  begin: { input: z.strictObject({ facts }), output: nothing },
+  /** Workers serve clients: the control API is answered from now on. */
+  serve: { input: nothing, output: nothing },
+  /** Read the configuration again. */
+  reload: { input: nothing, output: nothing },
+  /** Nothing more is decided by time; before the workers stop. */
+  pause: { input: nothing, output: nothing },
+  /** After the workers have stopped. Answered when the store is closed. */
+  stop: { input: nothing, output: nothing },
+} as const satisfies Contract;
+
+const kind = z.enum(['all', 'lists']);
+
+/** What auth may ask of the supervisor. No path, no name and no rule is in it. */
+export const authToSupervisor = {
+  place: { input: z.strictObject({ lease, worker, place: z.enum(['primary', 'plain']) }), output: nothing },
+  unplace: { input: z.strictObject({ lease }), output: nothing },
+  report: {
+    input: nothing,
+    output: z.strictObject({ counters: totals, warnings: z.array(text(4096)).max(1024) }),
+  },
+  /** The configuration as it is written now, which is the next one from then on. */
+  readConfig: { input: nothing, output: config },
+  /** Puts routes and services of the next one in force. */
+  apply: { input: nothing, output: nothing },
+  readCredentials: {
+    input: z.strictObject({ what: kind, of: z.enum(['current', 'next']) }),
+    output: z.strictObject({
+      pem: credentials,
+      crlFile: z.union([text(4096), z.undefined()]).optional(),
+      stamp: text(256),
+    }),
+  },
+  /** Changes with the file of the revocation lists. */
+  stampOfLists: { input: nothing, output: z.strictObject({ stamp: text(256) }) },
+  /** Hands what was read last to every worker. */
+  useCredentials: { input: z.strictObject({ what: kind }), output: nothing },
+  /** A worker has broken a rule: another process is to take its place. */
+  replace: { input: z.strictObject({ worker }) },
+  /** Somebody wants the gateway to stop. */
+  stop: { input: nothing },
+} as const satisfies Contract;
