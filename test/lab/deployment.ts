@@ -85,6 +85,8 @@ export interface SessionRow {
 export interface DeploymentOptions {
   /** How many clients, at most 2; default 1. */
   clients?: number;
+  /** How many workers the gateway has; default: as many as the machine has cores. */
+  workers?: number;
   routes?: readonly string[];
   /** Lines for the end of the configuration: keys first, then tables. */
   settings?: string;
@@ -140,11 +142,12 @@ export class Deployment implements AsyncDisposable {
     }
   }
 
-  async #init({ routes = ROUTES, settings = '' }: DeploymentOptions): Promise<void> {
+  async #init({ routes = ROUTES, settings = '', workers }: DeploymentOptions): Promise<void> {
     const names = OUTER.flatMap(({ gateway4, gateway6 }) => [gateway4, gateway6]).join(',');
     const init = ['server', 'init', '--state', this.state, '--name', names, '--listen', `[::]:${PORT}`];
     await this.ok(this.gateway, ...init, '--pool', '10.88.0.0/24,fd88::/64', '--route', routes.join(','));
-    await this.configure((text) => `${text}${settings}`);
+    const first = workers === undefined ? '' : `workers = ${workers}\n`;
+    await this.configure((text) => `${first}${text}${settings}`);
   }
 
   /** Changes the configuration file. */
@@ -206,10 +209,16 @@ export class Deployment implements AsyncDisposable {
     return this.ask<SessionRow[]>('server', 'sessions');
   }
 
-  /** How many bytes a device of the gateway has carried, both ways. */
+  /** How many bytes a kind of device of the gateway has carried, both ways, in all workers; by the name in the first one. */
   async deviceBytes(device: string): Promise<number> {
-    const { rx, tx } = await deviceCounters(this.gateway, device);
-    return rx.bytes + tx.bytes;
+    const { stdout } = await this.gateway.run(['ip', '-j', 'link', 'show', 'type', 'tun']);
+    const [, base, plain] = /^(.*?)(p?)$/.exec(device) ?? [];
+    const ofKind = new RegExp(`^${base}(-[0-9]+)?${plain}$`);
+    const names = (JSON.parse(stdout) as { ifname: string }[]).map(({ ifname }) => ifname);
+    const counters = await Promise.all(
+      names.filter((name) => ofKind.test(name)).map((name) => deviceCounters(this.gateway, name)),
+    );
+    return counters.reduce((sum, { rx, tx }) => sum + rx.bytes + tx.bytes, 0);
   }
 
   /** Removes everything. Returns what was left behind on this machine, as `Rig.close` does. */

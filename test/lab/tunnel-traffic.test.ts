@@ -43,7 +43,8 @@ describe('traffic through a tunnel', labOptions(), () => {
   let device: string;
 
   before(async () => {
-    deployment = await Deployment.open();
+    // One worker, so that addresses and devices are known beforehand.
+    deployment = await Deployment.open({ workers: 1 });
     const [first] = deployment.clients;
     assert.ok(first !== undefined);
     client = first;
