@@ -38,7 +38,7 @@ export class WorkerLink implements WorkerPort {
         await gate.establish(session, secret, features);
         return {};
       },
-      attach: (request) => gate.attach(request),
+      attach: ({ request, peer }) => gate.attach(request, peer),
       challengeResume: async ({ peer }) => ({ nonce: await gate.challengeResume(peer) }),
       resume: ({ evidence, peer }) => gate.resume(evidence, peer),
       proposeResume: async ({ resume, mix }) => {

@@ -155,6 +155,7 @@ const clientConfig = z.strictObject({
   mtu: z.int().min(0).max(0xffff),
   ping: z.strictObject({ intervalSeconds: u32, deadSeconds: u32 }),
   data: z.strictObject({ mode: z.enum(['inline', 'attached']), channels: z.int().min(0).max(255) }),
+  rekeySeconds: u32.exactOptional(),
   transports: z.array(text(32)).max(64),
   pins: z.array(text(64)).max(64),
 });
@@ -213,6 +214,7 @@ const resumeEvidence = z.strictObject({
   signature: bytes(64),
   signedBytes: bytes(1, 1024),
   serverProofInput: bytes(1, 1024),
+  rekey: z.boolean(),
 });
 const grantedResume = z
   .strictObject({
@@ -252,7 +254,7 @@ export const workerToAuth = {
   verify: { input: z.strictObject({ evidence, peer }), output: verdict },
   forget: { input: z.strictObject({ binding }) },
   establish: { input: z.strictObject({ session: sessionKey, secret: hash, features }), output: nothing },
-  attach: { input: attachRequest, output: attachVerdict },
+  attach: { input: z.strictObject({ request: attachRequest, peer }), output: attachVerdict },
   challengeResume: { input: z.strictObject({ peer }), output: z.strictObject({ nonce: hash }) },
   resume: { input: z.strictObject({ evidence: resumeEvidence, peer }), output: resumeVerdict },
   proposeResume: { input: z.strictObject({ resume: grantedResume, mix: hash }), output: nothing },

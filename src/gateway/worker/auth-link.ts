@@ -77,8 +77,8 @@ export class AuthLink implements AuthPort {
     await this.#channel.call('establish', { session, secret, features });
   }
 
-  attach(request: AttachRequest): Promise<AttachVerdict> {
-    return this.#channel.call('attach', request);
+  attach(request: AttachRequest, peer: LoginPeer): Promise<AttachVerdict> {
+    return this.#channel.call('attach', { request, peer });
   }
 
   async challengeResume(peer: LoginPeer): Promise<Uint8Array> {
