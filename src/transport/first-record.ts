@@ -23,10 +23,10 @@ export function neededBytes(start: Uint8Array): number {
 }
 
 /**
- * Calls `ready` once, with every byte that has come back in the socket, unless the socket closes first. The deadline is the
+ * Calls `ready` once, with every byte that has come, which are back in the socket, too, unless the socket closes first. The deadline is the
  * caller's. A client that ends its side before is disconnected.
  */
-export function whenFirstRecord(socket: Socket, ready: () => void): void {
+export function whenFirstRecord(socket: Socket, ready: (start: Buffer) => void): void {
   const chunks: Buffer[] = [];
   let length = 0;
   let needed = HEADER_BYTES;
@@ -40,8 +40,9 @@ export function whenFirstRecord(socket: Socket, ready: () => void): void {
       hasHeader = length >= HEADER_BYTES;
       if (length < needed) continue;
       socket.off('readable', read).off('end', gone);
-      socket.unshift(together(chunks));
-      ready();
+      const start = together(chunks);
+      socket.unshift(start);
+      ready(start);
       return;
     }
   };

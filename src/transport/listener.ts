@@ -99,6 +99,12 @@ export interface ListenerOptions {
   dataQueueBytes?: number;
   /** Shared by the data queues of all connections. */
   queues?: QueueBudget;
+  /**
+   * Gives a connection to another listener, whose `takeOver` goes on with it, if its client asks for that by what it has sent.
+   *
+   * @returns whether it did; then the connection is gone here
+   */
+  handOver?: (raw: Socket, start: Buffer, remote: Endpoint, isCounted: boolean) => boolean;
   /** Takes over a connection whose handshake is complete. */
   onChannel(channel: Channel): void;
   log: Logger;
@@ -112,6 +118,8 @@ export interface ListenerCounters {
   frontDoor: number;
   /** Refused unread: the source had too many connections. */
   refusedSource: number;
+  /** Given to another listener unread. */
+  handedOver: number;
   /** Refused unread: the source is banned. */
   refusedBanned: number;
   /** Ended before their handshake was complete: too many were in flight. */
@@ -140,6 +148,7 @@ export class Listener {
     channels: 0,
     frontDoor: 0,
     refusedSource: 0,
+    handedOver: 0,
     refusedBanned: 0,
     refusedHandshakes: 0,
     failed: {},
@@ -278,6 +287,18 @@ export class Listener {
     else this.#admit(raw, peer, sourceOf(peer.address));
   }
 
+  /**
+   * Goes on with a connection that another listener has accepted.
+   *
+   * @param start what that one has read of it
+   * @param isCounted false for a proxy's own connection
+   */
+  takeOver(raw: Socket, start: Uint8Array, remote: Endpoint, isCounted: boolean): void {
+    raw.on('error', ignore);
+    raw.unshift(start);
+    this.#admit(raw, remote, isCounted ? sourceOf(remote.address) : undefined, true);
+  }
+
   #acceptProxied(raw: Socket, proxy: Endpoint): void {
     const { maxHandshakes = MAX_HANDSHAKES, proxyHeaderTimeoutMs = PROXY_HEADER_TIMEOUT_MS } = this.#options;
     const [oldest] = this.#unnamed;
@@ -301,7 +322,7 @@ export class Listener {
   }
 
   /** Gives a connection to TLS if the limits allow it. */
-  #admit(raw: Socket, remote: Endpoint, source: string | undefined): void {
+  #admit(raw: Socket, remote: Endpoint, source: string | undefined, isHandedOver = false): void {
     if (this.#options.isRefused?.(remote.address) === true) {
       this.counters.refusedBanned += 1;
       this.#refuse(raw, remote, 'banned', 'the source is banned for failed logins');
@@ -337,8 +358,14 @@ export class Listener {
       if (!hasBegun && !connection.isSettled) this.#count(remote, new VpnError('ERR_PEER_GONE', NOTHING_SAID));
       this.#forget(connection);
     });
-    whenFirstRecord(raw, () => {
+    whenFirstRecord(raw, (start) => {
       hasBegun = true;
+      if (!isHandedOver && this.#options.handOver?.(raw, start, remote, source !== undefined) === true) {
+        this.counters.handedOver += 1;
+        this.#settle(connection);
+        raw.destroy();
+        return;
+      }
       connection.serverId = this.#serverId;
       this.#known.set(raw, connection);
       this.#tls.emit('connection', raw);

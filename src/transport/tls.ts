@@ -183,6 +183,13 @@ export function tunnelProtocols(worker?: number): string[] {
   return worker === undefined ? [TUNNEL_ALPN] : [`${TUNNEL_ALPN}+${worker}`, TUNNEL_ALPN];
 }
 
+/** The worker that a protocol names; undefined: none. */
+export function workerOf(protocol: string): number | undefined {
+  const hint = /^customvpn\/1\+([0-9]{1,3})$/.exec(protocol)?.[1];
+  const worker = Number(hint ?? 256);
+  return worker <= 255 ? worker : undefined;
+}
+
 /** Whether a protocol is `customvpn/1`, with or without a worker hint. */
 export function isTunnelProtocol(protocol: string): boolean {
   return /^customvpn\/1(\+\d{1,3})?$/.test(protocol);

@@ -519,7 +519,9 @@ export class Auth {
     if (this.#live.get(key) !== session) return refuse('session_unknown', 'the session was ended meanwhile');
     this.#attempts += 1;
     const attempt = this.#attempts;
-    session.resuming = { attempt, worker, epoch: evidence.epoch, proven, isRekey: evidence.rekey };
+    // What lives at another worker cannot go on here.
+    const isRekey = evidence.rekey && session.worker === worker;
+    session.resuming = { attempt, worker, epoch: evidence.epoch, proven, isRekey };
     const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
     return {
       accepted: true,

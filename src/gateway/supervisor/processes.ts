@@ -75,6 +75,8 @@ export class GatewayProcesses {
   readonly #own: OwnAuthority | undefined;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #workers: (WorkerChild | undefined)[] = [];
+  /** Over which connections are given to each worker: the end that it reads, and the end that all others have. */
+  readonly #handovers: [read: number, write: number][];
   /** When processes have ended by themselves lately, monotonic. */
   readonly #troubles: number[] = [];
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number } | undefined;
@@ -149,6 +151,7 @@ export class GatewayProcesses {
     this.#control = parts.control;
     this.#own = parts.own;
     this.#credentials = parts.credentials;
+    this.#handovers = Array.from({ length: options.workers }, () => socketPair('packets'));
   }
 
   /** Address and port that clients connect to. */
@@ -201,6 +204,7 @@ export class GatewayProcesses {
     await this.#auth?.child.end(END_MS);
     if (this.#auth !== undefined) closeFd(this.#auth.fd);
     this.#auth = undefined;
+    for (const fd of this.#handovers.splice(0).flat()) closeFd(fd);
   }
 
   /** Starts auth and all workers, and meanwhile makes the host ready. */
@@ -261,7 +265,14 @@ export class GatewayProcesses {
       name: `worker ${number}`,
       command: this.#workerCommand(),
       cwd: '/',
-      descriptors: [forWorker, socket, primary.fd, plain.fd],
+      descriptors: [
+        forWorker,
+        socket,
+        primary.fd,
+        plain.fd,
+        this.#handovers[number]?.[0] ?? -1,
+        ...this.#othersOf(number).map((other) => this.#handovers[other]?.[1] ?? -1),
+      ],
       out: supervisorToWorker,
       in: workerToSupervisor,
       handlers: {} as Handlers<typeof workerToSupervisor>,
@@ -294,7 +305,12 @@ export class GatewayProcesses {
     const plain = factsOf(descriptors.plain);
     const identity = this.#identities.worker;
     const { config } = this.#options;
-    await child.whileAlive(child.channel.call('prepare', { worker, config, identity, primary, plain, others: [] }));
+    const others = this.#othersOf(worker);
+    await child.whileAlive(child.channel.call('prepare', { worker, config, identity, primary, plain, others }));
+  }
+
+  #othersOf(worker: number): number[] {
+    return [...this.#handovers.keys()].filter((other) => other !== worker);
   }
 
   /** The worker meets auth, and serves clients. */

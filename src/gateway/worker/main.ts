@@ -5,7 +5,8 @@
  * it was started with, give up every right, and only then hear what comes from the network. It ends with the supervisor, and
  * with auth.
  *
- * Descriptors: 3 supervisor, 4 auth, 5 listening socket, 6 primary device, 7 plain device.
+ * Descriptors: 3 supervisor, 4 auth, 5 listening socket, 6 primary device, 7 plain device, 8 connections that other workers
+ * give, then one way to each other worker.
  */
 
 import { systemClock } from '../../base/clock.ts';
@@ -18,6 +19,7 @@ import { warmUp } from '../../transport/warm-up.ts';
 import { IpcChannel } from '../ipc/channel.ts';
 import { LIMITS_FROM_ABOVE, supervisorToWorker, workerToSupervisor } from '../ipc/messages.ts';
 import { AuthLink } from './auth-link.ts';
+import { Handover } from './handover.ts';
 import { WorkerService } from './service.ts';
 
 const SUPERVISOR_FD = 3;
@@ -25,6 +27,8 @@ const AUTH_FD = 4;
 const LISTEN_FD = 5;
 const PRIMARY_FD = 6;
 const PLAIN_FD = 7;
+const HANDOVER_FD = 8;
+const FIRST_WAY_FD = 9;
 
 /** Some 4,000 packets make the code fast; `npm run bench` shows what they are worth. */
 const WARM_UP = { rounds: 4000, timeMs: 1500 };
@@ -52,14 +56,16 @@ new IpcChannel({
   out: workerToSupervisor,
   in: supervisorToWorker,
   handlers: {
-    prepare: async ({ worker, config, identity, primary, plain }) => {
+    prepare: async ({ worker, config, identity, primary, plain, others }) => {
       const log = createLogger(config.log).child({ worker });
       const devices = {
         primary: tunOf({ fd: PRIMARY_FD, ...primary }),
         plain: tunOf({ fd: PLAIN_FD, ...plain }),
       };
       auth = new AuthLink(AUTH_FD, running, () => process.exit(0));
-      service = new WorkerService({ config, auth, devices, clock: systemClock, log });
+      const ways = new Map(others.map((other, index) => [other, FIRST_WAY_FD + index]));
+      const handover = { ways: new Handover(worker, ways), fd: HANDOVER_FD };
+      service = new WorkerService({ config, auth, devices, handover, clock: systemClock, log });
       await warm;
       giveUpRights(identity);
       enterCage('worker', { log });

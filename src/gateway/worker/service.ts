@@ -28,6 +28,7 @@ import {
   type WorkerReport,
 } from '../ipc/ports.ts';
 import { isWithinAny } from '../networks.ts';
+import type { Handover } from './handover.ts';
 import type { Session } from './session.ts';
 import { Worker, type WorkerDevices } from './worker.ts';
 
@@ -35,6 +36,8 @@ export interface WorkerServiceOptions {
   config: GatewayConfig;
   auth: AuthPort;
   devices: WorkerDevices;
+  /** Ways to the other workers, and the socket over which they give connections. */
+  handover?: { ways: Handover; fd: number } | undefined;
   clock: Clock;
   log: Logger;
 }
@@ -65,7 +68,7 @@ export class WorkerService implements WorkerPort {
    * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_SYSCALL
    */
   async start(fd: number, credentials: ServerCredentials): Promise<void> {
-    const { config, log, clock } = this.#options;
+    const { config, log, clock, handover } = this.#options;
     this.#listener = await Listener.open({
       fd,
       credentials,
@@ -83,10 +86,12 @@ export class WorkerService implements WorkerPort {
         : { camouflage: { path: config.camouflage, only: config.camouflageOnly } }),
       dataQueueBytes: config.data.queueBytes,
       queues: this.#worker.queues,
+      ...(handover === undefined ? {} : { handOver: (...connection) => handover.ways.give(...connection) }),
       onChannel: (channel) => this.#worker.accept(channel),
       log,
       clock,
     });
+    handover?.ways.receive(handover.fd, this.#listener);
     this.#worker.start();
   }
 
