@@ -331,6 +331,8 @@ class Adapter {
   close(): void {
     this.#statements.clear();
     this.#journal?.close();
+    // SQLite does it, too, unless it cannot find the file by its name any more.
+    if (this.#journal !== undefined) this.#database.exec('pragma wal_checkpoint(truncate)');
     this.#database.close();
   }
 }

@@ -3,6 +3,7 @@
  *
  *   node traffic-peer.ts serve PORT [ADDRESS]             answers on TCP and UDP, prints `ready`; runs until it is ended
  *   node traffic-peer.ts tcp ADDRESS PORT BYTES           sends, has it back, prints JSON with both hashes
+ *   node traffic-peer.ts stream ADDRESS PORT SECONDS      the same for so long; also the longest time without a byte
  *   node traffic-peer.ts udp ADDRESS PORT COUNT SIZE      the same in datagrams, one after the other
  *   node traffic-peer.ts udp-burst ADDRESS PORT COUNT SIZE   COUNT datagrams in one call with UDP_SEGMENT
  *   node traffic-peer.ts talk ADDRESS PORT                one connection: sends its input, prints `ready` and what comes back
@@ -74,6 +75,41 @@ async function tcp(address: string, port: number, bytes: number): Promise<{ sent
     sent: { bytes, sha256: sent.digest('hex') },
     returned: { bytes: received, sha256: returned.digest('hex') },
   };
+}
+
+/** Sends and has back for a while, whatever happens on the way. */
+async function stream(
+  address: string,
+  port: number,
+  seconds: number,
+): Promise<Content & { gapMs: number; same: boolean }> {
+  const socket = connect({ host: address, port, allowHalfOpen: true });
+  await once(socket, 'connect');
+  const sent = createHash('sha256');
+  const returned = createHash('sha256');
+  const until = performance.now() + seconds * 1000;
+  let last = performance.now();
+  let gapMs = 0;
+  let bytes = 0;
+  socket.on('data', (chunk) => {
+    const now = performance.now();
+    gapMs = Math.max(gapMs, now - last);
+    last = now;
+    returned.update(chunk);
+    bytes += chunk.length;
+  });
+  const ended = once(socket, 'end');
+  const block = Buffer.alloc(16_384, 'traffic');
+  while (performance.now() < until) {
+    sent.update(block);
+    await new Promise<void>((resolve, reject) => socket.write(block, (error) => (error ? reject(error) : resolve())));
+    // Far from what the way can carry: it is a matter of gaps.
+    await delay(2);
+  }
+  socket.end();
+  await ended;
+  const sha256 = returned.digest('hex');
+  return { bytes, sha256, gapMs: Math.round(gapMs), same: sent.digest('hex') === sha256 };
 }
 
 interface Datagrams {
@@ -191,6 +227,8 @@ async function main([verb, first = '', ...rest]: readonly string[]): Promise<unk
       return void serve(Number(first), rest[0] ?? '::');
     case 'tcp':
       return await tcp(first, port, count);
+    case 'stream':
+      return await stream(first, port, count);
     case 'udp':
       return await udp(first, port, count, size);
     case 'udp-burst':
@@ -201,7 +239,7 @@ async function main([verb, first = '', ...rest]: readonly string[]): Promise<unk
       return await reach(first, port);
     default:
       process.exitCode = 64;
-      return { usage: 'serve | tcp | udp | udp-burst | talk | reach; see the top of this file' };
+      return { usage: 'serve | tcp | stream | udp | udp-burst | talk | reach; see the top of this file' };
   }
 }
 

@@ -51,6 +51,7 @@ const supervisor = new SupervisorLink(() => channel);
 let prepared: Prepared | undefined;
 let facts: GatewayFacts | undefined;
 let control: AsyncDisposable | undefined;
+let isStopping = false;
 
 function running(): Prepared {
   if (prepared === undefined) throw new VpnError('ERR_NOT_RUNNING', 'auth is not prepared');
@@ -108,6 +109,7 @@ const channel = new IpcChannel({
       return {};
     },
     stop: async () => {
+      isStopping = true;
       await control?.[Symbol.asyncDispose]();
       await prepared?.service.close();
       return {};
@@ -128,8 +130,8 @@ function takeWorker(service: AuthService, worker: number, fd: number): void {
         log.error('a worker was cut off', { component: 'auth', worker, code: error.code, reason: error.message });
         supervisor.replace(worker);
       }
-      // One that has been replaced meanwhile is not the one that is gone.
-      if (service.workers.get(worker) !== link) return;
+      // One that has been replaced meanwhile is not the one that is gone. In the end all go, and have said all they had to say.
+      if (isStopping || service.workers.get(worker) !== link) return;
       service.disconnect(worker).catch((cause: unknown) => {
         log.error('the sessions of a worker could not be put aside', { component: 'auth', worker, error: cause });
       });

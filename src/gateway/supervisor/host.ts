@@ -201,6 +201,13 @@ export class GatewayHost implements SupervisorPort {
     });
   }
 
+  /** All addresses go where their share says again. @throws {VpnError} ERR_HOST_APPLY */
+  unplaceAll(): Promise<void> {
+    return this.#change(async () => {
+      for (const { address } of [...this.#placed.values()]) await this.#takeHome(address);
+    });
+  }
+
   #change(change: () => Promise<void>): Promise<void> {
     const done = this.#changes.then(change);
     this.#changes = done.catch(() => {});

@@ -256,14 +256,15 @@ export class GatewayProcesses {
   /** The ends of a worker's channel to auth, until both have theirs. */
   readonly #authEnds = new Map<WorkerChild, number>();
 
-  #spawnWorker(number: number): WorkerChild {
+  /** @param isCold it is waited for, and does not run its code first */
+  #spawnWorker(number: number, isCold = false): WorkerChild {
     const descriptors = this.#host.workers[number];
     if (descriptors === undefined) throw new VpnError('ERR_INVARIANT', `there is no worker ${number}`);
     const { socket, primary, plain } = descriptors;
     const [forWorker, forAuth] = socketPair('stream');
     const child: WorkerChild = new Child({
       name: `worker ${number}`,
-      command: this.#workerCommand(),
+      command: this.#workerCommand(isCold ? ['--cold'] : []),
       cwd: '/',
       descriptors: [
         forWorker,
@@ -286,10 +287,11 @@ export class GatewayProcesses {
     return child;
   }
 
-  #workerCommand(): LaunchCommand {
-    const program = programOf('worker');
+  #workerCommand(flags: readonly string[]): LaunchCommand {
+    const [file, ...words] = programOf('worker');
+    const program: [string, ...string[]] = [file, ...words, ...flags];
     try {
-      return this.#launcher.command(this.#identities.worker, program, program.slice(-1));
+      return this.#launcher.command(this.#identities.worker, program, words.slice(-1));
     } catch (error) {
       // It can load its program as root, and become that user afterwards.
       this.#log.debug('workers change their user themselves', { reason: toVpnError(error).message });
@@ -334,7 +336,7 @@ export class GatewayProcesses {
     if (this.#stopping !== undefined || this.#auth === undefined) return;
     this.#log.error('a worker has ended; another takes its place', { worker, why });
     this.#afterTrouble(async () => {
-      const next = this.#spawnWorker(worker);
+      const next = this.#spawnWorker(worker, true);
       await this.#prepare(next, worker);
       await this.#join(next, worker);
       this.#log.info('a worker has been replaced', { worker, pid: next.pid });
@@ -349,7 +351,8 @@ export class GatewayProcesses {
     this.#log.error('auth has ended; all processes start again', { why });
     this.#afterTrouble(async () => {
       await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
-      await this.#startAll(async () => {});
+      // The next auth places what it takes up; it knows nothing of where the last one had it.
+      await this.#startAll(() => this.#host.unplaceAll());
       this.#log.info('all processes have been started again');
     });
   }

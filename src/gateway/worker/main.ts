@@ -36,7 +36,8 @@ const WARM_UP = { rounds: 4000, timeMs: 1500 };
 // Signals of a terminal go to the supervisor too, which knows what to do.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => {});
 
-const warm = warmUp(WARM_UP).catch(() => 0);
+// Clients of a worker that takes another's place wait for it: slow at first is better than late.
+const warm = process.argv.includes('--cold') ? Promise.resolve(0) : warmUp(WARM_UP).catch(() => 0);
 let service: WorkerService | undefined;
 let auth: AuthLink | undefined;
 

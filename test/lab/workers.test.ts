@@ -1,0 +1,162 @@
+/**
+ * A gateway of several processes: who they are and what they cannot do, sessions that move between workers, and what is left
+ * of a tunnel when one of them is killed.
+ */
+
+import assert from 'node:assert/strict';
+import { readdir, readFile } from 'node:fs/promises';
+import { after, before, describe, test } from 'node:test';
+import { BEHIND, type Client, Deployment, labOptions, peer, startPeer } from './deployment.ts';
+import { until } from './process.ts';
+
+interface GatewayProcess {
+  readonly pid: number;
+  readonly part: string;
+}
+
+/** The children of a gateway's supervisor, in the order in which they were started. */
+async function childrenOf(pid: number): Promise<GatewayProcess[]> {
+  const text = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8');
+  const found: GatewayProcess[] = [];
+  for (const child of text.trim().split(' ').map(Number)) {
+    const command = await readFile(`/proc/${child}/cmdline`, 'utf8').catch(() => '');
+    const part = /gateway\/(auth|worker)\/main/.exec(command)?.[1];
+    if (part !== undefined) found.push({ pid: child, part });
+  }
+  return found;
+}
+
+/** A field of the status of every thread of a process, each value once. */
+async function statusOf(pid: number, field: string): Promise<string[]> {
+  const tasks = await readdir(`/proc/${pid}/task`);
+  const texts = await Promise.all(tasks.map((task) => readFile(`/proc/${pid}/task/${task}/status`, 'utf8')));
+  return [...new Set(texts.map((text) => new RegExp(`^${field}:[ \\t]*(.*)$`, 'm').exec(text)?.[1]?.trim() ?? ''))];
+}
+
+describe('a gateway of several processes', labOptions(), () => {
+  let deployment: Deployment;
+  let first: Client;
+  let second: Client;
+
+  const workers = async () => (await childrenOf(deployment.server.pid)).filter(({ part }) => part === 'worker');
+  /** The process of the worker that owns a client's session: the one whose device its address is routed to. */
+  const ownerOf = async (client: Client): Promise<GatewayProcess> => {
+    const [address = ''] = (await client.status()).addresses;
+    const { stdout } = await deployment.gateway.run(['ip', '-j', 'route', 'get', address]);
+    const [{ dev = '' } = {}] = JSON.parse(stdout) as { dev?: string }[];
+    const number = Number(/^cvpn0(?:-(\d+))?p?$/.exec(dev)?.[1] ?? 0);
+    const owner = (await workers())[number];
+    assert.ok(owner, `no worker has ${dev}`);
+    return owner;
+  };
+
+  before(async () => {
+    deployment = await Deployment.open({ clients: 2, workers: 2 });
+    const [one, two] = deployment.clients;
+    assert.ok(one && two);
+    first = one;
+    second = two;
+    await deployment.run();
+    await deployment.enrol(first);
+    await deployment.enrol(second);
+  });
+  after(() => deployment?.[Symbol.asyncDispose]());
+
+  test('auth and workers are users of their own, without a capability or the way to one, on every thread', async () => {
+    const children = await childrenOf(deployment.server.pid);
+    assert.deepEqual(children.map(({ part }) => part).sort(), ['auth', 'worker', 'worker']);
+    for (const { pid, part } of children) {
+      const uid = part === 'auth' ? 60_978 : 60_979;
+      assert.deepEqual(await statusOf(pid, 'Uid'), [Array(4).fill(uid).join('\t')], part);
+      assert.deepEqual(await statusOf(pid, 'Gid'), [Array(4).fill(uid).join('\t')], part);
+      assert.deepEqual(await statusOf(pid, 'Groups'), [''], part);
+      for (const set of ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']) {
+        assert.deepEqual(await statusOf(pid, set), ['0000000000000000'], `${part} ${set}`);
+      }
+      assert.deepEqual(await statusOf(pid, 'NoNewPrivs'), ['1'], part);
+      assert.deepEqual(await statusOf(pid, 'Seccomp'), ['2'], part);
+      if (part === 'worker') assert.deepEqual(await statusOf(pid, 'CapBnd'), ['0000000000000000']);
+    }
+  });
+
+  test('data connections reach the worker that owns the session, whoever accepts them', async () => {
+    await first.up();
+    await second.up();
+    for (const client of [first, second]) {
+      await client.statusWhen('its data connections', ({ channels }) => channels > 0);
+      assert.ok(await client.reaches(BEHIND.host4));
+      assert.ok(await client.reaches(BEHIND.host6));
+    }
+    // Each of several clients has several connections: it would be a wonder if none had come to the wrong worker.
+    await until('a connection to be handed over', async () => {
+      await second.down();
+      await second.up();
+      await second.statusWhen('its data connections', ({ channels }) => channels > 0);
+      return ((await deployment.status).counters.handedOver ?? 0) > 0;
+    });
+  });
+
+  test('a worker is killed under a download: its client is back at once, with its addresses and the download alive', async (t) => {
+    const server = await startPeer(deployment.behind, 'serve', '7001');
+    const before = await first.status();
+    const other = await second.status();
+    const download = peer<{ bytes: number; gapMs: number; same: boolean }>(
+      first.namespace,
+      'stream',
+      BEHIND.host4,
+      '7001',
+      '10',
+    );
+    await until('the download to run', async () => (await first.status()).receivedBytes > before.receivedBytes + 1e6);
+    const victim = await ownerOf(first);
+    process.kill(victim.pid, 'SIGKILL');
+    const { bytes, gapMs, same } = await download;
+    const now = await first.statusWhen('the client to be back', ({ state }) => state === 'connected');
+    t.diagnostic(`${bytes} bytes, at most ${gapMs} ms without one`);
+    assert.ok(same, 'what came back is what was sent');
+    assert.deepEqual(now.addresses, before.addresses);
+    assert.equal(now.pid, before.pid);
+    await until('another worker in its place', async () => {
+      const all = await workers();
+      return all.length === 2 && all.every(({ pid }) => pid !== victim.pid);
+    });
+    if ((await ownerOf(second)).pid !== victim.pid && other.reconnects === (await second.status()).reconnects) {
+      assert.ok(await second.reaches(BEHIND.host4), 'the other client');
+    }
+    await server.stop();
+  });
+
+  test('auth is killed: everybody is back with sessions and addresses', async () => {
+    const before = [await first.status(), await second.status()];
+    const auth = (await childrenOf(deployment.server.pid)).find(({ part }) => part === 'auth');
+    assert.ok(auth);
+    process.kill(auth.pid, 'SIGKILL');
+    await until('all processes anew', async () => {
+      const children = await childrenOf(deployment.server.pid);
+      return children.length === 3 && children.every(({ pid }) => pid !== auth.pid);
+    });
+    for (const [index, client] of [first, second].entries()) {
+      const now = await client.statusWhen(
+        'the client to be back',
+        ({ state, reconnects }) => state === 'connected' && reconnects > (before[index]?.reconnects ?? 0),
+        60_000,
+      );
+      assert.deepEqual(now.addresses, before[index]?.addresses);
+      await until('the way through', () => client.reaches(BEHIND.host4));
+    }
+  });
+
+  test('it stops, and no process, device or file of a run is left', async () => {
+    const children = await childrenOf(deployment.server.pid);
+    assert.equal(await deployment.stop(), 0);
+    for (const { pid, part } of children) await assert.rejects(readFile(`/proc/${pid}/status`), part);
+    const links = (await deployment.gateway.run(['ip', '-o', 'link'])).stdout;
+    assert.doesNotMatch(links, /cvpn/);
+    assert.deepEqual(await readdir(`${deployment.state}/run`), []);
+    const files = await readdir(deployment.state);
+    assert.deepEqual(
+      files.filter((name) => /-(wal|shm)$/.test(name)),
+      [],
+    );
+  });
+});
