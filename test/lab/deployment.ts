@@ -52,8 +52,6 @@ export interface ClientStatus {
   refused: { item: string; why: string }[];
   tls: { protocol: string; cipher: string; group: string } | null;
   superPackets: boolean;
-  /** Data connections. */
-  channels: number;
   sentBytes: number;
   receivedBytes: number;
   channels: number;
