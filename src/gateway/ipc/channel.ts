@@ -19,11 +19,11 @@ export interface MessageKind {
 /** Every message that one end may send. */
 export type Contract = Readonly<Record<string, MessageKind>>;
 
-type Answer<K extends MessageKind> = K['output'] extends z.ZodType ? Promise<z.output<K['output']>> : void;
-
 /** What one end does with what the other says. */
 export type Handlers<C extends Contract> = {
-  readonly [N in keyof C]: (input: z.output<C[N]['input']>) => Answer<C[N]>;
+  readonly [N in keyof C]: C[N]['output'] extends z.ZodType
+    ? (input: z.output<C[N]['input']>) => Promise<z.output<C[N]['output']>>
+    : (input: z.output<C[N]['input']>) => void;
 };
 
 /** What an end is ready for. */
