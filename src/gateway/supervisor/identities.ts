@@ -9,8 +9,8 @@ import { VpnError } from '../../base/errors.ts';
 import type { Identity } from '../../os/launcher.ts';
 import type { GatewayConfig } from '../config.ts';
 
-export const AUTH_USER = 'customvpn-auth';
-export const WORKER_USER = 'customvpn-worker';
+const AUTH_USER = 'customvpn-auth';
+const WORKER_USER = 'customvpn-worker';
 /** In the range 60578 to 61183, which systemd leaves unused (systemd.io/UIDS-GIDS) and Debian hands out to nobody. */
 const FALLBACK: Readonly<Record<string, number>> = { [AUTH_USER]: 60_978, [WORKER_USER]: 60_979 };
 const NUMERIC = /^[1-9][0-9]{0,9}$/;
