@@ -18,6 +18,8 @@ export class KillSwitch {
   readonly #table: TableName;
   readonly #log: Logger;
   #rules = '';
+  /** What is done is done one after the other. */
+  #last: Promise<unknown> = Promise.resolve();
 
   /** @param profileId the profile's, 32 hexadecimal digits */
   constructor(profileId: string, log: Logger) {
@@ -26,20 +28,35 @@ export class KillSwitch {
   }
 
   /** Closes it, or changes what stays open; nothing if that is so already. @throws {VpnError} as `replaceTable` */
-  async close(open: readonly Prefix[]): Promise<void> {
+  close(open: readonly Prefix[]): Promise<void> {
     const rules = killSwitchRules({ mark: OWN_MARK, open });
-    if (rules === this.#rules && (await this.isClosed())) return;
-    await replaceTable(this.#table, rules);
-    if (this.#rules === '') this.#log.info('closed: nothing leaves this machine outside the tunnel');
-    this.#rules = rules;
+    return this.#enqueue(async () => {
+      if (rules === this.#rules && (await this.isClosed())) return;
+      await replaceTable(this.#table, rules);
+      if (this.#rules === '') this.#log.info('closed: nothing leaves this machine outside the tunnel');
+      this.#rules = rules;
+    });
+  }
+
+  /** Closes it again where another program has removed it, such as a packet filter that begins by flushing all tables. */
+  keepClosed(): Promise<void> {
+    return this.#enqueue(async () => {
+      if (this.#rules === '' || (await this.isClosed())) return;
+      await replaceTable(this.#table, this.#rules);
+      this.#log.warn(
+        'closed again: another program had removed it, and for some seconds nothing has stopped what leaves',
+      );
+    });
   }
 
   /** Idempotent. @throws {VpnError} as `replaceTable` */
-  async open(): Promise<void> {
-    if (!(await this.isClosed())) return;
-    await deleteTable(this.#table);
-    this.#rules = '';
-    this.#log.info('open');
+  open(): Promise<void> {
+    return this.#enqueue(async () => {
+      this.#rules = '';
+      if (!(await this.isClosed())) return;
+      await deleteTable(this.#table);
+      this.#log.info('open');
+    });
   }
 
   /** As the kernel has it, whoever closed it. @throws {VpnError} as `replaceTable` */
@@ -65,5 +82,11 @@ export class KillSwitch {
   /** Ends that before its time. */
   async closePortal(): Promise<void> {
     await runNft(`flush set ${this.#table.family} ${this.#table.name} ${PORTAL_SET}\n`);
+  }
+
+  #enqueue(action: () => Promise<void>): Promise<void> {
+    const result = this.#last.then(action);
+    this.#last = result.catch(() => {});
+    return result;
   }
 }

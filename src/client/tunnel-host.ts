@@ -46,6 +46,9 @@ export interface TunnelHostOptions {
   log: Logger;
 }
 
+/** How often is looked whether another program has opened the kill switch. */
+const GUARD_MS = 5_000;
+
 const OUR_DEVICE = /^cvpn\d+$/;
 
 export class TunnelHost implements ClientHost {
@@ -61,6 +64,7 @@ export class TunnelHost implements ClientHost {
   /** Whether a start that comes to nothing opens it again. */
   #isOpenedOnFailure = false;
   #hasApplied = false;
+  #guard: NodeJS.Timeout | undefined;
   /** Ends a portal's time. */
   #portal: NodeJS.Timeout | undefined;
   #config: AcceptedConfig | undefined;
@@ -121,6 +125,7 @@ export class TunnelHost implements ClientHost {
       this.#log.warn('the kill switch is closed from before, and stays closed until down');
     this.#isClosed ||= wasClosed;
     if (this.#isClosed) await killSwitch.close(await this.#openNetworks());
+    this.#guard = setInterval(() => void this.#keepClosed(), GUARD_MS).unref();
     this.#host = await HostNetwork.open({ journalPath, log });
     this.#names = await NameService.open({ journalPath: namesPath, log });
     this.#tun = openTun({ name: DEVICE_NAME, superPackets, mtu: MIN_TUNNEL_MTU });
@@ -206,7 +211,16 @@ export class TunnelHost implements ClientHost {
     await this.#options.killSwitch.open();
   }
 
+  async #keepClosed(): Promise<void> {
+    try {
+      if (this.#isClosed) await this.#options.killSwitch.keepClosed();
+    } catch (error) {
+      this.#log.error('the kill switch could not be looked at', { error });
+    }
+  }
+
   async #closeDevice(): Promise<void> {
+    clearInterval(this.#guard);
     try {
       await this.#host?.revert();
     } finally {

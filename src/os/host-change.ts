@@ -126,7 +126,11 @@ export async function planChange(change: HostChange, links: ReadonlyMap<string, 
     case 'rule': {
       const { family } = change;
       const args = ruleWords(change);
-      return [{ undo: { op: 'rule', family, args }, run: () => changeRule(family, 'add', args) }];
+      const undo: Undo = { op: 'rule', family, args };
+      // A batch of `ip` speaks of IPv4 where no address says otherwise.
+      return [
+        family === 4 ? { undo, ip: [['rule', 'add', ...args]] } : { undo, run: () => changeRule(6, 'add', args) },
+      ];
     }
     case 'nft': {
       const { table, body } = change;

@@ -5,12 +5,14 @@
  * with the link; else, or where programs do not read what it writes, the resolver's file.
  */
 
+import { existsSync } from 'node:fs';
 import { readFile, readlink } from 'node:fs/promises';
 import type { Logger } from '../base/log.ts';
 import { hasProgram, runCommand } from './command.ts';
 import { ResolvConf, serversIn } from './resolv-conf.ts';
 
-const RESOLVED_UPLINKS = '/run/systemd/resolve/resolv.conf';
+const RESOLVED_FOLDER = '/run/systemd/resolve';
+const RESOLVED_UPLINKS = `${RESOLVED_FOLDER}/resolv.conf`;
 const RESOLVED_STUB = '127.0.0.53';
 const HAS_RESOLVED = [
   ...['--system', '--no-pager', 'call', 'org.freedesktop.DBus', '/org/freedesktop/DBus', 'org.freedesktop.DBus'],
@@ -108,6 +110,7 @@ export class NameService {
 }
 
 async function hasResolved(): Promise<boolean> {
+  if (!existsSync(RESOLVED_FOLDER)) return false;
   if (!(await hasProgram('busctl')) || !(await hasProgram('resolvectl'))) return false;
   const answer = await runCommand('busctl', HAS_RESOLVED).catch(() => '');
   return answer.trim() === 'b true';

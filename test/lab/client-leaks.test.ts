@@ -151,6 +151,26 @@ describe('nothing leaks from a full tunnel with the kill switch', labOptions(TOO
     assert.deepEqual(JSON.parse(look.stdout), { closed: false });
   });
 
+  test('a packet filter that flushes all tables does not open it for long', async () => {
+    await lab.up('--kill-switch');
+    await lab.client.run(['nft', 'flush', 'ruleset']);
+    const { stdout: none } = await lab.client.run(['nft', 'list', 'tables']);
+    assert.equal(none, '');
+    await until(
+      'it to be closed again',
+      async () => (await lab.client.run(['nft', 'list', 'tables'])).stdout.includes('customvpn_closed_'),
+      { timeoutMs: 30_000 },
+    );
+    await using _user = await lab.userTraffic();
+    await using watch = await lab.watch();
+    process.kill((await lab.status()).pid, 'SIGKILL');
+    await until('its device to be gone', async () => !(await lab.ip('link')).stdout.includes('cvpn0'));
+    await assertTight(watch);
+    assert.match(await lab.log(), /closed again/);
+    await lab.down();
+    await watch.someOffender();
+  });
+
   test('a start that comes to nothing opens it again, unless it was closed before', async () => {
     lab.server.signal('SIGKILL');
     await lab.server.exited;
