@@ -85,7 +85,7 @@ export class Watch implements AsyncDisposable {
     await until('the watch to have seen everything', () => marks() > before);
     return this.#dump.output
       .split('\n')
-      .filter((line) => / IP6? /.test(line) && !line.includes(`.${MARK_PORT}: `) && !OWN_QUESTION.test(line));
+      .filter((line) => / (IP6?|ARP,) /.test(line) && !line.includes(`.${MARK_PORT}: `) && !OWN_QUESTION.test(line));
   }
 
   /** Waits until something has left: that the watch sees and the traffic flows. */
