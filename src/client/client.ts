@@ -7,6 +7,7 @@
 
 import { isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { TLSSocket } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type Logger, type Secret, silentLogger } from '../base/log.ts';
@@ -18,10 +19,11 @@ import { Backoff } from '../protocol/backoff.ts';
 import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import type { AcceptMessage, CloseReason } from '../protocol/messages.ts';
+import type { ProxyBinding } from '../protocol/proxy-binding.ts';
 import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
 import type { Channel, ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
-import { type DialOptions, dial } from '../transport/dial.ts';
+import { type DialOptions, dial, dialHttp2 } from '../transport/dial.ts';
 import type { ChooseProxy } from '../transport/outbound-proxy.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
@@ -255,6 +257,18 @@ export class VpnClient {
     return await this.#session.echo(payload);
   }
 
+  /**
+   * Opens a connection for HTTP/2, and says what binds it to the present session.
+   *
+   * @throws {VpnError} ERR_PEER_GONE while there is no session; as `dial`
+   */
+  async dialProxy(): Promise<{ socket: TLSSocket; binding: ProxyBinding }> {
+    const session = this.#session;
+    if (session === undefined) throw new VpnError('ERR_PEER_GONE', 'the client is not connected');
+    const options = { ...(await this.#dialOptions()), signal: this.#abort.signal };
+    return { socket: await dialHttp2(options), binding: session.binding };
+  }
+
   get snapshot(): ClientSnapshot {
     const session = this.#session;
     const counters = this.#link?.counters;
@@ -408,35 +422,16 @@ export class VpnClient {
   async #open(): Promise<ClientSession> {
     const options = this.#options;
     const ticket = this.#ticket;
-    const [firstHost = ''] = typeof options.serverHost === 'string' ? [options.serverHost] : options.serverHost;
-    const serverName = options.serverName ?? firstHost;
+    const serverName = this.#serverName;
     const serverVerified = options.verifyServer !== false;
     const token = serverVerified ? this.#token : undefined;
-    const pins = options.pins ?? [];
-    const files = await loadClientCredentials(options);
-    const credentials = { ...files, ca: options.ca ?? files.ca };
+    const dialOptions = await this.#dialOptions();
     const attempt = new AbortController();
     this.#attempt = attempt;
     const session = await ClientSession.open({
       dial: (worker) =>
-        this.#dial(
-          {
-            ...(worker === undefined ? {} : { worker }),
-            queues: this.#queues,
-            ...credentials,
-            host: options.serverHost,
-            port: options.serverPort ?? 443,
-            serverName,
-            pins: pins.length === 0 ? [] : [...pins, ...this.#pushedPins],
-            verifyServer: serverVerified,
-            ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
-            ...(options.proxy === undefined ? {} : { proxy: options.proxy }),
-            ...(options.camouflage === undefined ? {} : { camouflage: options.camouflage }),
-            ...(options.mark === undefined ? {} : { mark: options.mark }),
-            log: this.#log,
-          },
-          attempt,
-        ),
+        // The server may have announced other keys by then.
+        this.#dial({ ...dialOptions, pins: this.#pins, ...(worker === undefined ? {} : { worker }) }, attempt),
       device: this.#device,
       token,
       user: options.user,
@@ -484,6 +479,36 @@ export class VpnClient {
       await options.onEnrolled?.();
     }
     return session;
+  }
+
+  get #serverName(): string {
+    const { serverHost, serverName } = this.#options;
+    return serverName ?? (typeof serverHost === 'string' ? serverHost : (serverHost[0] ?? ''));
+  }
+
+  get #pins(): readonly string[] {
+    const { pins = [] } = this.#options;
+    return pins.length === 0 ? [] : [...pins, ...this.#pushedPins];
+  }
+
+  async #dialOptions(): Promise<Omit<DialOptions, 'signal'>> {
+    const options = this.#options;
+    const files = await loadClientCredentials(options);
+    return {
+      queues: this.#queues,
+      ...files,
+      ca: options.ca ?? files.ca,
+      host: options.serverHost,
+      port: options.serverPort ?? 443,
+      serverName: this.#serverName,
+      pins: this.#pins,
+      verifyServer: options.verifyServer !== false,
+      ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
+      ...(options.proxy === undefined ? {} : { proxy: options.proxy }),
+      ...(options.camouflage === undefined ? {} : { camouflage: options.camouflage }),
+      ...(options.mark === undefined ? {} : { mark: options.mark }),
+      log: this.#log,
+    };
   }
 
   async #openDevice(): Promise<void> {

@@ -13,8 +13,9 @@ import { Backoff } from '../protocol/backoff.ts';
 import { type AcceptedConfig, type ClientLimits, checkConfig, type RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import { encodeFrame, FrameType, MAX_PACKET_PAYLOAD_BYTES } from '../protocol/frame.ts';
-import { attachKey } from '../protocol/keys.ts';
+import { attachKey, proxyKey } from '../protocol/keys.ts';
 import { type AcceptMessage, type CloseReason, type ConfigMessage, decodeMessage } from '../protocol/messages.ts';
+import type { ProxyBinding } from '../protocol/proxy-binding.ts';
 import { recoveryAfterError } from '../protocol/reasons.ts';
 import { CONTROL_SLOT } from '../protocol/rekey.ts';
 import type { Channel } from '../transport/channel.ts';
@@ -140,6 +141,13 @@ export class ClientSession {
   /** Resolves when the session is over; never rejects. */
   get ended(): Promise<SessionEnd> {
     return this.#ended.promise;
+  }
+
+  /** What binds HTTP/2 connections to it. */
+  get binding(): ProxyBinding {
+    const { accept, secret } = this.#ticket;
+    const { session, epoch } = accept;
+    return { session, epoch, key: proxyKey(this.#options.primitives, secret) };
   }
 
   get config(): AcceptedConfig {

@@ -64,14 +64,15 @@ const device = z.object({
 });
 
 const session = z.object({
-  id: z.string().describe('the first 8 hexadecimal digits; enough for `kick`'),
+  id: z.string().describe('the first 8 hexadecimal digits, of the session or the access token; enough for `kick`'),
   user: z.string(),
-  device: z.string(),
+  device: z.string().describe('empty for a program that uses the gateway as a proxy by an access token'),
   addresses: z.array(z.string()),
   peer: z.string().describe('address and port of the control connection'),
   waiting: z.boolean().describe('it has lost its control connection and waits for its client to resume it'),
   superPackets: z.boolean(),
   channels: counter.describe('data connections; 0 when data flows inline'),
+  streams: counter.describe('connections that are open through the proxy'),
   since: instant,
   receivedBytes: counter,
   sentBytes: counter,

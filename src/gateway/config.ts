@@ -286,6 +286,16 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  proxy: z
+    .strictObject({
+      enabled: z.boolean().default(true).describe('be a proxy for clients and their programs on the same port'),
+      streamsPerUser: z.number().int().min(1).max(1_000_000).default(8192).describe('connections of one user at once'),
+      dialSeconds: seconds(1, 120).default(10).describe('for the name of a server and a connection to it'),
+      idleSeconds: seconds(10, 86_400).default(3600).describe('a connection ends when nothing was carried for so long'),
+      udpIdleSeconds: seconds(10, 86_400).default(180).describe('the same for UDP'),
+    })
+    .prefault({}),
+
   accounts: z
     .strictObject({
       devicesPerUser: z.number().int().min(1).max(1000).default(10),

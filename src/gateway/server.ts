@@ -17,6 +17,7 @@ import type { LoginFacts, StartedSession } from './auth/auth.ts';
 import { gatewayApi, kick } from './auth/operations.ts';
 import { AuthService, addressesOf } from './auth/service.ts';
 import { type GatewayConfig, type GatewayOptions, gatewayConfigSchema, resolveFiles } from './config.ts';
+import { Dialler, type DialNetwork, HostDialNetwork } from './dialler.ts';
 import { openPool } from './pool.ts';
 import { DetachedSupervisor } from './supervisor/detached.ts';
 import { HostSupervisor, type Supervisor } from './supervisor/supervisor.ts';
@@ -25,6 +26,8 @@ import type { WorkerDevices } from './worker/worker.ts';
 
 /** What a device of the caller's is and does. */
 export type { PacketBuffer, TunDevice, TunReader } from '../os/tun.ts';
+/** What a network of the caller's does. */
+export type { DialNetwork } from './dialler.ts';
 
 const WORKER_ID = 0;
 
@@ -56,6 +59,8 @@ export type ServerConfig = GatewayOptions & {
   stateDir?: string;
   /** `kernel` (default): TUN devices, routes and packet rules, as root. `none`: no packets. Or devices of your own. */
   tun?: 'kernel' | 'none' | WorkerDevices;
+  /** Where connections of the proxy are made; default this machine's own network. */
+  network?: DialNetwork;
   hooks?: ServerHooks;
   log?: Logger;
   clock?: Clock;
@@ -76,6 +81,7 @@ export class VpnServer {
   readonly #clock: Clock;
   readonly #hooks: ServerHooks;
   readonly #tun: 'kernel' | 'none' | WorkerDevices;
+  readonly #network: DialNetwork;
   readonly #stateDir: string | undefined;
   readonly #version: string;
   readonly #stopped = Promise.withResolvers<void>();
@@ -85,7 +91,7 @@ export class VpnServer {
 
   /** @throws {VpnError} ERR_CONFIG_VALUE */
   constructor(options: ServerConfig) {
-    const { stateDir, tun, hooks, log, clock, version, ...config } = options;
+    const { stateDir, tun, network, hooks, log, clock, version, ...config } = options;
     const parsed = gatewayConfigSchema.safeParse(config);
     if (!parsed.success) {
       const issue = parsed.error.issues[0];
@@ -94,6 +100,7 @@ export class VpnServer {
     this.#config = stateDir === undefined ? parsed.data : resolveFiles(parsed.data, stateDir);
     this.#stateDir = stateDir;
     this.#tun = tun ?? 'kernel';
+    this.#network = network ?? new HostDialNetwork();
     this.#hooks = hooks ?? {};
     this.#log = log ?? silentLogger;
     this.#clock = clock ?? systemClock;
@@ -131,7 +138,19 @@ export class VpnServer {
     const supervisor = undo.adopt(await this.#openSupervisor(config), (opened) => opened.close());
     const useCredentials = async (_what: string, pem: ServerCredentials) => worker.useCredentials(pem);
     await auth.begin({ supervisor, port: supervisor.port, useCredentials });
-    const worker = new WorkerService({ config, auth: auth.gateOf(WORKER_ID), devices: supervisor.devices, clock, log });
+    const dialler = new Dialler({
+      network: this.#network,
+      userOf: (key) => auth.userOf(key, WORKER_ID),
+      config: () => auth.config,
+    });
+    const worker = new WorkerService({
+      config,
+      auth: auth.gateOf(WORKER_ID),
+      proxy: config.proxy.enabled ? { auth: auth.proxyGateOf(WORKER_ID), dialler } : undefined,
+      devices: supervisor.devices,
+      clock,
+      log,
+    });
     auth.connect(WORKER_ID, worker);
     worker.restore(auth.sessionsOf(WORKER_ID));
     undo.defer(() => worker.stop('shutdown'));
@@ -218,7 +237,8 @@ export class VpnServer {
 
   /** The live sessions, oldest first. */
   get sessions(): SessionInfo[] {
-    return this.#live().worker.sessions;
+    const { auth, worker } = this.#live();
+    return auth.withProxies(worker.sessions);
   }
 
   /**

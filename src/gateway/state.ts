@@ -27,6 +27,7 @@ import {
   verifyPassword,
 } from '../identity/passwords.ts';
 import { Pki } from '../identity/pki.ts';
+import { ProxyLogins } from '../identity/proxy-login.ts';
 import { SecondFactors } from '../identity/second-factor.ts';
 import { AccessTokenStep } from '../identity/steps/access-token.ts';
 import {
@@ -109,6 +110,7 @@ export class GatewayState implements AsyncDisposable {
   readonly secondFactors: SecondFactors;
   readonly accessTokens: AccessTokens;
   readonly bans: Bans;
+  readonly proxyLogins: ProxyLogins;
   readonly authenticator: Authenticator;
   /** The outside sources that judge passwords; none while no gateway runs. */
   passwordSources: PasswordSources | undefined;
@@ -144,6 +146,7 @@ export class GatewayState implements AsyncDisposable {
     this.passwords = new Passwords({ ...shared, hasher });
     this.secondFactors = new SecondFactors({ ...shared, vault });
     this.accessTokens = new AccessTokens(shared);
+    this.proxyLogins = new ProxyLogins({ ...shared, tokens: this.accessTokens, bans: this.bans });
     this.sessions = new Sessions({ ...shared, vault });
     this.sources = new Sources({ store, vault, clock });
     const common = [

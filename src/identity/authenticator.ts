@@ -38,6 +38,7 @@ import {
 } from './login-rules.ts';
 import { normaliseName } from './names.ts';
 import { Nonces } from './nonces.ts';
+import { RecordBudget } from './record-budget.ts';
 import { claimedUser } from './steps/claimed-user.ts';
 import { DeviceStep } from './steps/device.ts';
 import type { Attempt, Finding, LoginPeer, LoginStep, Question, Refusal, Subject } from './steps/step.ts';
@@ -78,9 +79,6 @@ export interface AuthenticatorParts {
   readonly serverKey?: Uint8Array;
 }
 
-/** Refusals put on record per second in the long run, and at once. Beyond that they are counted, not lost sight of. */
-const RECORDS_PER_SECOND = 10;
-const MAX_RECORDS = 200;
 /** Questions of sources that wait for an answer. Beyond it the oldest is forgotten. */
 const MAX_OPEN_QUESTIONS = 10_000;
 /** Questions of a source in one login. */
@@ -612,32 +610,4 @@ function conclude(
   const code = refusals.every((refusal) => refusal.code === first.code) ? first.code : 'rejected';
   const telling = refusals.find(({ event }) => event !== undefined) ?? first;
   return { subject, refusal: { ...telling, code, reason: refusals.map(({ reason }) => reason).join('; ') } };
-}
-
-/** Keeps strangers from filling the disk with refusals. */
-class RecordBudget {
-  readonly #clock: Clock;
-  #left = MAX_RECORDS;
-  #at: number;
-  #unrecorded = 0;
-
-  constructor(clock: Clock) {
-    this.#clock = clock;
-    this.#at = clock.now();
-  }
-
-  /** Takes one record: the number that went unrecorded before it, or undefined when there is none left. */
-  take(): number | undefined {
-    const now = this.#clock.now();
-    this.#left = Math.min(MAX_RECORDS, this.#left + ((now - this.#at) / 1000) * RECORDS_PER_SECOND);
-    this.#at = now;
-    if (this.#left < 1) {
-      this.#unrecorded += 1;
-      return undefined;
-    }
-    this.#left -= 1;
-    const unrecorded = this.#unrecorded;
-    this.#unrecorded = 0;
-    return unrecorded;
-  }
 }

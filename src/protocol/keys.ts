@@ -29,7 +29,7 @@ export type Exporter = (label: string, context: Uint8Array) => Uint8Array;
 export const EXPORTER_LABEL_PREFIX = 'EXPORTER-customvpn-1-';
 
 /** The uses of the exporter. `datagram` is reserved. */
-export type ExporterLabel = 'auth' | 'session' | 'attach' | 'resume' | 'datagram';
+export type ExporterLabel = 'auth' | 'session' | 'attach' | 'resume' | 'proxy' | 'datagram';
 
 export const NONCE_BYTES = 32;
 export const SESSION_ID_BYTES = 16;
@@ -275,6 +275,35 @@ export function attachProof(
   exporter: Exporter,
 ): Uint8Array {
   return primitives.hmacSha256(key, attachProofInput(role, facts, exporter));
+}
+
+/** K_proxy of a session secret. */
+export function proxyKey(primitives: Primitives, secret: Uint8Array): Uint8Array {
+  return hkdfExpand(primitives, secret, ascii('customvpn/1 proxy'), 32);
+}
+
+/** What the proof that binds an HTTP/2 connection to a session covers. */
+export interface ProxyFacts {
+  session: Uint8Array;
+  /** u32 */
+  epoch: number;
+}
+
+/** `role " proxy" ‖ 0 ‖ sid(16) ‖ u32 epoch ‖ X("proxy", sid)(32)` */
+export function proxyProofInput(role: ProofRole, facts: ProxyFacts, exporter: Exporter): Uint8Array {
+  const session = fixed('session', facts.session, SESSION_ID_BYTES);
+  return concat(ascii(`${role} proxy`), ZERO_BYTE, session, u32(facts.epoch), exportKey(exporter, 'proxy', session));
+}
+
+/** HMAC-SHA-256 with K_proxy over `proxyProofInput`; `exporter` of the HTTP/2 connection. */
+export function proxyProof(
+  primitives: Primitives,
+  key: Uint8Array,
+  role: ProofRole,
+  facts: ProxyFacts,
+  exporter: Exporter,
+): Uint8Array {
+  return primitives.hmacSha256(key, proxyProofInput(role, facts, exporter));
 }
 
 /** What a RESUME, RESUMED or RESUME_DONE proof covers. */

@@ -9,7 +9,7 @@ import { computeVectors } from '../../test/support/vectors.ts';
 const vectors: ReturnType<typeof computeVectors> = JSON.parse(
   await readFile(new URL('../../docs/vectors.json', import.meta.url), 'utf8'),
 );
-const { device, login, attach, resume } = vectors;
+const { device, login, attach, proxy, resume } = vectors;
 
 const ascii = (text: string) => Buffer.from(text, 'latin1').toString('hex');
 const sha256 = (...parts: string[]) =>
@@ -77,6 +77,17 @@ test('REQ-VECTOR-001: attach proofs of the vectors', () => {
     assert.equal(input, expected.join(''));
     assert.equal(proof, hmac(login.attachKey, input));
   }
+});
+
+test('REQ-VECTOR-001: the proofs of an HTTP/2 connection of the vectors', () => {
+  const input = (role: string) =>
+    [ascii(`${role} proxy`), '00', proxy.session, '00000000', proxy.exporterProxy].join('');
+  assert.equal(proxy.key, expand(login.secret, 'customvpn/1 proxy'));
+  assert.equal(proxy.clientProofInput, input('client'));
+  assert.equal(proxy.clientProof, hmac(proxy.key, input('client')));
+  assert.equal(proxy.serverProof, hmac(proxy.key, input('server')));
+  const bytes = Buffer.from(`${proxy.session}00000000${proxy.clientProof}`, 'hex');
+  assert.equal(proxy.credential, `CustomVPN ${bytes.toString('base64url')}`);
 });
 
 test('REQ-VECTOR-001: resume proofs and S(1) of the vectors', () => {

@@ -28,6 +28,7 @@ import {
   checkHandshake,
   clientTlsOptions,
   HTTP_ALPN,
+  HTTP2_ALPN,
   isPinned,
   isTunnelProtocol,
   keyHash,
@@ -86,6 +87,50 @@ export interface DialOptions extends ClientCredentials {
  *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE, ERR_PRIVILEGE (mark), ERR_PROXY, ERR_PROXY_AUTH, ERR_UPGRADE
  */
 export async function dial(options: DialOptions): Promise<Channel> {
+  const { camouflage, worker } = options;
+  if (camouflage === undefined) {
+    return await dialFor(options, {
+      protocols: tunnelProtocols(worker),
+      isExpected: isTunnelProtocol,
+      take: openChannel,
+    });
+  }
+  return await dialFor(options, {
+    protocols: [HTTP_ALPN],
+    isExpected: (protocol) => protocol === HTTP_ALPN,
+    take: async (socket, raw, secured) => {
+      await askForUpgrade(socket, secured.serverName, camouflage.reveal());
+      return openChannel(socket, raw, secured);
+    },
+  });
+}
+
+/**
+ * Opens a connection to a gateway's front door, for HTTP/2.
+ *
+ * @throws {VpnError} as `dial`
+ */
+export async function dialHttp2(options: DialOptions): Promise<TLSSocket> {
+  return await dialFor(options, {
+    protocols: [HTTP2_ALPN],
+    isExpected: (protocol) => protocol === HTTP2_ALPN,
+    take: (socket) => {
+      // Until HTTP/2 has taken it over, an error must find a listener.
+      socket.on('error', ignore);
+      return socket;
+    },
+  });
+}
+
+/** What a connection is for. */
+interface Purpose<T> {
+  readonly protocols: readonly string[];
+  isExpected(protocol: string): boolean;
+  /** Takes a connection that has passed every check, in the turn in which it has. */
+  take(socket: TLSSocket, raw: Socket, options: SecureOptions): T | Promise<T>;
+}
+
+async function dialFor<T extends { destroy(): unknown }>(options: DialOptions, purpose: Purpose<T>): Promise<T> {
   const hosts = typeof options.host === 'string' ? [options.host] : options.host;
   const [firstHost] = hosts;
   if (firstHost === undefined) throw new VpnError('ERR_CONFIG_VALUE', 'expected at least one host to connect to');
@@ -116,9 +161,9 @@ export async function dial(options: DialOptions): Promise<Channel> {
           socket: raw,
           // Server Name Indication is for names only; the certificate is checked against an address all the same.
           ...(isIP(serverName) === 0 ? { servername: serverName } : { host: serverName, servername: '' }),
-          ALPNProtocols: options.camouflage === undefined ? tunnelProtocols(options.worker) : [HTTP_ALPN],
+          ALPNProtocols: [...purpose.protocols],
         });
-        return await secure(socket, raw, { ...options, verifyServer, serverName }, control.signal);
+        return await secure(socket, raw, { ...options, verifyServer, serverName }, purpose, control.signal);
       } catch (error) {
         raw.destroy();
         throw error;
@@ -127,7 +172,7 @@ export async function dial(options: DialOptions): Promise<Channel> {
     (failures) => allFailed(failures, options.port, names.failures, hosts),
   );
   winner.then(
-    (channel) => deadline.isOver && channel.destroy(),
+    (taken) => deadline.isOver && taken.destroy(),
     () => {},
   );
   try {
@@ -335,8 +380,14 @@ interface SecureOptions extends DialOptions {
   serverName: string;
 }
 
-async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, signal: AbortSignal): Promise<Channel> {
-  const result = Promise.withResolvers<Channel>();
+async function secure<T>(
+  socket: TLSSocket,
+  raw: Socket,
+  options: SecureOptions,
+  purpose: Purpose<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  const result = Promise.withResolvers<T>();
   const onError = (error: Error): void => result.reject(translateTlsError(error, 'ERR_TLS_HANDSHAKE'));
   const onClose = (): void => {
     result.reject(new VpnError('ERR_PEER_GONE', 'the server closed the connection during the TLS handshake'));
@@ -346,23 +397,16 @@ async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, si
   // Everything happens in this one event: no byte may be read before the checks are done and somebody takes the socket.
   socket.once('secureConnect', () => {
     try {
-      checkServer(socket, options);
-      const { camouflage, serverName } = options;
-      if (camouflage === undefined) result.resolve(openChannel(socket, raw, options));
-      else {
-        askForUpgrade(socket, serverName, camouflage.reveal()).then(
-          () => result.resolve(openChannel(socket, raw, options)),
-          result.reject,
-        );
-      }
+      checkServer(socket, options, purpose);
+      result.resolve(purpose.take(socket, raw, options));
     } catch (error) {
       result.reject(toVpnError(error));
     }
   });
   try {
-    const channel = await calledOff(signal, result.promise);
+    const taken = await calledOff(signal, result.promise);
     socket.off('error', onError);
-    return channel;
+    return taken;
   } catch (error) {
     socket.destroy();
     raw.destroy();
@@ -372,20 +416,16 @@ async function secure(socket: TLSSocket, raw: Socket, options: SecureOptions, si
   }
 }
 
-function checkServer(socket: TLSSocket, options: SecureOptions): void {
+function checkServer(socket: TLSSocket, options: SecureOptions, { isExpected, protocols }: Purpose<unknown>): void {
   const error = checkHandshake(socket);
   if (error !== undefined) throw error;
   const { alpnProtocol } = socket;
   // Who answers instead of the server says more than that it speaks something else.
   if (options.verifyServer && !socket.authorized) throw untrusted(socket, options.serverName);
-  const isWanted =
-    options.camouflage === undefined
-      ? typeof alpnProtocol === 'string' && isTunnelProtocol(alpnProtocol)
-      : alpnProtocol === HTTP_ALPN;
-  if (!isWanted) {
+  if (typeof alpnProtocol !== 'string' || !isExpected(alpnProtocol)) {
     throw new VpnError(
       'ERR_TLS_ALPN',
-      `the server speaks TLS but not ${options.camouflage === undefined ? 'customvpn/1' : HTTP_ALPN}; is this the right host and port?`,
+      `the server speaks TLS but not ${protocols.at(-1)}; is this the right host and port?`,
     );
   }
   if (!options.verifyServer) return;
@@ -435,3 +475,5 @@ function openChannel(socket: TLSSocket, raw: Socket, options: SecureOptions): Ch
   const facts = readFacts(socket, { ...ends, authorized: options.verifyServer });
   return new Channel(socket, { facts, dataQueueBytes: options.dataQueueBytes, queues: options.queues });
 }
+
+function ignore(): void {}

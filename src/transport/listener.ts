@@ -2,18 +2,12 @@
  * Accepts TLS connections on one port and sorts them: tunnels become channels, everything else meets the front door.
  *
  * Hides Node's TLS server, and proxies in front of the port: who counts is the client they connect for. What a stranger can cost is bounded before any credential is looked at: connections per
- * source, handshakes in flight, a deadline for the handshake, log lines per minute. The front door answers HTTP/1.1, so
- * that the port looks like any web server's. It must not know what a channel carries, nor who may log in.
+ * source, handshakes in flight, a deadline for the handshake, log lines per minute. The front door answers HTTP, so that the
+ * port looks like any web server's. It must not know what a channel carries, nor who may log in.
  *
  * @see docs/protocol.md §1
  */
 
-import {
-  createServer as createHttpServer,
-  type Server as HttpServer,
-  type IncomingMessage,
-  type RequestListener,
-} from 'node:http';
 import { createServer as createTcpServer, type Socket, type Server as TcpServer } from 'node:net';
 import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
@@ -26,9 +20,11 @@ import { readHolder } from './certificate-facts.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { whenFirstRecord } from './first-record.ts';
+import { FrontDoor } from './front-door.ts';
 import { LogLimit } from './log-limit.ts';
 import { readProxyHeader } from './proxy-header.ts';
 import type { QueueBudget } from './queue-budget.ts';
+import type { ProxyRequest } from './stream-request.ts';
 import {
   type ClientAuth,
   certificateError,
@@ -42,7 +38,6 @@ import {
   serverTlsOptions,
   translateTlsError,
 } from './tls.ts';
-import { acceptUpgrade, isUpgradeRequest } from './upgrade.ts';
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const PROXY_HEADER_TIMEOUT_MS = 3_000;
@@ -94,8 +89,8 @@ export interface ListenerOptions {
    * it is that of a web server.
    */
   camouflage?: { readonly path: string; readonly only: boolean } | undefined;
-  /** The front door's answers; default 404 to everything. */
-  http?: RequestListener;
+  /** Takes what the front door is asked for as a proxy; without it the front door is none. */
+  onProxyRequest?: (request: ProxyRequest) => void;
   dataQueueBytes?: number;
   /** Shared by the data queues of all connections. */
   queues?: QueueBudget;
@@ -158,7 +153,7 @@ export class Listener {
   readonly #lines: LogLimit;
   readonly #tcp: TcpServer;
   readonly #tls: TlsServer;
-  readonly #http: HttpServer;
+  readonly #frontDoor: FrontDoor;
   readonly #connections = new Set<Connection>();
   /** Also those whose socket has just closed: Node reports some failures after that. */
   readonly #known = new WeakMap<object, Connection>();
@@ -166,8 +161,6 @@ export class Listener {
   readonly #handshakesBySource = new Map<string, number>();
   /** Connections of proxies that have not said for whom. */
   readonly #unnamed = new Set<Socket>();
-  /** With what takes each out of the front door's care. */
-  readonly #frontDoorSockets = new Map<TLSSocket, () => void>();
   /** In the order in which they came. */
   readonly #handshaking = new Set<Connection>();
   #serverId: Uint8Array;
@@ -193,19 +186,23 @@ export class Listener {
     // It never listens: it gets only the connections that have passed the limits.
     this.#tls = createTlsServer({
       ...tlsOptions,
-      ALPNCallback: ({ protocols }) => chooseProtocol(protocols, options.camouflage?.only !== true),
+      ALPNCallback: ({ protocols }) =>
+        chooseProtocol(protocols, {
+          hasTunnels: options.camouflage?.only !== true,
+          isProxy: this.#frontDoor.isProxy,
+        }),
     });
     this.#tls.on('secureConnection', (socket) => this.#secure(socket));
     this.#tls.on('tlsClientError', (error, socket) => this.#fail(socket, error));
     const { camouflage } = options;
-    const isTunnelRequest = (request: IncomingMessage): boolean =>
-      camouflage !== undefined && isUpgradeRequest(request, camouflage.path);
-    this.#http = createHttpServer(
-      { maxHeaderSize: 8192, shouldUpgradeCallback: isTunnelRequest },
-      options.http ?? notFound,
-    );
-    this.#http.on('upgrade', (_request, socket, head) => this.#upgrade(socket as TLSSocket, head));
-    this.#http.on('clientError', (_error, socket) => socket.destroy());
+    this.#frontDoor = new FrontDoor({
+      timeoutMs: options.frontDoorTimeoutMs ?? FRONT_DOOR_TIMEOUT_MS,
+      onProxyRequest: options.onProxyRequest,
+      isHidden: camouflage?.only === true,
+      ...(camouflage === undefined
+        ? {}
+        : { tunnelPath: camouflage.path, onTunnel: (socket) => this.#openTunnel(socket) }),
+    });
   }
 
   /** Where it listens. */
@@ -241,7 +238,7 @@ export class Listener {
   async close(): Promise<void> {
     if (this.#tcp.listening) this.#tcp.close();
     for (const { raw } of this.#handshaking) raw.destroy();
-    for (const socket of this.#frontDoorSockets.keys()) socket.destroy();
+    this.#frontDoor.close();
     for (const raw of this.#unnamed) raw.destroy();
   }
 
@@ -446,7 +443,8 @@ export class Listener {
     } else if (isTunnel) {
       this.#openChannel(socket, connection);
     } else {
-      this.#openFrontDoor(socket);
+      this.counters.frontDoor += 1;
+      this.#frontDoor.open(socket, connection.raw, connection.remote);
     }
   }
 
@@ -487,33 +485,11 @@ export class Listener {
     return { ...facts, peerCertificate: { ...peerCertificate, holder: readHolder(leaf.raw) } };
   }
 
-  #openFrontDoor(socket: TLSSocket): void {
-    this.counters.frontDoor += 1;
-    const deadline = setTimeout(
-      () => socket.destroy(),
-      this.#options.frontDoorTimeoutMs ?? FRONT_DOOR_TIMEOUT_MS,
-    ).unref();
-    const leave = (): void => {
-      clearTimeout(deadline);
-      this.#frontDoorSockets.delete(socket);
-    };
-    this.#frontDoorSockets.set(socket, leave);
-    socket.once('close', leave);
-    this.#http.emit('connection', socket);
-  }
-
   /** A client knows the secret path: from here on its connection is like any other's. */
-  #upgrade(socket: TLSSocket, head: Buffer): void {
+  #openTunnel(socket: TLSSocket): void {
     const connection = this.#connectionOf(socket);
-    const leave = this.#frontDoorSockets.get(socket);
-    if (connection === undefined || leave === undefined) {
-      socket.destroy();
-      return;
-    }
-    leave();
-    if (head.length > 0) socket.unshift(head);
-    acceptUpgrade(socket);
-    this.#openChannel(socket, connection);
+    if (connection === undefined) socket.destroy();
+    else this.#openChannel(socket, connection);
   }
 
   #fail(socket: TLSSocket, error: Error): void {
@@ -571,10 +547,5 @@ function listenError(cause: unknown, address: string, port: number): VpnError {
       return new VpnError('ERR_SYSCALL', `${where}: ${errno ?? String(cause)}`, { cause, details });
   }
 }
-
-const notFound: RequestListener = (_request, response) => {
-  response.writeHead(404, { 'content-type': 'text/plain; charset=utf-8', connection: 'close' });
-  response.end('Not Found\n');
-};
 
 function ignore(): void {}

@@ -26,6 +26,8 @@ import type { Endpoint } from './endpoint.ts';
 const TUNNEL_ALPN = 'customvpn/1';
 /** The front door's protocol. */
 export const HTTP_ALPN = 'http/1.1';
+/** The other one, where the front door is a proxy. */
+export const HTTP2_ALPN = 'h2';
 
 const CIPHERS_13 = ['TLS_AES_128_GCM_SHA256', 'TLS_AES_256_GCM_SHA384', 'TLS_CHACHA20_POLY1305_SHA256'];
 const CIPHERS_12 = [
@@ -196,9 +198,13 @@ export function isTunnelProtocol(protocol: string): boolean {
 }
 
 /** What the server answers to a client's list; `undefined` refuses the connection with an alert. */
-export function chooseProtocol(offered: readonly string[], hasTunnels = true): string | undefined {
+export function chooseProtocol(
+  offered: readonly string[],
+  { hasTunnels, isProxy }: { readonly hasTunnels: boolean; readonly isProxy: boolean },
+): string | undefined {
+  const http = isProxy ? [HTTP2_ALPN, HTTP_ALPN] : [HTTP_ALPN];
   return (
-    (hasTunnels ? offered.find(isTunnelProtocol) : undefined) ?? offered.find((protocol) => protocol === HTTP_ALPN)
+    (hasTunnels ? offered.find(isTunnelProtocol) : undefined) ?? http.find((protocol) => offered.includes(protocol))
   );
 }
 

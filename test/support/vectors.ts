@@ -17,6 +17,9 @@ import {
   EXPORTER_LABEL_PREFIX,
   type Exporter,
   nextSecret,
+  proxyKey,
+  proxyProof,
+  proxyProofInput,
   resumeKey,
   resumeProof,
   resumeProofInput,
@@ -24,13 +27,14 @@ import {
   Transcript,
 } from '../../src/protocol/keys.ts';
 import { encodeMessage, toBase64Url } from '../../src/protocol/messages.ts';
+import { proxyCredential } from '../../src/protocol/proxy-binding.ts';
 import { primitives } from './protocol.ts';
 
 const fill = (length: number, byte: number) => new Uint8Array(length).fill(byte);
 
 /** An exporter value for each label; those that depend on a transcript have one value per connection. */
 function exporterFor(base: number): Exporter {
-  const labels = ['auth', 'session', 'attach', 'resume'];
+  const labels = ['auth', 'session', 'attach', 'resume', 'proxy'];
   return (label) => fill(32, base + labels.indexOf(label.slice(EXPORTER_LABEL_PREFIX.length)));
 }
 
@@ -100,6 +104,9 @@ export function computeVectors() {
 
   const dataExporter = exporterFor(0xb0);
   const facts = { session, epoch: 0, slot: 0, generation: 0, flags: 0 };
+
+  const proxyExporter = exporterFor(0xd0);
+  const kProxy = proxyKey(primitives, secret0);
 
   const newExporter = exporterFor(0xc0);
   const resumeNonce = fill(32, 0x4f);
@@ -184,6 +191,16 @@ export function computeVectors() {
       clientProof: attachProof(primitives, kAttach, 'client', facts, dataExporter),
       serverProofInput: attachProofInput('server', facts, dataExporter),
       serverProof: attachProof(primitives, kAttach, 'server', facts, dataExporter),
+    },
+    proxy: {
+      exporterProxy: fill(32, 0xd4),
+      session,
+      epoch: 0,
+      key: kProxy,
+      clientProofInput: proxyProofInput('client', { session, epoch: 0 }, proxyExporter),
+      clientProof: proxyProof(primitives, kProxy, 'client', { session, epoch: 0 }, proxyExporter),
+      serverProof: proxyProof(primitives, kProxy, 'server', { session, epoch: 0 }, proxyExporter),
+      credential: proxyCredential(primitives, { session, epoch: 0, key: kProxy }, proxyExporter),
     },
     resume: {
       exporterAuth: fill(32, 0xc0),

@@ -29,7 +29,7 @@ import {
   resolveFiles,
 } from '../../src/gateway/config.ts';
 import { initGateway } from '../../src/gateway/init.ts';
-import { type ServerHooks, VpnServer } from '../../src/gateway/server.ts';
+import { type DialNetwork, type ServerHooks, VpnServer } from '../../src/gateway/server.ts';
 import { formatIp } from '../../src/ip/address.ts';
 import { MemoryTun, type MemoryTunOptions } from '../../src/os/tun-memory.ts';
 import type { AcceptedConfig } from '../../src/protocol/config-check.ts';
@@ -82,6 +82,8 @@ export interface WorldOptions {
   plain?: boolean;
   hooks?: ServerHooks;
   clock?: Clock;
+  /** Where the gateway's proxy gets to. */
+  network?: DialNetwork;
 }
 
 export class World implements AsyncDisposable {
@@ -118,7 +120,7 @@ export class World implements AsyncDisposable {
   }
 
   #create(change: GatewayOptions): { server: VpnServer; tun: MemoryTun; plain: MemoryTun | undefined } {
-    const { hooks, clock, tun: facts = {}, plain: hasPlain = true } = this.#options;
+    const { hooks, clock, network, tun: facts = {}, plain: hasPlain = true } = this.#options;
     const tun = new MemoryTun({ name: 'gw0', mtu: 1500, ...(facts === 'none' ? {} : facts) });
     const plain = hasPlain ? new MemoryTun({ name: 'gw0p', mtu: 1500, superPackets: false }) : undefined;
     const pool = ['10.20.0.0/24', 'fd20:1::/64'];
@@ -130,6 +132,7 @@ export class World implements AsyncDisposable {
       log: this.log,
       ...(hooks === undefined ? {} : { hooks }),
       ...(clock === undefined ? {} : { clock }),
+      ...(network === undefined ? {} : { network }),
     });
     return { server, tun, plain };
   }
@@ -193,6 +196,20 @@ export class World implements AsyncDisposable {
     const parsed = parseProfile(profile, 'profile');
     this.keepSecret(parsed.token?.reveal() ?? '');
     return parsed;
+  }
+
+  /** An access token of a user, who is added when there is none: id, and the text that a program shows. */
+  async accessToken(
+    user: string,
+    scopes: ('proxy' | 'tunnel' | 'api')[] = ['proxy'],
+  ): Promise<{ id: string; token: string }> {
+    const { administration } = this.server;
+    if (!(await administration['user.list']({})).some(({ name }) => name === user)) {
+      await administration['user.add']({ name: user });
+    }
+    const { id, token } = await administration['token.issue']({ user, name: 'program', scopes });
+    this.keepSecret(Buffer.from(token, 'base64url'));
+    return { id, token };
   }
 
   /** A client that is not connected yet. Without a `profile` a new one is made. */

@@ -12,11 +12,12 @@ import type { Logger } from '../../base/log.ts';
 import type { Authenticator, ResumeIdentity } from '../../identity/authenticator.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import { NONCE_LIFE_MS } from '../../identity/nonces.ts';
+import type { ProxyLogins } from '../../identity/proxy-login.ts';
 import { formatIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type Attached, AttachServer } from '../../protocol/attach.ts';
 import { Feature } from '../../protocol/features.ts';
-import { attachKey, hkdfExtract, type Primitives, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
+import { attachKey, hkdfExtract, type Primitives, proxyKey, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
 import { asksPeople, type Challenge, type ChallengeRequest, type LoginEvidence } from '../../protocol/login.ts';
 import {
   type CloseReason,
@@ -25,6 +26,7 @@ import {
   STEP_KINDS,
   type StepKind,
 } from '../../protocol/messages.ts';
+import type { ProxyBinding } from '../../protocol/proxy-binding.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
 import { checkResumeDone, type ResumeEvidence } from '../../protocol/resume.ts';
 import type { ResumeKey, SessionCertificate, Sessions } from '../../store/sessions.ts';
@@ -46,6 +48,7 @@ import type {
   SupervisorPort,
   WorkerPort,
 } from '../ipc/ports.ts';
+import { ProxyGrants } from './proxy-grants.ts';
 
 /** How long the worker that a session leaves may take to let go of it. */
 const FENCE_MS = 1000;
@@ -83,6 +86,8 @@ export interface StartedSession {
 export interface AuthOptions {
   config: GatewayConfig;
   authenticator: Authenticator;
+  /** Judges those who use the gateway as a proxy by name and access token. */
+  proxyLogins: ProxyLogins;
   sessions: Sessions;
   pool: LeasePool;
   primitives: Primitives;
@@ -134,6 +139,8 @@ interface LiveSession {
   attach: AttachServer | undefined;
   /** Of the epoch whose data connections are alive. */
   formerAttach: AttachServer | undefined;
+  /** What binds HTTP/2 connections to it; undefined while it has no secret that is certain. */
+  binding: ProxyBinding | undefined;
   /** The last resume that was granted and not confirmed yet. */
   resuming: Resuming | undefined;
   isRecorded: boolean;
@@ -176,6 +183,8 @@ interface JudgedLogin extends RightsHolder {
 }
 
 export class Auth {
+  /** Who may use the gateway as a proxy. */
+  readonly proxies: ProxyGrants;
   readonly #options: AuthOptions;
   readonly #log: Logger;
   /** Oldest first. */
@@ -194,6 +203,19 @@ export class Auth {
     this.#config = options.config;
     this.#log = options.log.child({ component: 'auth' });
     this.#lines = new LogLimit(this.#log, options.clock);
+    this.proxies = new ProxyGrants({
+      logins: options.proxyLogins,
+      primitives: options.primitives,
+      clock: options.clock,
+      log: options.log,
+      findSession: (key) => {
+        const { user, binding } = this.#live.get(key) ?? {};
+        return user === undefined || binding === undefined ? undefined : { user, binding };
+      },
+      standing: async (user) => await options.standing?.(user),
+      isAuthorized: (login) => this.#isAuthorized(login),
+      judging: (holder, judge, grant) => this.#judging(holder, judge, grant),
+    });
   }
 
   /** Who routes the addresses of sessions. Set once, before `restore`. */
@@ -217,6 +239,7 @@ export class Auth {
     for (const session of [...this.#live.values()]) {
       if (session.worker !== worker) continue;
       session.attach = undefined;
+      session.binding = undefined;
       session.detachedAt ??= now;
       session.formerTraffic = { ...session.traffic };
       if (session.isRecorded) await this.#options.sessions.detach(session.key);
@@ -375,7 +398,7 @@ export class Auth {
     const epoch = 0;
     session.features = features;
     await this.#place(session);
-    session.attach = this.#attachServer(session.id, epoch, secret);
+    this.#bindTo(session, epoch, secret);
     await sessions.open({
       id: key,
       user: session.user,
@@ -417,10 +440,20 @@ export class Auth {
     await this.#supervisor?.unplace(session.lease);
   }
 
-  #attachServer(session: Uint8Array, epoch: number, secret: Uint8Array, former?: AttachServer): AttachServer {
+  /** From now on connections prove that they belong to the session with what follows from this secret. */
+  #bindTo(session: LiveSession, epoch: number, secret: Uint8Array, former?: AttachServer): void {
     const { primitives } = this.#options;
+    const { id } = session;
     const key = attachKey(primitives, secret);
-    return new AttachServer({ primitives, session, epoch, key, slots: this.#config.data.channels, former });
+    session.attach = new AttachServer({
+      primitives,
+      session: id,
+      epoch,
+      key,
+      slots: this.#config.data.channels,
+      former,
+    });
+    session.binding = { session: id, epoch, key: proxyKey(primitives, secret) };
   }
 
   /**
@@ -569,6 +602,7 @@ export class Auth {
     // From here on S(n) is good for another resume only.
     session.formerAttach = session.attach ?? session.formerAttach;
     session.attach = undefined;
+    session.binding = undefined;
     resuming.next = { secret, version };
   }
 
@@ -590,7 +624,7 @@ export class Auth {
     session.detachedAt = undefined;
     await this.#move(session, worker);
     if (this.#live.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
-    session.attach = this.#attachServer(session.id, epoch, secret, resuming.isRekey ? session.formerAttach : undefined);
+    this.#bindTo(session, epoch, secret, resuming.isRekey ? session.formerAttach : undefined);
     session.formerAttach = undefined;
     return { granted: this.#grantOf(session), features: session.features, openedAt: session.openedAt };
   }
@@ -696,6 +730,7 @@ export class Auth {
     // In turn with what is routed: whoever has the addresses next comes after this.
     const unplaced = this.#unplace(session);
     this.#options.pool.release(session.lease);
+    this.proxies.endSession(key);
     await Promise.all([unplaced, session.isRecorded ? this.#options.sessions.end(key, reason) : undefined]);
   }
 
@@ -717,7 +752,18 @@ export class Auth {
     for (const login of this.#judged) if (concerned(login)) login.hasLostItsRight = true;
     const keys = [...this.#live.values()].filter(concerned).map(({ key }) => key);
     for (const key of keys) this.#close(key, reason);
-    return keys.length;
+    return keys.length + this.proxies.close(concerned);
+  }
+
+  /** The grant follows the last look at the right without a turn between them. */
+  async #judging<T>(holder: RightsHolder, judge: () => Promise<boolean>, grant: () => T): Promise<T | undefined> {
+    const judged: JudgedLogin = { ...holder, hasLostItsRight: false, mustSuffice: false };
+    this.#judged.add(judged);
+    try {
+      return (await judge()) && !judged.hasLostItsRight ? grant() : undefined;
+    } finally {
+      this.#judged.delete(judged);
+    }
   }
 
   /**
@@ -821,7 +867,15 @@ function isSameHolder(
 function freshState() {
   const flags = { isStarted: false, isPlaced: false };
   const counters = { traffic: { ...NO_TRAFFIC }, formerTraffic: { ...NO_TRAFFIC } };
-  return { attach: undefined, formerAttach: undefined, resuming: undefined, ended: undefined, ...flags, ...counters };
+  return {
+    attach: undefined,
+    binding: undefined,
+    formerAttach: undefined,
+    resuming: undefined,
+    ended: undefined,
+    ...flags,
+    ...counters,
+  };
 }
 
 function endOf(proofEndsAt = Number.POSITIVE_INFINITY, certificate?: SessionCertificate): number {

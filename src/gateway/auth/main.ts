@@ -124,6 +124,7 @@ function takeWorker(service: AuthService, worker: number, fd: number): void {
   const link = new WorkerLink(
     fd,
     service.gateOf(worker),
+    service.proxyGateOf(worker),
     () => service.sessionsOf(worker),
     (error) => {
       if (error !== undefined) {

@@ -46,7 +46,7 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     },
     'session.list': async () => {
       const lists = await Promise.all([...service.workers.values()].map(listSessions));
-      return lists.flat().toSorted((a, b) => Date.parse(a.since) - Date.parse(b.since));
+      return service.withProxies(lists.flat());
     },
     'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
   };

@@ -10,6 +10,7 @@ import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { nodePrimitives } from '../../base/primitives.ts';
+import type { SessionInfo } from '../../control/operations.ts';
 import type { AccountSource } from '../../identity/backends/open.ts';
 import { usersNamed } from '../../identity/steps/certificate.ts';
 import { formatIp, parseIp } from '../../ip/address.ts';
@@ -22,7 +23,15 @@ import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
 import { checkCertificateStep, type GatewayConfig, RELOADABLE_KEYS } from '../config.ts';
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
-import type { AuthPort, DetachedSession, RefusedSource, SupervisorPort, WorkerPort } from '../ipc/ports.ts';
+import type {
+  AuthPort,
+  DetachedSession,
+  ProxyKey,
+  ProxyPort,
+  RefusedSource,
+  SupervisorPort,
+  WorkerPort,
+} from '../ipc/ports.ts';
 import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
 import { Accounting } from './accounting.ts';
@@ -38,6 +47,7 @@ import {
   loginProviderOf,
   passwordSourcesOf,
 } from './login-config.ts';
+import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
 import { WorkerGate } from './worker-gate.ts';
 
@@ -171,6 +181,7 @@ export class AuthService {
     this.#auth = new Auth({
       config,
       authenticator: state.authenticator,
+      proxyLogins: state.proxyLogins,
       sessions: state.sessions,
       pool: parts.pool,
       primitives: nodePrimitives,
@@ -257,7 +268,10 @@ export class AuthService {
       log,
     });
     const expiry = new Expiry({
-      expiredUsers: () => state.sessions.expiredUsers(),
+      expiredUsers: async () => [
+        ...(await state.sessions.expiredUsers()),
+        ...(await state.proxyLogins.expired(auth.proxies.users)),
+      ],
       closeSessions: (concerned, reason) => auth.closeSessions(concerned, reason),
       clock,
       log,
@@ -307,10 +321,21 @@ export class AuthService {
     return new WorkerGate(this.#auth, worker);
   }
 
+  /** What a worker may ask for those who use the gateway as a proxy. */
+  proxyGateOf(worker: number): ProxyPort {
+    return this.#auth.proxies.gateOf(worker);
+  }
+
+  /** Whose key of a worker it is; undefined: nobody's any more. */
+  userOf(key: ProxyKey, worker: number): string | undefined {
+    return this.#auth.proxies.userOf(key, worker);
+  }
+
   /** A worker is there. Its sessions are in `sessionsOf`. */
   connect(worker: number, port: WorkerPort): void {
     this.#workers.set(worker, port);
     this.#auth.connect(worker, port);
+    this.#auth.proxies.connect(worker, port);
     port.refuse(this.#refused());
   }
 
@@ -322,6 +347,7 @@ export class AuthService {
   /** A worker is gone, and its connections with it. @throws {VpnError} ERR_STORE */
   async disconnect(worker: number): Promise<void> {
     this.#workers.delete(worker);
+    this.#auth.proxies.disconnect(worker);
     await this.#auth.disconnect(worker);
   }
 
@@ -346,7 +372,24 @@ export class AuthService {
 
   /** Ends the session whose key begins like this; returns how many there are that do, and ends none if several do. */
   kick(beginning: string): number {
-    return this.#auth.kick(beginning);
+    return this.#auth.kick(beginning) || this.#auth.proxies.kick(beginning);
+  }
+
+  /** Sessions with what goes through the proxy, and the programs that use it by an access token; oldest first. */
+  withProxies(sessions: readonly SessionInfo[]): SessionInfo[] {
+    const { proxies } = this.#auth;
+    const own = sessions.map((session) => {
+      const { streams, sentBytes, receivedBytes } = proxies.trafficOf(session.id);
+      return {
+        ...session,
+        streams,
+        sentBytes: session.sentBytes + sentBytes,
+        receivedBytes: session.receivedBytes + receivedBytes,
+      };
+    });
+    return [...own, ...proxies.logins.map(proxyLoginInfo)].toSorted(
+      (a, b) => Date.parse(a.since) - Date.parse(b.since),
+    );
   }
 
   /** Says what ends soon, in the log. Never rejects. */
@@ -390,6 +433,7 @@ export class AuthService {
     this.#hasher.parameters = argon2Of(merged);
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
+    for (const worker of this.#workers.values()) worker.recheckStreams();
     await this.#state.recordPolicy(merged);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
@@ -481,6 +525,25 @@ export function addressesOf({ v4, v6 }: Lease): string[] {
 
 function leaseOf(v4: string | undefined, v6: string | undefined): Lease {
   return { ...(v4 === undefined ? {} : { v4: parseIp(v4) }), ...(v6 === undefined ? {} : { v6: parseIp(v6) }) };
+}
+
+function proxyLoginInfo(login: ProxyLoginInfo): SessionInfo {
+  const { token, user, remote, connections, since, streams, receivedBytes, sentBytes } = login;
+  return {
+    id: token.slice(0, 8),
+    user,
+    device: '',
+    addresses: [],
+    peer: remote,
+    waiting: connections === 0,
+    superPackets: false,
+    channels: connections,
+    streams,
+    since: new Date(since).toISOString(),
+    receivedBytes,
+    sentBytes,
+    roundTripMs: null,
+  };
 }
 
 function instantOf(at: number): string {

@@ -10,7 +10,16 @@ import type { SessionInfo } from '../../control/operations.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { type Handlers, IpcChannel } from '../ipc/channel.ts';
 import { authToWorker, LIMITS_OF_WORKER, WAITING_PER_PAGE, workerToAuth } from '../ipc/messages.ts';
-import type { AuthPort, DetachedSession, RefusedSource, SessionKey, WorkerPort, WorkerReport } from '../ipc/ports.ts';
+import type {
+  AuthPort,
+  DetachedSession,
+  ProxyKey,
+  ProxyPort,
+  RefusedSource,
+  SessionKey,
+  WorkerPort,
+  WorkerReport,
+} from '../ipc/ports.ts';
 
 /** A worker that hangs must not hang whoever asks how the gateway is. */
 const ANSWER_MS = 3000;
@@ -21,12 +30,14 @@ export class WorkerLink implements WorkerPort {
   /**
    * @param fd this end of the channel, which it takes over
    * @param gate what the worker may ask
+   * @param proxies and of those who use the gateway as a proxy
    * @param waiting the sessions that wait for their clients at the worker
    * @param closed the worker is gone; with the rule it has broken, if that is why
    */
   constructor(
     fd: number,
     gate: AuthPort,
+    proxies: ProxyPort,
     waiting: () => readonly DetachedSession[],
     closed: (error: VpnError | undefined) => void,
   ) {
@@ -56,6 +67,12 @@ export class WorkerLink implements WorkerPort {
         await gate.end(session, reason);
         return {};
       },
+      proxyBind: async ({ proof, remote }) => ({ grant: (await proxies.bind(proof, { remote })) ?? null }),
+      proxyLogin: async ({ user, token, remote }) => ({
+        grant: (await proxies.login({ user, token }, { remote })) ?? null,
+      }),
+      proxyTraffic: ({ key, traffic }) => proxies.traffic(key, traffic),
+      proxyRelease: ({ key }) => proxies.release(key),
       waiting: async ({ after }) => waiting().slice(after, after + WAITING_PER_PAGE),
     };
     this.#channel = new IpcChannel({
@@ -78,6 +95,14 @@ export class WorkerLink implements WorkerPort {
 
   async release(session: SessionKey): Promise<void> {
     await this.#channel.call('release', { session }, ANSWER_MS);
+  }
+
+  closeProxy(key: ProxyKey): void {
+    this.#channel.tell('closeProxy', { key });
+  }
+
+  recheckStreams(): void {
+    this.#channel.tell('recheckStreams', {});
   }
 
   refuse(sources: readonly RefusedSource[]): void {

@@ -245,6 +245,14 @@ const traffic = z.strictObject({
   sentPackets: count,
 });
 
+const proxyKey = z.string().regex(/^[0-9a-f]{32}$/);
+const proxyProof = z
+  .strictObject({ claim: z.strictObject({ session: sessionId, epoch: u32, proof: hash }), exported: hash })
+  .readonly();
+const proxyGrant = z.strictObject({ key: proxyKey, user }).readonly();
+const boundGrant = z.strictObject({ key: proxyKey, user, info: text(64) }).readonly();
+const streamTraffic = z.strictObject({ streams: count, sentBytes: count, receivedBytes: count }).readonly();
+
 /** How many waiting sessions one answer holds. */
 export const WAITING_PER_PAGE = 100;
 
@@ -263,6 +271,16 @@ export const workerToAuth = {
   traffic: { input: z.strictObject({ session: sessionKey, traffic }) },
   detach: { input: z.strictObject({ session: sessionKey, reason: closeReason.exactOptional() }), output: nothing },
   end: { input: z.strictObject({ session: sessionKey, reason: closeReason }), output: nothing },
+  proxyBind: {
+    input: z.strictObject({ proof: proxyProof, remote }),
+    output: z.strictObject({ grant: boundGrant.nullable() }),
+  },
+  proxyLogin: {
+    input: z.strictObject({ user: text(1024), token: bytes(0, 1024), remote }),
+    output: z.strictObject({ grant: proxyGrant.nullable() }),
+  },
+  proxyTraffic: { input: z.strictObject({ key: proxyKey, traffic: streamTraffic }) },
+  proxyRelease: { input: z.strictObject({ key: proxyKey }) },
   /** The sessions that wait for their clients at this worker, after the first so many. */
   waiting: { input: z.strictObject({ after: z.int().min(0) }), output: z.array(waiting).max(WAITING_PER_PAGE) },
 } as const satisfies Contract;
@@ -276,6 +294,7 @@ const sessionInfo = z.strictObject({
   waiting: z.boolean(),
   superPackets: z.boolean(),
   channels: z.int().min(0).max(256),
+  streams: count,
   since: z.iso.datetime(),
   receivedBytes: count,
   sentBytes: count,
@@ -291,6 +310,8 @@ export const authToWorker = {
   refuse: {
     input: z.strictObject({ sources: z.array(z.strictObject({ source: text(64), until: instant })).readonly() }),
   },
+  closeProxy: { input: z.strictObject({ key: proxyKey }) },
+  recheckStreams: { input: nothing },
   report: {
     input: nothing,
     output: z.strictObject({ sessions: count, waiting: count, counters: totals, drops: totals }),

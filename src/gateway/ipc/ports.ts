@@ -2,17 +2,22 @@
  * What the processes of a gateway may ask of each other.
  *
  * Supervisor, auth and workers meet only through these interfaces, so that they can live in one process or in several of
- * different privilege. Everything in a request is a value that could cross a process boundary; nothing holds a socket, a
- * key of somebody else or a function. Auth believes no worker: proofs, signatures and credentials are checked there.
+ * different privilege. Everything in a request is a value that could cross a process boundary; nothing holds a key of
+ * somebody else or a function, and the one thing that holds a socket, the answer to a `dial`, holds a descriptor to pass. Auth believes no worker: proofs, signatures and credentials are checked there.
  */
 
+import type { Socket as DatagramSocket } from 'node:dgram';
+import type { Socket } from 'node:net';
 import type { SessionInfo } from '../../control/operations.ts';
+import type { ProxyCredentials } from '../../identity/proxy-login.ts';
 import type { ClientCertificate } from '../../identity/steps/step.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
 import type { AttachMessage, CloseReason, ConfigMessage, RejectCode } from '../../protocol/messages.ts';
+import type { ProxyClaim } from '../../protocol/proxy-binding.ts';
 import type { ResumeEvidence, ResumeGrant } from '../../protocol/resume.ts';
+import type { StreamRefusal, StreamTarget } from '../../transport/stream-request.ts';
 import type { GatewayConfig } from '../config.ts';
 
 /** Hexadecimal session id; the key of everything about a session. Never logged whole. */
@@ -196,7 +201,7 @@ export interface RefusedSource {
 }
 
 /** What auth may tell a worker, and ask of it. */
-export interface WorkerPort {
+export interface WorkerPort extends ProxyWorkerPort {
   /** Ends a session at once; its client hears the reason. */
   close(session: SessionKey, reason: CloseReason): void;
   /** Sends a new CONFIG. */
@@ -233,4 +238,76 @@ export interface SupervisorPort {
   update(config: GatewayConfig): Promise<void>;
   /** How the host is. */
   report(): Promise<HostReport>;
+}
+
+/** One connection's right to use the gateway as a proxy; unguessable, never logged. */
+export type ProxyKey = string;
+
+/** Who uses the gateway as a proxy, or wants to. */
+export type ProxyPeer = Pick<LoginPeer, 'remote'>;
+
+/** An HTTP/2 connection that claims to belong to a session. */
+export interface ProxyProof {
+  readonly claim: ProxyClaim;
+  /** X("proxy", sid) of the connection, 32 bytes. */
+  readonly exported: Uint8Array;
+}
+
+export interface ProxyGrant {
+  readonly key: ProxyKey;
+  readonly user: string;
+}
+
+/** What the streams of a connection have carried so far, and how many there are. */
+export interface StreamTraffic {
+  readonly streams: number;
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+}
+
+/** What a worker may ask of auth for those who use the gateway as a proxy. */
+export interface ProxyPort {
+  /** Checks the proof of an HTTP/2 connection; `info` is ours. */
+  bind(proof: ProxyProof, peer: ProxyPeer): Promise<(ProxyGrant & { readonly info: string }) | undefined>;
+  /** Checks a name and an access token. @throws {VpnError} ERR_STORE: no verdict */
+  login(credentials: ProxyCredentials, peer: ProxyPeer): Promise<ProxyGrant | undefined>;
+  /** What a connection has carried so far. */
+  traffic(key: ProxyKey, traffic: StreamTraffic): void;
+  /** The connection is gone. */
+  release(key: ProxyKey): void;
+}
+
+/** What auth may tell a worker of those. */
+export interface ProxyWorkerPort {
+  /** Ends a connection and its streams at once. */
+  closeProxy(key: ProxyKey): void;
+  /** What may be reached has changed: ends the streams to where it is not allowed any more. */
+  recheckStreams(): void;
+}
+
+/** Where somebody wants to go. */
+export interface DialRequest {
+  readonly key: ProxyKey;
+  readonly kind: 'tcp' | 'udp';
+  readonly target: StreamTarget;
+}
+
+/** A connected socket, which is the asker's, and its other end. */
+export interface Dialled<S> {
+  readonly socket: S;
+  readonly address: string;
+}
+
+/** That, or why there is none. */
+export type DialVerdict<S> = Dialled<S> | { readonly refused: StreamRefusal };
+
+/**
+ * Who dials for a worker, which may not even make a socket. Names are resolved, and policy is checked, at this port's other
+ * side: whoever asks gets connections to nowhere else.
+ */
+export interface DialPort {
+  dialTcp(request: DialRequest): Promise<DialVerdict<Socket>>;
+  dialUdp(request: DialRequest): Promise<DialVerdict<DatagramSocket>>;
+  /** Whether the policy now in force still has a connection that was made before. */
+  isAllowed(key: ProxyKey, kind: 'tcp' | 'udp', address: string, port: number): Promise<boolean>;
 }

@@ -13,6 +13,7 @@ import type {
   GrantedResume,
   LoginPeer,
   LoginVerdict,
+  ProxyPort,
   ResumeConfirmation,
   ResumedSession,
   ResumeVerdict,
@@ -20,6 +21,9 @@ import type {
   SessionTraffic,
   WorkerPort,
 } from '../ipc/ports.ts';
+
+const MAX_NAME = 256;
+const MAX_TOKEN_BYTES = 1024;
 
 export class AuthLink implements AuthPort {
   readonly #channel: IpcChannel<typeof workerToAuth, typeof authToWorker>;
@@ -37,6 +41,8 @@ export class AuthLink implements AuthPort {
         await worker().release(session);
         return {};
       },
+      closeProxy: ({ key }) => worker().closeProxy(key),
+      recheckStreams: () => worker().recheckStreams(),
       refuse: ({ sources }) => worker().refuse(sources),
       report: async () => await worker().report(),
       listSessions: async ({ after }) => await worker().listSessions(after),
@@ -50,6 +56,22 @@ export class AuthLink implements AuthPort {
       closed,
     });
   }
+
+  /** What is asked of those who use the gateway as a proxy. */
+  readonly proxies: ProxyPort = {
+    bind: async (proof, { remote }) => (await this.#channel.call('proxyBind', { proof, remote })).grant ?? undefined,
+    login: async ({ user, token }, { remote }) =>
+      // Whatever is longer is no token.
+      (
+        await this.#channel.call('proxyLogin', {
+          user: user.slice(0, MAX_NAME),
+          token: token.subarray(0, MAX_TOKEN_BYTES),
+          remote,
+        })
+      ).grant ?? undefined,
+    traffic: (key, traffic) => this.#channel.tell('proxyTraffic', { key, traffic }),
+    release: (key) => this.#channel.tell('proxyRelease', { key }),
+  };
 
   /** The sessions that wait for their clients here. */
   async waiting(): Promise<DetachedSession[]> {

@@ -21,6 +21,9 @@ import type { GatewayConfig } from '../config.ts';
 import {
   type AuthPort,
   type DetachedSession,
+  type DialPort,
+  type ProxyKey,
+  type ProxyPort,
   type RefusedSource,
   SESSIONS_PER_PAGE,
   type SessionKey,
@@ -30,6 +33,7 @@ import {
 import { isWithinAny } from '../networks.ts';
 import type { Handover } from './handover.ts';
 import type { Session } from './session.ts';
+import { Streams } from './streams.ts';
 import { Worker, type WorkerDevices } from './worker.ts';
 
 export interface WorkerServiceOptions {
@@ -38,6 +42,8 @@ export interface WorkerServiceOptions {
   devices: WorkerDevices;
   /** Ways to the other workers, and the socket over which they give connections. */
   handover?: { ways: Handover; fd: number } | undefined;
+  /** For those who use the gateway as a proxy; undefined: it is none. */
+  proxy?: { readonly auth: ProxyPort; readonly dialler: DialPort } | undefined;
   clock: Clock;
   log: Logger;
 }
@@ -45,15 +51,17 @@ export interface WorkerServiceOptions {
 export class WorkerService implements WorkerPort {
   readonly #options: WorkerServiceOptions;
   readonly #worker: Worker;
+  readonly #streams: Streams | undefined;
   readonly #isExempt: (address: string) => boolean;
   #refused: ReadonlyMap<string, number> = new Map();
   #listener: Listener | undefined;
 
   constructor(options: WorkerServiceOptions) {
-    const { config, auth, devices, clock, log } = options;
+    const { config, auth, devices, proxy, clock, log } = options;
     this.#options = options;
     this.#isExempt = isWithinAny(config.limits.allow);
     this.#worker = new Worker({ config, auth, devices, primitives: nodePrimitives, clock, log });
+    this.#streams = proxy === undefined ? undefined : new Streams({ ...proxy, config, clock, log });
   }
 
   /** Takes over sessions that wait for their clients. Before `start`. */
@@ -69,6 +77,7 @@ export class WorkerService implements WorkerPort {
    */
   async start(fd: number, credentials: ServerCredentials): Promise<void> {
     const { config, log, clock, handover } = this.#options;
+    const streams = this.#streams;
     this.#listener = await Listener.open({
       fd,
       credentials,
@@ -88,6 +97,7 @@ export class WorkerService implements WorkerPort {
       queues: this.#worker.queues,
       ...(handover === undefined ? {} : { handOver: (...connection) => handover.ways.give(...connection) }),
       onChannel: (channel) => this.#worker.accept(channel),
+      ...(streams === undefined ? {} : { onProxyRequest: (request) => streams.handle(request) }),
       log,
       clock,
     });
@@ -123,6 +133,14 @@ export class WorkerService implements WorkerPort {
     this.#worker.release(session);
   }
 
+  closeProxy(key: ProxyKey): void {
+    this.#streams?.closeProxy(key);
+  }
+
+  recheckStreams(): void {
+    this.#streams?.recheckStreams();
+  }
+
   refuse(sources: readonly RefusedSource[]): void {
     this.#refused = new Map(sources.map(({ source, until }) => [source, until]));
   }
@@ -138,6 +156,7 @@ export class WorkerService implements WorkerPort {
         ...prefixed('handshake_', failed),
         handshakes: this.#listener?.handshakeCount ?? 0,
         ...counters,
+        ...streamCounters(this.#streams),
         ...queueCounters(queues),
         ...prefixed('refused_', refusals),
       },
@@ -157,6 +176,7 @@ export class WorkerService implements WorkerPort {
   /** Tells every client and ends every connection; resolves when auth knows of every session's end. */
   async stop(reason: CloseReason): Promise<void> {
     await this.closePort();
+    this.#streams?.stop();
     await this.#worker.stop(reason);
   }
 
@@ -195,9 +215,24 @@ function sessionInfo(session: Session): SessionInfo {
     waiting: session.isDetached,
     superPackets: session.superPackets,
     channels: session.dataChannels,
+    // Auth knows them, whichever worker has them.
+    streams: 0,
     since: new Date(session.since).toISOString(),
     receivedBytes,
     sentBytes,
     roundTripMs: session.roundTripMs ?? null,
+  };
+}
+
+function streamCounters(streams: Streams | undefined): Record<string, number> {
+  if (streams === undefined) return {};
+  const { opened, open, refused, challenged, droppedDatagrams } = streams.counters;
+  return {
+    proxy_streams: opened,
+    proxy_open: open,
+    proxy_refused: refused,
+    proxy_challenged: challenged,
+    proxy_dropped_datagrams: droppedDatagrams,
+    ...prefixed('proxy_refused_', streams.refusals),
   };
 }
