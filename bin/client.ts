@@ -99,7 +99,7 @@ function withAnswers(answer: CredentialSource | undefined): { answer?: AnswerSte
 }
 
 /** The command line's way of answering, as the client wants it. */
-function orderedAnswers(answer: CredentialSource): AnswerSteps {
+export function orderedAnswers(answer: CredentialSource): AnswerSteps {
   return async (steps) => answersOf(await answer(steps));
 }
 

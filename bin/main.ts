@@ -29,6 +29,7 @@ export async function main(): Promise<void> {
     clientFacts: async (state) => (await client()).clientFacts(state),
     forgetClient: async (state, id) => (await client()).forgetClient(state, id),
     clientUnit: async (state) => (await client()).unitOf(state, join(root, 'bin', 'customvpn')),
+    runProxy: async (run) => (await import('./client-proxy.ts')).runProxyHere(run, version),
     runClient: async (run) => (await client()).runClientHere(run, version),
     startClient: async (run) => (await client()).startClient(run),
     cleanClients: async (state) => (await client()).cleanUp(state),

@@ -6,6 +6,7 @@ import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { ClientApi } from '../control/operations.ts';
 import { addProfileCommands, idOf } from './client-profiles.ts';
+import { clientProxyCommand } from './client-proxy.ts';
 import { formatStatus, watchStatus } from './client-status.ts';
 import type { CliHost, CredentialRequest, ProbeResult, TunnelFlags } from './host.ts';
 import { killSwitchCommand } from './kill-switch.ts';
@@ -155,6 +156,7 @@ export function clientCommand(host: CliHost): Command {
     });
 
   command.addCommand(killSwitchCommand(host));
+  command.addCommand(clientProxyCommand(host));
   addProfileCommands(command, host);
   return command;
 }

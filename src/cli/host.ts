@@ -91,6 +91,20 @@ export type CredentialRequest = readonly {
 /** Gives the answers by kind. @throws {VpnError} ERR_AUTH_NEEDED when there is nobody to ask */
 export type CredentialSource = (request: CredentialRequest) => Promise<Readonly<Record<string, string>>>;
 
+/** `client proxy`: a client without a tunnel. */
+export interface ProxyRun {
+  profile: string;
+  state: string;
+  user?: string;
+  answer?: CredentialSource;
+  socks?: { host: string; port: number };
+  http?: { host: string; port: number };
+  /** Also where other machines can reach it. */
+  expose: boolean;
+  /** Told once, when programs can connect, and where. */
+  onReady(where: { socks: string | undefined; http: string | undefined }): void;
+}
+
 export interface ProbeResult {
   readonly server: string;
   readonly address: string;
@@ -184,6 +198,8 @@ export interface CliHost {
   forgetClient(state: string, id: string): Promise<void>;
   /** The text of a systemd unit template that runs clients. */
   clientUnit(state: string): Promise<string>;
+  /** Runs a client's local proxy until stopped. */
+  runProxy(run: ProxyRun): Promise<void>;
   /** Runs a client until stopped. */
   runClient(run: ClientRun): Promise<void>;
   /** Sees to it that a client runs in the background; resolves with its operations when traffic flows. */

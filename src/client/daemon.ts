@@ -335,7 +335,7 @@ function trimLog(path: string): void {
 }
 
 /** The token has been used up, and a file that is copied about must not look as if it still opened something. */
-async function forgetToken(path: string, profile: Profile, log: Logger): Promise<void> {
+export async function forgetToken(path: string, profile: Profile, log: Logger): Promise<void> {
   try {
     await writeProfile(path, withoutToken(profile), { when: 'replace' });
   } catch (error) {
@@ -343,7 +343,13 @@ async function forgetToken(path: string, profile: Profile, log: Logger): Promise
   }
 }
 
-function statusOf(snapshot: ClientSnapshot, profile: Profile, host: TunnelHost, version: string): ClientStatus {
+/** What a caller is shown of a client, and of what it does to its machine. */
+export function statusOf(
+  snapshot: ClientSnapshot,
+  profile: Profile,
+  host: Pick<TunnelHost, 'plan' | 'nameKeeper' | 'isClosed' | 'isPortalOpen'>,
+  version: string,
+): ClientStatus {
   const { config, tls, lastError } = snapshot;
   const { plan, nameKeeper, isClosed, isPortalOpen } = host;
   const addresses = config === undefined ? [] : [config.addresses.v4, config.addresses.v6];

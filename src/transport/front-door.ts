@@ -39,7 +39,7 @@ import {
 } from './stream-request.ts';
 import { acceptUpgrade, isUpgradeRequest } from './upgrade.ts';
 
-/** Of a client that has proven who it is; docs/decisions/0016 has the measurements. */
+/** Of a client that has proven who it is; docs/decisions/0020 says why. */
 const STREAM_WINDOW_BYTES = 1 << 20;
 const CONNECTION_WINDOW_BYTES = 16 << 20;
 const FRAME_BYTES = 65_536;

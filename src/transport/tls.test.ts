@@ -27,12 +27,12 @@ function session(...fields: string[]): Buffer {
 test('the extended master secret is read from the session flags', () => {
   assert.equal(hasExtendedMasterSecret(session('ad03020101')), true);
   assert.equal(hasExtendedMasterSecret(session('ad03020103')), true);
-  assert.equal(hasExtendedMasterSecret(session('ad03020102')), { hasTunnels: true, isProxy: false });
-  assert.equal(hasExtendedMasterSecret(session()), { hasTunnels: true, isProxy: false });
-  assert.equal(hasExtendedMasterSecret(session('b30302011d')), { hasTunnels: true, isProxy: false });
+  assert.equal(hasExtendedMasterSecret(session('ad03020102')), false);
+  assert.equal(hasExtendedMasterSecret(session()), false);
+  assert.equal(hasExtendedMasterSecret(session('b30302011d')), false);
   // A value 1 that stands under another tag, or within another field, is not the flag.
-  assert.equal(hasExtendedMasterSecret(session('a103020101')), { hasTunnels: true, isProxy: false });
-  assert.equal(hasExtendedMasterSecret(session('a4070405ad03020101')), { hasTunnels: true, isProxy: false });
+  assert.equal(hasExtendedMasterSecret(session('a103020101')), false);
+  assert.equal(hasExtendedMasterSecret(session('a4070405ad03020101')), false);
 });
 
 test('the group is read from the session', () => {
@@ -45,7 +45,7 @@ test('the group is read from the session', () => {
 test('a broken session proves nothing and never throws', () => {
   const whole = session('ad03020101', 'b304020211ec');
   for (let end = 0; end < whole.length; end++) {
-    assert.equal(hasExtendedMasterSecret(whole.subarray(0, end)), { hasTunnels: true, isProxy: false });
+    assert.equal(hasExtendedMasterSecret(whole.subarray(0, end)), false);
     assert.equal(negotiatedGroup(whole.subarray(0, end)), 'unknown');
   }
   fc.assert(
@@ -57,12 +57,12 @@ test('a broken session proves nothing and never throws', () => {
 });
 
 test('a tunnel is preferred to the front door, and a foreign protocol is refused', () => {
-  assert.equal(chooseProtocol(['h2', 'http/1.1', 'customvpn/1'], { hasTunnels: true, isProxy: false }), 'customvpn/1');
-  assert.equal(chooseProtocol(tunnelProtocols(3), { hasTunnels: true, isProxy: false }), 'customvpn/1+3');
-  assert.equal(chooseProtocol(['h2', 'http/1.1'], { hasTunnels: true, isProxy: false }), 'http/1.1');
-  assert.equal(chooseProtocol(['http/1.1', 'h2'], { hasTunnels: true, isProxy: true }), 'h2');
+  assert.equal(chooseProtocol(['h2', 'http/1.1', 'customvpn/1']), 'customvpn/1');
+  assert.equal(chooseProtocol(tunnelProtocols(3)), 'customvpn/1+3');
+  assert.equal(chooseProtocol(['h2', 'http/1.1']), 'http/1.1');
+  assert.equal(chooseProtocol(['http/1.1', 'h2'], { isProxy: true }), 'h2');
   for (const foreign of ['h2', 'customvpn/2', 'customvpn/1+', 'customvpn/1+1234', 'customvpn/1x', 'CUSTOMVPN/1']) {
-    assert.equal(chooseProtocol([foreign], { hasTunnels: true, isProxy: false }), undefined, foreign);
+    assert.equal(chooseProtocol([foreign]), undefined, foreign);
   }
 });
 

@@ -200,7 +200,7 @@ export function isTunnelProtocol(protocol: string): boolean {
 /** What the server answers to a client's list; `undefined` refuses the connection with an alert. */
 export function chooseProtocol(
   offered: readonly string[],
-  { hasTunnels, isProxy }: { readonly hasTunnels: boolean; readonly isProxy: boolean },
+  { hasTunnels = true, isProxy = false }: { readonly hasTunnels?: boolean; readonly isProxy?: boolean } = {},
 ): string | undefined {
   const http = isProxy ? [HTTP2_ALPN, HTTP_ALPN] : [HTTP_ALPN];
   return (
