@@ -14,6 +14,7 @@ export async function main(): Promise<void> {
   const gateway = () => import('./gateway.ts');
   const policy = () => import('./policy.ts');
   const client = () => import('./client.ts');
+  const examination = () => import('../src/client/profile-examination.ts');
   const host: CliHost = {
     openGateway: async (source) => (await gateway()).openGateway(source),
     initGateway: async (init) => (await gateway()).makeGateway(init),
@@ -36,7 +37,8 @@ export async function main(): Promise<void> {
     killSwitch: async (state, profile, action) => (await client()).workKillSwitch(state, profile, action),
     killSwitchUnit: async (state, profile) =>
       (await client()).killSwitchUnitOf(state, profile, join(root, 'bin', 'customvpn')),
-    probe: async (name, port) => (await import('../src/client/probe.ts')).probe(name, port),
+    examineServer: async (name, port) => (await examination()).examineServer(name, port),
+    examineProfile: async (path, state) => (await examination()).examineProfile(path, state, version),
     requirements: async () => (await import('../src/os/requirements.ts')).findRequirements(),
   };
   process.exitCode = await runProgram(host, version, process.argv.slice(2));

@@ -46,6 +46,8 @@ const CODES = {
   ERR_NOT_TLS: 'transport',
   ERR_UPGRADE: 'transport',
   ERR_PROXY: 'transport',
+  ERR_CAPTIVE_PORTAL: 'transport',
+  ERR_TLS_INTERCEPTED: 'transport',
   ERR_CERT_EXPIRED: 'transport',
   ERR_CERT_NOT_YET_VALID: 'transport',
   ERR_CERT_NAME: 'transport',

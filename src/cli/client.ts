@@ -5,13 +5,14 @@
 import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { ClientApi } from '../control/operations.ts';
+import { addProbeCommand } from './client-probe.ts';
 import { addProfileCommands, idOf } from './client-profiles.ts';
 import { clientProxyCommand } from './client-proxy.ts';
 import { formatStatus, watchStatus } from './client-status.ts';
-import type { CliHost, CredentialRequest, ProbeResult, TunnelFlags } from './host.ts';
+import type { CliHost, CredentialRequest, TunnelFlags } from './host.ts';
 import { killSwitchCommand } from './kill-switch.ts';
-import { clientState, hostAndPort, jsonOutput, lengthOfTime } from './options.ts';
-import { facts, formatAge, good, type OutputOptions, print, warning } from './output.ts';
+import { clientState, jsonOutput, lengthOfTime } from './options.ts';
+import { formatAge, type OutputOptions, print, warning } from './output.ts';
 import { answersFromStdin, askInTerminal, isInteractive, showLogin, showLogins } from './secrets.ts';
 
 interface StateOptions extends OutputOptions {
@@ -144,17 +145,7 @@ export function clientCommand(host: CliHost): Command {
       } else print(only, options, () => found.map(formatStatus).join('\n\n'));
     });
 
-  command
-    .command('probe')
-    .description('is there a gateway, and what does its TLS look like? Needs no profile')
-    .argument('<host:port>')
-    .addOption(jsonOutput())
-    .addHelpText('after', '\nExample:\n  customvpn client probe vpn.example.org:443')
-    .action(async (target: string, options: OutputOptions) => {
-      const { host: name, port } = hostAndPort(target, 443);
-      print(await host.probe(name, port), options, formatProbe);
-    });
-
+  addProbeCommand(command, host);
   command.addCommand(killSwitchCommand(host));
   command.addCommand(clientProxyCommand(host));
   addProfileCommands(command, host);
@@ -208,19 +199,4 @@ async function notRunning(host: CliHost, state: string, profile?: string): Promi
 
 function showEach(request: CredentialRequest): void {
   for (const step of request) showLogin(step);
-}
-
-function formatProbe(result: ProbeResult): string {
-  const { certificate, tls } = result;
-  return facts([
-    ['server', `${result.server} (${result.address})`],
-    ['reachable', `${good('yes')}, connected in ${result.connectMs.toFixed(1)} ms`],
-    ['tls', `${tls.protocol}, ${tls.cipher}, ${tls.group}`],
-    ['certificate', `${certificate.subject}, until ${certificate.notAfter.slice(0, 10)}`],
-    ['issued by', certificate.issuer],
-    ['trusted here', certificate.trusted ? good('yes') : `${warning('no')}: ${certificate.reason ?? ''}`],
-    ['pin', certificate.pin],
-    ['hello', result.hello],
-    ['echo', `${result.echoMs.toFixed(2)} ms`],
-  ]);
 }

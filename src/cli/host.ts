@@ -5,6 +5,7 @@
  * its arguments and its words.
  */
 
+import type { VpnError } from '../base/errors.ts';
 import type { ClientApi, GatewayApi } from '../control/operations.ts';
 
 /** Which gateway is meant. */
@@ -122,6 +123,20 @@ export interface ProbeResult {
   readonly echoMs: number;
 }
 
+/** What an examination of the way to a gateway found. */
+export interface ExaminationResult {
+  readonly findings: readonly {
+    readonly step: string;
+    readonly ok: boolean;
+    readonly found: string;
+    readonly mend?: string;
+  }[];
+  /** What the gateway shows to anyone, when it was reached. */
+  readonly facts: ProbeResult | undefined;
+  /** The first failure. */
+  readonly error: VpnError | undefined;
+}
+
 export interface Requirement {
   name: string;
   ok: boolean;
@@ -210,6 +225,9 @@ export interface CliHost {
   killSwitch(state: string, profile: string, action: 'close' | 'open' | 'look'): Promise<boolean>;
   /** The text of a systemd unit that closes a profile's kill switch before there is a network. */
   killSwitchUnit(state: string, profile: string): Promise<string>;
-  probe(host: string, port: number): Promise<ProbeResult>;
+  /** Examines the way to a gateway of which nothing else is known. */
+  examineServer(host: string, port: number): Promise<ExaminationResult>;
+  /** Examines the way to the gateway of a profile file, up to a login. */
+  examineProfile(profile: string, state: string): Promise<ExaminationResult>;
   requirements(): Promise<readonly Requirement[]>;
 }

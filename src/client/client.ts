@@ -90,6 +90,8 @@ export interface ClientOptions {
   proxy?: ChooseProxy;
   /** The secret path at which the server's front door opens a tunnel, so that the connection looks like one to a web server. */
   camouflage?: Secret<string>;
+  /** Finds out what stands between this machine and the server when a dial has failed. Must not throw. */
+  explain?: (error: VpnError) => Promise<VpnError>;
   /** Resolves a server's name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
   /** The device has been enrolled: the token is spent and should be forgotten. */
@@ -129,6 +131,9 @@ export interface ClientSnapshot {
   /** Packets dropped, by reason. */
   readonly drops: Readonly<Record<string, number>>;
 }
+
+/** How often it is looked for what stands in the way. */
+const EXPLAIN_EVERY_MS = 10_000;
 
 /** After these the server still has the session. */
 const RESUMABLE: ReadonlySet<CloseReason> = new Set<CloseReason>(['shutdown', 'dead_peer']);
@@ -175,6 +180,7 @@ export class VpnClient {
   #pushedPins: readonly string[] = [];
   /** Why the last dial failed. */
   #dialError: unknown;
+  #explainedAt = Number.NEGATIVE_INFINITY;
   /** What the host left out of the present configuration. */
   #hostRefused: readonly RefusedItem[] = [];
 
@@ -407,12 +413,27 @@ export class VpnClient {
     this.#attempt.abort();
   }
 
+  /** A better name for why a dial failed; waited for only where it decides whether to go on. */
+  async #explain(error: VpnError): Promise<VpnError> {
+    const { explain } = this.#options;
+    if (explain === undefined || error.kind !== 'transport' || this.#abort.signal.aborted) return error;
+    if (recoveryAfterError(error) === 'final') return await explain(error);
+    const now = this.#clock.now();
+    if (now - this.#explainedAt < EXPLAIN_EVERY_MS) return error;
+    this.#explainedAt = now;
+    void explain(error).then((named) => {
+      if (named !== error && this.#session === undefined) this.#lastError = named;
+    });
+    return error;
+  }
+
   async #dial(options: Omit<DialOptions, 'signal'>, attempt: AbortController): Promise<Channel> {
     try {
       return await dial({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
     } catch (error) {
-      this.#dialError = error;
-      throw error;
+      const told = await this.#explain(toVpnError(error));
+      this.#dialError = told;
+      throw told;
     } finally {
       // Nobody is asked twice for a password because a cable was plugged in.
       if (this.#ticket === undefined && this.#attempt === attempt) this.#attempt = undefined;

@@ -23,6 +23,7 @@ import { DeviceKey } from './device-key.ts';
 import { OWN_MARK } from './host-plan.ts';
 import { KillSwitch } from './kill-switch.ts';
 import type { AnswerSteps, AskedStep, StepAnswers } from './login-answers.ts';
+import { nameObstacle } from './obstacles.ts';
 import { machineNetwork } from './roaming.ts';
 import { ServerNames } from './server-names.ts';
 import { profilePaths, writeEnd } from './state-folder.ts';
@@ -275,6 +276,14 @@ class Lives {
       lookup: (name) => names.lookup(name),
       mark: OWN_MARK,
       proxy: chooseProxy(profile.server.proxy),
+      explain: (error) =>
+        nameObstacle(error, {
+          hosts: profile.server.hosts,
+          serverName: profile.server.name,
+          hasAuthority: profile.ca !== undefined || profile.pins.length > 0,
+          mark: OWN_MARK,
+          lookup: (name) => names.lookup(name),
+        }),
       ...(profile.server.camouflage === undefined ? {} : { camouflage: new Secret(profile.server.camouflage) }),
       superPackets: !options.plain,
       ...(profile.tunnel.channels === undefined ? {} : { dataChannels: profile.tunnel.channels }),

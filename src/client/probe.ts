@@ -5,11 +5,11 @@
  * would be trusted is part of the answer.
  */
 
-import { isVpnError, VpnError } from '../base/errors.ts';
+import { type ErrorCode, isVpnError, VpnError } from '../base/errors.ts';
 import { silentLogger } from '../base/log.ts';
 import { encodeFrame, FrameDecoder, type FrameSink, FrameType, parseGreeting } from '../protocol/frame.ts';
 import type { Channel } from '../transport/channel.ts';
-import { dial } from '../transport/dial.ts';
+import { type DialOptions, dial } from '../transport/dial.ts';
 
 const ECHOES = 4;
 const TIMEOUT_MS = 10_000;
@@ -29,7 +29,9 @@ export interface ProbeFacts {
     readonly pin: string;
     /** By this machine's own authorities; a gateway with its own CA is trusted through a profile. */
     readonly trusted: boolean;
+    /** Why not, in words and as a code. */
     readonly reason?: string;
+    readonly code?: ErrorCode;
   };
   readonly hello: string;
   /** The best of a few echoes. */
@@ -37,9 +39,14 @@ export interface ProbeFacts {
 }
 
 /** @throws {VpnError} ERR_NAME_LOOKUP, ERR_CONNECT, ERR_CONNECT_TIMEOUT, ERR_NOT_TLS, ERR_TLS_*, ERR_GREETING, ERR_STAGE_TIMEOUT */
-export async function probe(host: string, port: number): Promise<ProbeFacts> {
-  const { channel, connectMs, reason } = await connect(host, port);
-  const { hello, echoMs } = await converse(channel).finally(() => channel.close());
+export async function probe(host: string, port: number, options: Partial<DialOptions> = {}): Promise<ProbeFacts> {
+  const { channel, connectMs, refusal } = await connect({ host, port, log: silentLogger, ...options });
+  const { hello, echoMs } = await converse(channel)
+    .catch((error: unknown) => {
+      // Whoever is not trusted and does not even talk is not the gateway: who it is matters more.
+      throw refusal ?? error;
+    })
+    .finally(() => channel.close());
   const { facts } = channel;
   const certificate = facts.peerCertificate;
   if (certificate === undefined) throw new VpnError('ERR_CERT_UNTRUSTED', 'the server showed no certificate');
@@ -53,25 +60,25 @@ export async function probe(host: string, port: number): Promise<ProbeFacts> {
       issuer: certificate.issuer.replaceAll('\n', ', '),
       notAfter: new Date(certificate.notAfter).toISOString(),
       pin: certificate.pin,
-      trusted: reason === undefined,
-      ...(reason === undefined ? {} : { reason }),
+      trusted: refusal === undefined,
+      ...(refusal === undefined ? {} : { reason: refusal.message, code: refusal.code }),
     },
     hello,
     echoMs,
   };
 }
 
-async function connect(host: string, port: number): Promise<{ channel: Channel; connectMs: number; reason?: string }> {
+async function connect(options: DialOptions): Promise<{ channel: Channel; connectMs: number; refusal?: VpnError }> {
   const open = async (verifyServer: boolean) => {
     const start = performance.now();
-    const channel = await dial({ host, port, verifyServer, timeoutMs: TIMEOUT_MS, log: silentLogger });
+    const channel = await dial({ ...options, verifyServer, timeoutMs: TIMEOUT_MS });
     return { channel, connectMs: performance.now() - start };
   };
   try {
     return await open(true);
   } catch (error) {
     if (!isVpnError(error) || !error.code.startsWith('ERR_CERT_')) throw error;
-    return { ...(await open(false)), reason: error.message };
+    return { ...(await open(false)), refusal: error };
   }
 }
 

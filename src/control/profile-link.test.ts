@@ -60,6 +60,7 @@ test('a link that is cut off, changed or of another kind is refused, and no erro
     'https://vpn.example.org/',
     bomb,
   ];
+  assert.throws(() => decodeProfileLink(bomb), { code: 'ERR_CONFIG_SYNTAX' }, 'nothing large is made of little');
   for (const text of wrong) {
     assert.throws(
       () => decodeProfileLink(text),

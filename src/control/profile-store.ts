@@ -88,6 +88,11 @@ export async function findProfile(state: string, nameOrFile: string): Promise<st
   });
 }
 
+/** Whether there is a file or an imported profile of this name. */
+export function isStoredOrFile(state: string, nameOrFile: string): boolean {
+  return (NAME.test(nameOrFile) && existsSync(join(folderOf(state), `${nameOrFile}.toml`))) || existsSync(nameOrFile);
+}
+
 /** Forgets an imported profile. @throws {VpnError} ERR_NOT_FOUND, ERR_USAGE */
 export async function removeProfile(state: string, name: string): Promise<StoredProfile> {
   checkName(name);

@@ -25,6 +25,9 @@ const SO_REUSEPORT = 15;
 const SO_MARK = 36;
 const IPPROTO_IPV6 = 41;
 const IPV6_V6ONLY = 26;
+const IPPROTO_IP = 0;
+const IP_MTU = 14;
+const IPV6_MTU = 24;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_INFO = 11;
@@ -130,6 +133,16 @@ export function sourceAddress(remote: IpAddress, mark?: number): IpAddress | und
   } finally {
     calls.close(fd);
   }
+}
+
+/** The largest packet that the way of a connected socket takes, as far as the kernel knows; undefined when it does not tell. */
+export function pathMtu(fd: number, version: 4 | 6): number | undefined {
+  const value = new NativeMemory(4);
+  const length = new NativeMemory(4);
+  length.view.setUint32(0, 4, true);
+  const [level, name] = version === 4 ? [IPPROTO_IP, IP_MTU] : [IPPROTO_IPV6, IPV6_MTU];
+  if (nativeCalls().getsockopt(fd, level, name, value.address, length.address) < 0) return undefined;
+  return value.view.getInt32(0, true);
 }
 
 /** Closes a descriptor that this room has opened and nobody has taken over. */

@@ -31,6 +31,7 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
   assert.deepEqual(retried.toSorted(), [
     'ERR_ATTACH_PROOF',
     'ERR_BACKEND',
+    'ERR_CAPTIVE_PORTAL',
     'ERR_CONNECT',
     'ERR_CONNECT_TIMEOUT',
     'ERR_FRAME_TRUNCATED',
@@ -47,7 +48,13 @@ test('REQ-RETRY-001: a client comes back only where that can help', () => {
     const never = failure.code.startsWith('ERR_CERT_') || ['config', 'system', 'internal'].includes(failure.kind);
     if (never) assert.equal(recoveryAfterError(failure), 'final', failure.code);
   }
-  for (const code of ['ERR_TLS_VERSION', 'ERR_TLS_ALPN', 'ERR_TLS_MASTER_SECRET'] as const) {
+  for (const code of [
+    'ERR_TLS_VERSION',
+    'ERR_TLS_ALPN',
+    'ERR_TLS_MASTER_SECRET',
+    'ERR_TLS_INTERCEPTED',
+    'ERR_UPGRADE',
+  ] as const) {
     assert.equal(recoveryAfterError(error(code)), 'final');
   }
   assert.equal(recoveryAfterError(error('ERR_NOT_TLS')), 'slow');

@@ -146,7 +146,7 @@ async function dialFor<T extends { destroy(): unknown }>(options: DialOptions, p
   const { winner, callOff } = race(
     ways,
     async ({ address, through }, control) => {
-      const raw = await connectTo(address, through?.proxy.port ?? options.port, options.mark, control.signal);
+      const raw = await openTcp(address, through?.proxy.port ?? options.port, options.mark, control.signal);
       try {
         if (through !== undefined) {
           await calledOff(control.signal, connectThrough(raw, through.proxy, through.host, options.port));
@@ -224,7 +224,8 @@ class Deadline {
   }
 }
 
-async function lookupAll(host: string): Promise<readonly string[]> {
+/** The system's resolver. */
+export async function lookupAll(host: string): Promise<readonly string[]> {
   const found = await systemLookup(host, { all: true, order: 'verbatim' });
   return found.map(({ address }) => address);
 }
@@ -285,7 +286,8 @@ export function alternateFamilies(addresses: readonly string[]): string[] {
   return result;
 }
 
-async function connectTo(
+/** Opens a TCP connection to one address. What it throws has the system's `code`, or is ERR_CONNECT when it is called off. */
+export async function openTcp(
   address: string,
   port: number,
   mark: number | undefined,
