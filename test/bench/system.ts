@@ -44,6 +44,8 @@ export interface System {
   version(): Promise<string>;
   /** Brings server and client up; may be called again after `down`. */
   up(network: BenchNetwork): Promise<TunnelEnds>;
+  /** Ends the server's process and starts it again, with the client left to itself; resolves when the server listens. */
+  restartServer?(network: BenchNetwork): Promise<void>;
   /** The processes of each side that carry the traffic, while it is up. */
   readonly server: readonly BackgroundProcess[];
   readonly client: readonly BackgroundProcess[];

@@ -46,9 +46,7 @@ export class CustomVpn implements System {
   async up(network: BenchNetwork): Promise<TunnelEnds> {
     const serverState = join(network.folder, 'gateway');
     this.#profile ??= await prepare(serverState, network.folder);
-    this.server = [
-      await network.server.start([COMMAND, 'server', 'run', '--state', serverState], { ready: /^ready$/m }),
-    ];
+    await this.#startServer(serverState, network);
     const mode = this.#plain ? ['--plain'] : [];
     const state = ['--state', join(network.folder, 'client')];
     const since = performance.now();
@@ -56,6 +54,28 @@ export class CustomVpn implements System {
       await network.client.start([COMMAND, 'client', 'up', this.#profile, ...state, '--foreground', ...mode]),
     ];
     return { server: INNER_SERVER, firstPingMs: await firstPing(network, INNER_SERVER, since, this.client) };
+  }
+
+  async restartServer(network: BenchNetwork): Promise<void> {
+    await stopAll(...this.server);
+    await this.#startServer(join(network.folder, 'gateway'), network);
+  }
+
+  async #startServer(state: string, network: BenchNetwork): Promise<void> {
+    this.server = [await network.server.start([COMMAND, 'server', 'run', '--state', state], { ready: /^ready$/m })];
+  }
+
+  /** Disconnects the client, whose process and session stay. */
+  async park(network: BenchNetwork): Promise<void> {
+    await network.client.run([COMMAND, 'client', 'down', '--keep', '--state', join(network.folder, 'client')]);
+  }
+
+  /** Has a parked client connect again, by the command line. @returns milliseconds to the first answered ping */
+  async unpark(network: BenchNetwork): Promise<number> {
+    const since = performance.now();
+    const argv = [COMMAND, 'client', 'up', this.#profile ?? '', '--state', join(network.folder, 'client')];
+    await network.client.run(argv);
+    return await firstPing(network, INNER_SERVER, since, this.client);
   }
 
   async down(): Promise<void> {

@@ -30,10 +30,13 @@ export class Ocserv implements System {
   server: readonly BackgroundProcess[] = [];
   client: readonly BackgroundProcess[] = [];
   readonly #transport: 'tls' | 'dtls';
+  readonly #options: readonly string[];
   #pin: string | undefined;
 
-  constructor(transport: 'tls' | 'dtls') {
+  /** @param options further words for the client */
+  constructor(transport: 'tls' | 'dtls', options: readonly string[] = []) {
     this.#transport = transport;
+    this.#options = options;
     this.name = `ocserv-${transport}`;
   }
 
@@ -48,14 +51,11 @@ export class Ocserv implements System {
 
   async up(network: BenchNetwork): Promise<TunnelEnds> {
     this.#pin ??= await prepare(network.folder);
-    const server = await network.server.start(['ocserv', '-f', '-c', join(network.folder, 'ocserv.conf')], {
-      ready: async () => (await network.server.run(['ss', '-Hltn', `sport = :${PORT}`])).stdout !== '',
-    });
-    this.server = [server];
+    await this.#startServer(network);
     const words = ['--user=bench', '--passwd-on-stdin', '--servercert', this.#pin, '--interface', 'tun0'];
     const script = ['--script', join(network.folder, 'client.sh')];
     const mode = this.#transport === 'tls' ? ['--no-dtls'] : [];
-    const argv = ['openconnect', ...words, ...script, ...mode, `https://${OUTER_SERVER}:${PORT}`];
+    const argv = ['openconnect', ...words, ...script, ...mode, ...this.#options, `https://${OUTER_SERVER}:${PORT}`];
     const since = performance.now();
     const client = await network.client.start(argv, { input: `${PASSWORD}\n`, stopSignal: 'SIGINT' });
     this.client = [client];
@@ -63,6 +63,18 @@ export class Ocserv implements System {
     // The tunnel works over TLS first: what is measured must be what the name says.
     if (this.#transport === 'dtls') await until('DTLS', () => /Established DTLS connection/.test(client.output));
     return { server: INNER_SERVER, firstPingMs };
+  }
+
+  async restartServer(network: BenchNetwork): Promise<void> {
+    await stopAll(...this.server);
+    await this.#startServer(network);
+  }
+
+  async #startServer(network: BenchNetwork): Promise<void> {
+    const server = await network.server.start(['ocserv', '-f', '-c', join(network.folder, 'ocserv.conf')], {
+      ready: async () => (await network.server.run(['ss', '-Hltn', `sport = :${PORT}`])).stdout !== '',
+    });
+    this.server = [server];
   }
 
   async down(): Promise<void> {

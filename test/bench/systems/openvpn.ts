@@ -24,10 +24,13 @@ export class OpenVpn implements System {
   server: readonly BackgroundProcess[] = [];
   client: readonly BackgroundProcess[] = [];
   readonly #transport: 'udp' | 'tcp';
+  readonly #options: readonly string[];
   #certificate: { cert: string; key: string; fingerprint: string } | undefined;
 
-  constructor(transport: 'udp' | 'tcp') {
+  /** @param options further words for both ends */
+  constructor(transport: 'udp' | 'tcp', options: readonly string[] = []) {
     this.#transport = transport;
+    this.#options = options;
     this.name = `openvpn-${transport}`;
   }
 
@@ -40,21 +43,34 @@ export class OpenVpn implements System {
   }
 
   async up(network: BenchNetwork): Promise<TunnelEnds> {
-    this.#certificate ??= await makeFingerprinted(network.folder);
-    const { cert, key, fingerprint } = this.#certificate;
-    const identity = ['--cert', cert, '--key', key, '--peer-fingerprint', fingerprint];
-    const common = ['openvpn', '--dev', 'tun0', '--port', '1194', '--verb', '3', ...identity, ...TUNING, ...BUFFERS];
-    const [serverProtocol, clientProtocol] = this.#transport === 'udp' ? ['udp', 'udp'] : ['tcp-server', 'tcp-client'];
-    const listen = ['--proto', serverProtocol, '--local', OUTER_SERVER, '--tls-server', '--dh', 'none'];
-    this.server = [
-      await network.server.start([...common, ...listen, '--ifconfig', INNER_SERVER, INNER_CLIENT], {
-        ready: /link local \(bound\)|Listening for incoming TCP connection/,
-      }),
-    ];
+    await this.#startServer(network);
+    const common = await this.#commonWords(network);
+    const clientProtocol = this.#transport === 'udp' ? 'udp' : 'tcp-client';
     const dial = ['--proto', clientProtocol, '--remote', OUTER_SERVER, '--nobind', '--tls-client'];
     const since = performance.now();
     this.client = [await network.client.start([...common, ...dial, '--ifconfig', INNER_CLIENT, INNER_SERVER])];
     return { server: INNER_SERVER, firstPingMs: await firstPing(network, INNER_SERVER, since, this.client) };
+  }
+
+  async restartServer(network: BenchNetwork): Promise<void> {
+    await stopAll(...this.server);
+    await this.#startServer(network);
+  }
+
+  async #commonWords(network: BenchNetwork): Promise<string[]> {
+    this.#certificate ??= await makeFingerprinted(network.folder);
+    const { cert, key, fingerprint } = this.#certificate;
+    const identity = ['--cert', cert, '--key', key, '--peer-fingerprint', fingerprint];
+    const words = ['openvpn', '--dev', 'tun0', '--port', '1194', '--verb', '3', ...identity, ...TUNING, ...BUFFERS];
+    return [...words, ...this.#options];
+  }
+
+  async #startServer(network: BenchNetwork): Promise<void> {
+    const serverProtocol = this.#transport === 'udp' ? 'udp' : 'tcp-server';
+    const listen = ['--proto', serverProtocol, '--local', OUTER_SERVER, '--tls-server', '--dh', 'none'];
+    const argv = [...(await this.#commonWords(network)), ...listen, '--ifconfig', INNER_SERVER, INNER_CLIENT];
+    const ready = /link local \(bound\)|Listening for incoming TCP connection/;
+    this.server = [await network.server.start(argv, { ready })];
   }
 
   async down(): Promise<void> {
