@@ -12,8 +12,6 @@ import { createLogger, silentLogger } from '../src/base/log.ts';
 import { makePrivateFolder } from '../src/base/private-file.ts';
 import type { ClientFacts, ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
 import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
-import { runClient } from '../src/client/daemon.ts';
-import { KillSwitch } from '../src/client/kill-switch.ts';
 import type { AnswerSteps } from '../src/client/login-answers.ts';
 import { cleanClients, clientOf, profileIds, profilePaths, readEnd } from '../src/client/state-folder.ts';
 import type { ClientApi } from '../src/control/operations.ts';
@@ -23,8 +21,6 @@ import { answers } from '../src/control/socket.ts';
 import { parsePrefix } from '../src/ip/address.ts';
 import { ServiceManager } from '../src/os/service-manager.ts';
 import { clientUnit, killSwitchUnit } from '../src/os/systemd-unit.ts';
-import { withSignals } from './run.ts';
-import { warmPath } from './warm.ts';
 
 export { findClients } from '../src/client/state-folder.ts';
 
@@ -38,6 +34,12 @@ const GIVEN_UP_STATUS = 130;
 
 /** `client up --foreground`. */
 export async function runClientHere(run: ClientRun, version: string): Promise<void> {
+  // Only whoever is the client needs all of it; whoever talks to one is waited for.
+  const [{ runClient }, { withSignals }, { warmPath }] = await Promise.all([
+    import('../src/client/daemon.ts'),
+    import('./run.ts'),
+    import('./warm.ts'),
+  ]);
   const log = createLogger();
   const isBackground = process.env[START_VARIABLE] === String(START_FD);
   delete process.env[START_VARIABLE];
@@ -124,6 +126,7 @@ export function unitOf(state: string, program: string): string {
 
 /** Closes or opens a kill switch, or looks; returns whether it is closed then. */
 export async function workKillSwitch(state: string, name: string, action: 'close' | 'open' | 'look'): Promise<boolean> {
+  const { KillSwitch } = await import('../src/client/kill-switch.ts');
   const { id, tunnel } = await readProfile(await findProfile(state, name));
   if (action === 'open' && (await answers(profilePaths(state, id).control))) {
     throw new VpnError(
@@ -147,6 +150,7 @@ export async function killSwitchUnitOf(state: string, name: string, program: str
 
 /** What there is of each profile that has been used. */
 export async function clientFacts(state: string): Promise<ReadonlyMap<string, ClientFacts>> {
+  const { KillSwitch } = await import('../src/client/kill-switch.ts');
   const facts = new Map<string, ClientFacts>();
   for (const id of await profileIds(state)) {
     const { control, enrolled, log } = profilePaths(state, id);

@@ -198,5 +198,5 @@ async function notRunning(host: CliHost, state: string, profile?: string): Promi
 }
 
 function showEach(request: CredentialRequest): void {
-  for (const step of request) showLogin(step);
+  for (const step of request) void showLogin(step);
 }

@@ -4,12 +4,12 @@
 
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
-import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
 import { parseProfile } from '../control/profile.ts';
 import { encodeProfileLink } from '../control/profile-link.ts';
 import type { CliHost } from './host.ts';
 import { gatewayConfig, gatewayState } from './options.ts';
+import { drawQr } from './secrets.ts';
 
 interface ProfileOptions {
   state: string;
@@ -58,7 +58,7 @@ export function profileCommand(host: CliHost): Command {
         approve: options.approve ?? false,
       });
       if (options.link === true || options.qr === true) {
-        showLink(encodeProfileLink(parseProfile(made.profile, 'the profile')), options);
+        await showLink(encodeProfileLink(parseProfile(made.profile, 'the profile')), options);
         if (options.out === undefined) return;
       }
       if (options.out === undefined) {
@@ -87,8 +87,8 @@ export function profileCommand(host: CliHost): Command {
 }
 
 /** The link alone on standard output, so that it can be piped; the drawing where eyes are. */
-function showLink(link: string, { link: isAsked = false, qr = false }: ProfileOptions): void {
-  if (qr) process.stderr.write(`${renderUnicodeCompact(link, { ecc: 'L', border: 2 })}\n`);
+async function showLink(link: string, { link: isAsked = false, qr = false }: ProfileOptions): Promise<void> {
+  if (qr) process.stderr.write(`${await drawQr(link, { ecc: 'L' })}\n`);
   if (isAsked || !qr) process.stdout.write(`${link}\n`);
   process.stderr.write('On the client:  customvpn client import -   and paste the link there\n');
 }

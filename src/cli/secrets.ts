@@ -5,8 +5,6 @@
  * output stays the command's result.
  */
 
-import { isCancel, password as promptPassword, text as promptText } from '@clack/prompts';
-import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
 import type { CredentialRequest, CredentialSource } from './host.ts';
 
@@ -40,7 +38,7 @@ export const askInTerminal: CredentialSource = async (request) => {
   for (const step of request) {
     const { kind, prompt, echo = kind === 'totp' } = step;
     if (kind === 'oidc') {
-      showLogin(step);
+      await showLogin(step);
       continue;
     }
     const message =
@@ -61,7 +59,7 @@ export const showLogins: CredentialSource = async (request) => {
       `the login asks for a ${kinds}; run this in a terminal, or give it on standard input with --password-stdin`,
     );
   }
-  for (const step of request) showLogin(step);
+  for (const step of request) await showLogin(step);
   return {};
 };
 
@@ -77,7 +75,7 @@ export function answersFromStdin(): CredentialSource {
     for (const step of request) {
       const { kind } = step;
       if (kind === 'oidc') {
-        showLogin(step);
+        await showLogin(step);
         continue;
       }
       lines ??= readLines();
@@ -97,18 +95,25 @@ export function answersFromStdin(): CredentialSource {
 }
 
 /** Where to log in, for people: on standard error, and for a telephone's camera where there is a terminal. */
-export function showLogin({ url = '', code = '', seconds = 0 }: CredentialRequest[number]): void {
+export async function showLogin({ url = '', code = '', seconds = 0 }: CredentialRequest[number]): Promise<void> {
   const minutes = Math.max(1, Math.floor(seconds / 60));
-  const drawn = process.stderr.isTTY === true ? `\n${renderUnicodeCompact(url, { border: 2 })}\n` : '';
+  const drawn = process.stderr.isTTY === true ? `\n${await drawQr(url)}\n` : '';
   process.stderr.write(
     `To log in, open this page in any browser:\n\n  ${url}\n${drawn}\nIt must show the code, or asks for it:  ${code}\n` +
       `Waiting until that is done, ${minutes} min at most (Ctrl-C gives up)\n`,
   );
 }
 
+/** A QR code in characters. */
+export async function drawQr(text: string, options: { ecc?: 'L' } = {}): Promise<string> {
+  const { renderUnicodeCompact } = await import('uqr');
+  return renderUnicodeCompact(text, { border: 2, ...options });
+}
+
 async function ask(message: string, isSecret: boolean): Promise<string> {
+  const { isCancel, password, text } = await import('@clack/prompts');
   const options = { message, output: process.stderr };
-  const answer = isSecret ? await promptPassword(options) : await promptText(options);
+  const answer = isSecret ? await password(options) : await text(options);
   if (isCancel(answer)) throw new VpnError('ERR_USAGE', 'given up; nothing was changed');
   return answer ?? '';
 }

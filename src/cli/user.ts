@@ -3,13 +3,12 @@
  */
 
 import { Command } from 'commander';
-import { renderUnicodeCompact } from 'uqr';
 import { VpnError } from '../base/errors.ts';
 import type { AccessTokenInfo, UserInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
 import { gatewayConfig, gatewayState, instant, jsonOutput, list, stateHint } from './options.ts';
 import { bad, facts, formatAge, good, type OutputOptions, print, table } from './output.ts';
-import { newPassword } from './secrets.ts';
+import { drawQr, newPassword } from './secrets.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
@@ -163,11 +162,13 @@ export function userCommand(host: CliHost): Command {
         );
         return;
       }
-      print(await gateway['user.totp']({ name }), options, ({ uri, recoveryCodes }) =>
+      const made = await gateway['user.totp']({ name });
+      const drawing = options.json === true ? '' : await drawQr(made.uri);
+      print(made, options, ({ uri, recoveryCodes }) =>
         [
           'Scan this with an authenticator app, or give it the address below:',
           '',
-          renderUnicodeCompact(uri, { border: 2 }),
+          drawing,
           '',
           uri,
           '',

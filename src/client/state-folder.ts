@@ -23,8 +23,6 @@ import type { Logger } from '../base/log.ts';
 import { writePrivateFile } from '../base/private-file.ts';
 import { type ClientApi, clientOperations } from '../control/operations.ts';
 import { answers, connectControl } from '../control/socket.ts';
-import { KillSwitch } from './kill-switch.ts';
-import { cleanHost } from './tunnel-host.ts';
 
 export interface ProfilePaths {
   readonly folder: string;
@@ -88,6 +86,8 @@ export async function cleanClients(state: string, log: Logger): Promise<number> 
   let cleaned = 0;
   for (const id of await profileIds(state)) {
     const { control, journal, names, claim } = profilePaths(state, id);
+    // Only now: whoever only looks for clients is waited for.
+    const [{ KillSwitch }, { cleanHost }] = await Promise.all([import('./kill-switch.ts'), import('./tunnel-host.ts')]);
     const killSwitch = new KillSwitch(id, log);
     const hasTraces = [control, journal, names].some((path) => existsSync(path));
     if ((await answers(control)) || !(hasTraces || (await killSwitch.isClosed()))) continue;
