@@ -413,11 +413,11 @@ export class VpnClient {
     this.#attempt.abort();
   }
 
-  /** A better name for why a dial failed; waited for only where it decides whether to go on. */
+  /** A better name for why a dial failed; waited for only where it decides whether, or when, to go on. */
   async #explain(error: VpnError): Promise<VpnError> {
     const { explain } = this.#options;
     if (explain === undefined || error.kind !== 'transport' || this.#abort.signal.aborted) return error;
-    if (recoveryAfterError(error) === 'final') return await explain(error);
+    if (recoveryAfterError(error) !== 'retry') return await explain(error);
     const now = this.#clock.now();
     if (now - this.#explainedAt < EXPLAIN_EVERY_MS) return error;
     this.#explainedAt = now;
