@@ -68,7 +68,7 @@ export const SUITES: readonly Suite[] = [
     patterns: ['test/sim/**/*.test.ts'],
     concurrency: parallel,
     testTimeoutMs: 60_000,
-    fileTimeoutMs: minutes(2),
+    fileTimeoutMs: minutes(5),
     suiteTimeoutMs: minutes(8),
   },
   {
