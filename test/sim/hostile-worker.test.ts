@@ -1,0 +1,272 @@
+/**
+ * A worker that somebody has taken over: it says to auth whatever it likes, about another worker's sessions whose ids it is
+ * even told. It gets nothing of them, and the gateway lives.
+ */
+
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { systemClock } from '../../src/base/clock.ts';
+import type { VpnError } from '../../src/base/errors.ts';
+import { silentLogger } from '../../src/base/log.ts';
+import { VpnClient } from '../../src/client/client.ts';
+import { DeviceKey } from '../../src/client/device-key.ts';
+import { parseProfile } from '../../src/control/profile.ts';
+import { AuthService } from '../../src/gateway/auth/service.ts';
+import { WorkerLink } from '../../src/gateway/auth/worker-link.ts';
+import { gatewayConfigSchema, resolveFiles } from '../../src/gateway/config.ts';
+import { initGateway } from '../../src/gateway/init.ts';
+import { workerToAuth } from '../../src/gateway/ipc/messages.ts';
+import type { SupervisorPort } from '../../src/gateway/ipc/ports.ts';
+import { DetachedSupervisor } from '../../src/gateway/supervisor/detached.ts';
+import { WorkerService } from '../../src/gateway/worker/service.ts';
+import { MemoryTun } from '../../src/os/tun-memory.ts';
+import { socketPair } from '../../src/os/unix-socket.ts';
+import { until } from '../support/world.ts';
+
+const HONEST = 0;
+const HOSTILE = 1;
+const options = { skip: process.platform === 'linux' ? false : 'needs Linux' };
+
+/** A gateway with an honest worker that has a client, and the bare channel of a hostile one. */
+class Siege implements AsyncDisposable {
+  readonly undo = new AsyncDisposableStack();
+  readonly placed: string[] = [];
+  auth!: AuthService;
+  worker!: WorkerService;
+  client!: VpnClient;
+  /** The whole id of the honest worker's session, which the hostile one could not know. */
+  key = '';
+
+  static async open(): Promise<Siege> {
+    const siege = new Siege();
+    const dir = mkdtempSync(join(tmpdir(), 'customvpn-siege-'));
+    siege.undo.defer(() => rmSync(dir, { recursive: true }));
+    await initGateway(dir, { names: ['localhost'], pool: ['10.20.0.0/24'] });
+    const parsed = gatewayConfigSchema.parse({
+      address: '127.0.0.1',
+      port: 0,
+      names: ['localhost'],
+      pool: ['10.20.0.0/24'],
+    });
+    const config = resolveFiles(parsed, dir);
+    const log = silentLogger;
+    const keys: string[] = [];
+    siege.auth = await AuthService.open({
+      config,
+      workers: 2,
+      stateDir: dir,
+      events: { started: ({ key }) => void keys.push(key), ended: () => {} },
+      clock: systemClock,
+      log,
+    });
+    siege.undo.defer(() => siege.auth.close());
+    const tun = new MemoryTun({ name: 'gw0', mtu: 1500 });
+    const supervisor = DetachedSupervisor.open({ config, devices: { primary: tun } });
+    siege.undo.defer(() => supervisor.close());
+    const watched: SupervisorPort = {
+      place: async (_lease, worker) => void siege.placed.push(`to ${worker}`),
+      unplace: async () => void siege.placed.push('home'),
+      update: async () => {},
+      report: async () => ({ counters: {}, warnings: [] }),
+    };
+    await siege.auth.begin({ supervisor: watched, port: supervisor.port, useCredentials: async () => {} });
+    siege.worker = new WorkerService({
+      config,
+      auth: siege.auth.gateOf(HONEST),
+      devices: supervisor.devices,
+      clock: systemClock,
+      log,
+    });
+    siege.auth.connect(HONEST, siege.worker);
+    await siege.worker.start(supervisor.takeListenSocket(), siege.auth.credentials);
+    siege.undo.defer(() => siege.worker.stop('shutdown'));
+    await siege.auth.administration['user.add']({ name: 'alice' });
+    const { profile } = await siege.auth.administration['profile.create']({ user: 'alice' });
+    const { ca = '', pins, token } = parseProfile(profile, 'profile');
+    siege.client = new VpnClient({
+      serverHost: '127.0.0.1',
+      serverPort: supervisor.port,
+      serverName: 'localhost',
+      ca,
+      pins,
+      deviceKey: DeviceKey.generate(),
+      ...(token === undefined ? {} : { token: token.reveal() }),
+      log,
+    });
+    siege.undo.defer(() => siege.client.disconnect());
+    await siege.client.connect({ once: true });
+    siege.key = await until(() => keys[0], 'the session');
+    siege.placed.length = 0;
+    return siege;
+  }
+
+  /** The hostile worker's end, and what auth says when it has had enough. */
+  attack(): { socket: Socket; answers: unknown[]; cut: Promise<VpnError | undefined> } {
+    const [near, far] = socketPair('stream');
+    const cut = Promise.withResolvers<VpnError | undefined>();
+    const waiting = () => this.auth.sessionsOf(HOSTILE);
+    const link = new WorkerLink(near, this.auth.gateOf(HOSTILE), waiting, (error) => {
+      void this.auth.disconnect(HOSTILE);
+      cut.resolve(error);
+    });
+    this.auth.connect(HOSTILE, link);
+    const socket = new Socket({ fd: far });
+    socket.on('error', () => {});
+    const answers: unknown[] = [];
+    let buffer = Buffer.alloc(0);
+    socket.on('data', (chunk) => {
+      buffer = Buffer.concat([buffer, Buffer.from(chunk)]);
+      while (buffer.length >= 4 && buffer.length >= 4 + buffer.readUInt32BE()) {
+        const end = 4 + buffer.readUInt32BE();
+        answers.push(JSON.parse(buffer.toString('utf8', 4, end)));
+        buffer = buffer.subarray(end);
+      }
+    });
+    this.undo.defer(() => void socket.destroy());
+    return { socket, answers, cut: cut.promise };
+  }
+
+  /** The honest worker's client still has what it had. */
+  async check(): Promise<void> {
+    assert.equal(this.client.snapshot.state, 'connected');
+    assert.deepEqual(
+      this.worker.sessions.map(({ user, waiting }) => ({ user, waiting })),
+      [{ user: 'alice', waiting: false }],
+    );
+    assert.deepEqual(this.auth.sessionsOf(HOSTILE), []);
+    assert.deepEqual(this.placed, []);
+    const user = await this.auth.administration['user.show']({ name: 'alice' });
+    assert.equal(user.disabled, false);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.undo.disposeAsync();
+  }
+}
+
+function frame(value: unknown): Buffer {
+  const body = Buffer.from(JSON.stringify(value));
+  const head = Buffer.alloc(4);
+  head.writeUInt32BE(body.length);
+  return Buffer.concat([head, body]);
+}
+
+const bytes = (length: number, fill = 7): string => Buffer.alloc(length, fill).toString('base64');
+const peer = { binding: '1', remote: '192.0.2.66:6666', serverId: bytes(32) };
+const times = { absoluteSeconds: 1, idleSeconds: 1, graceSeconds: 1 };
+
+/** Everything that a worker can say, about a session that is not its own. */
+function everything(key: string): Record<keyof typeof workerToAuth, unknown> {
+  const id = Buffer.from(key, 'hex').toString('base64');
+  const client = { name: 'evil', version: '1', platform: 'x' };
+  const device = { deviceId: bytes(16), algorithm: 'p256', serverName: 'localhost', client, attempt: 1 };
+  const resume = { key, attempt: 1, grant: { proof: bytes(32), worker: HOSTILE, ...times } };
+  const signed = { serverName: 'localhost', nonce: bytes(32), signature: bytes(64), signedBytes: bytes(200) };
+  return {
+    challenge: { request: { purpose: 'login', user: 'alice', ...device }, peer },
+    verify: { evidence: { purpose: 'login', user: 'alice', ...device, ...signed, steps: ['device'] }, peer },
+    forget: { binding: '1' },
+    establish: { session: key, secret: bytes(32), features: ['attach', 'resume'] },
+    attach: {
+      request: {
+        message: { session: id, epoch: 0, slot: 0, generation: 9, flags: 0, proof: bytes(32) },
+        exported: bytes(32),
+      },
+      peer,
+    },
+    challengeResume: { peer },
+    resume: {
+      evidence: {
+        session: id,
+        epoch: 0,
+        deviceId: bytes(16),
+        ...signed,
+        proof: bytes(32),
+        proofInput: bytes(130),
+        serverProofInput: bytes(130),
+        rekey: false,
+      },
+      peer,
+    },
+    proposeResume: { resume, mix: bytes(32) },
+    confirmResume: { confirmation: { key, attempt: 1, doneInput: bytes(130), payload: bytes(40) }, peer },
+    started: { session: key, remote: '192.0.2.66:1' },
+    traffic: {
+      session: key,
+      traffic: { receivedBytes: 1e15, receivedPackets: 1e12, sentBytes: 1e15, sentPackets: 1e12 },
+    },
+    detach: { session: key, reason: 'admin' },
+    end: { session: key, reason: 'admin' },
+    waiting: { after: 0 },
+  };
+}
+
+test("a hostile worker says everything there is about another's session, and gets nothing of it", options, async () => {
+  await using siege = await Siege.open();
+  const { socket, answers, cut } = siege.attack();
+  const said = Object.entries(everything(siege.key));
+  assert.deepEqual(said.map(([name]) => name).sort(), Object.keys(workerToAuth).sort());
+  const calls = said.filter(([name]) => 'output' in workerToAuth[name as keyof typeof workerToAuth]);
+  for (const [id, [name, input]] of said.entries()) {
+    socket.write(frame(calls.some(([call]) => call === name) ? { call: name, id, input } : { tell: name, input }));
+  }
+  await until(() => answers.filter((answer) => 'answer' in Object(answer)).length === calls.length, 'all answers');
+  const answerTo = (name: string): Record<string, unknown> => {
+    const id = said.findIndex(([call]) => call === name);
+    return answers.find((answer) => Object(answer).answer === id) as Record<string, unknown>;
+  };
+  // It may ask for a nonce, and hears who else has the session; all that changes something is refused.
+  assert.deepEqual(Object(answerTo('verify').output).code, 'rejected');
+  assert.deepEqual(Object(answerTo('establish').error).code, 'ERR_SESSION_UNKNOWN');
+  assert.deepEqual(answerTo('attach').output, { accepted: false, movedTo: HONEST });
+  assert.equal(Object(answerTo('resume').output).accepted, false);
+  assert.ok(answerTo('proposeResume').error !== undefined);
+  assert.ok(answerTo('confirmResume').error !== undefined);
+  assert.deepEqual(answerTo('waiting').output, []);
+  await siege.check();
+  socket.destroy();
+  assert.equal(await cut, undefined);
+  await siege.check();
+});
+
+for (const [what, bad] of [
+  ['huge counts', { tell: 'traffic', input: { session: '0'.repeat(32), traffic: { receivedBytes: 1e300 } } }],
+  ['a session id of another shape', { tell: 'started', input: { session: '../../store', remote: '' } }],
+  ["another's connection", { tell: 'forget', input: { binding: '0/1' } }],
+  ['a message for another process', { call: 'readConfig', id: 1, input: {} }],
+  ['what only the other end says', { tell: 'close', input: { session: '0'.repeat(32), reason: 'admin' } }],
+] as const) {
+  test(`a hostile worker is cut off for ${what}`, options, async () => {
+    await using siege = await Siege.open();
+    const { socket, cut } = siege.attack();
+    socket.write(frame(bad));
+    assert.equal((await cut)?.code, 'ERR_MESSAGE_FIELD');
+    await siege.check();
+  });
+}
+
+test('a hostile worker that says 10,000 things a second for long is cut off', options, async () => {
+  await using siege = await Siege.open();
+  const { socket, cut } = siege.attack();
+  const word = frame({ tell: 'forget', input: { binding: '1' } });
+  const many = Buffer.concat(Array.from({ length: 1000 }, () => word));
+  let isCut = false;
+  void cut.then(() => {
+    isCut = true;
+  });
+  while (!isCut) await new Promise((resolve) => socket.write(many, resolve));
+  assert.match((await cut)?.message ?? '', /frames a second/);
+  await siege.check();
+});
+
+test('a hostile worker that closes in the middle of a frame costs nobody else anything', options, async () => {
+  await using siege = await Siege.open();
+  const { socket, cut } = siege.attack();
+  socket.end(frame({ tell: 'started', input: { session: siege.key, remote: 'x' } }).subarray(0, 9));
+  assert.equal(await cut, undefined);
+  await siege.check();
+});
