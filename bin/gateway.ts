@@ -115,6 +115,8 @@ export async function openGateway(source: GatewaySource): Promise<GatewayApi & A
     'server.status': notRunning,
     'server.reload': notRunning,
     'server.stop': notRunning,
+    'server.drain': notRunning,
+    'server.replaceWorkers': notRunning,
     'session.list': notRunning,
     'session.kick': notRunning,
     [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),

@@ -5,7 +5,7 @@
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
 import type { CliHost, StoreCopyResult } from './host.ts';
-import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
+import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, lengthOfTime, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
 
 interface StateOptions extends OutputOptions {
@@ -246,6 +246,37 @@ Example:
     .action(async (file: string, options: StateOptions & { force?: boolean }) => {
       const made = await host.restoreStore(options, file, options.force === true);
       print(made, options, (copy) => formatCopy('restored from', copy));
+    });
+
+  command
+    .command('drain')
+    .description('let nobody new in, and stop when no session is left or the time is over')
+    .addOption(gatewayState())
+    .option('--within <time>', 'how long sessions may go on, such as 90s or 15m, 1h at most', '5m')
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+Sessions go on, and may be resumed; logins are refused as the gateway's that is shutting down. Said again, the time counts anew.
+
+Example:
+  customvpn server drain --within 15m`,
+    )
+    .action(async (options: StateOptions & { within: string }) => {
+      const seconds = lengthOfTime(options.within) / 1000;
+      await using gateway = await host.openGateway(options);
+      const drained = await gateway['server.drain']({ seconds });
+      print(drained, options, ({ sessions, until }) => `${sessions} sessions are left; the gateway stops by ${until}`);
+    });
+
+  command
+    .command('replace-workers')
+    .description('put other processes in the place of the workers, one after the other, as after an upgrade')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options);
+      print(await gateway['server.replaceWorkers']({}), options, ({ replaced }) => `${replaced} workers were replaced`);
     });
 
   command

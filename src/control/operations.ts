@@ -133,6 +133,11 @@ export const gatewayOperations = {
     output: z.object({ applied: z.array(z.string()), needsRestart: z.array(z.string()) }),
   },
   'server.stop': { input: none, output: z.object({ sessions: counter }) },
+  'server.drain': {
+    input: z.strictObject({ seconds: z.int().min(0).max(86_400).default(300) }),
+    output: z.object({ sessions: counter, until: instant.describe('when it stops at the latest') }),
+  },
+  'server.replaceWorkers': { input: none, output: z.object({ replaced: counter }) },
   'server.bans': {
     input: none,
     output: z.array(

@@ -36,7 +36,13 @@ const HOUR_MS = 3_600_000;
 /** The operations that need no running gateway. */
 export type Administration = Omit<
   GatewayApi,
-  'server.status' | 'server.reload' | 'server.stop' | 'session.list' | 'session.kick'
+  | 'server.status'
+  | 'server.reload'
+  | 'server.stop'
+  | 'server.drain'
+  | 'server.replaceWorkers'
+  | 'session.list'
+  | 'session.kick'
 >;
 
 /** The sessions that a change concerns. */

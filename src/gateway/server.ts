@@ -232,7 +232,10 @@ export class VpnServer {
     const stop = (): void => {
       this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
     };
-    return gatewayApi(auth, facts, { readConfig, stop, report: () => supervisor.report() });
+    const replaceWorkers = async () => {
+      throw new VpnError('ERR_UNSUPPORTED', 'this gateway is one process: there is no worker to replace');
+    };
+    return gatewayApi(auth, facts, { readConfig, stop, report: () => supervisor.report(), replaceWorkers });
   }
 
   /** The live sessions, oldest first. */

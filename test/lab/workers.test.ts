@@ -146,17 +146,82 @@ describe('a gateway of several processes', labOptions(), () => {
     }
   });
 
-  test('it stops, and no process, device or file of a run is left', async () => {
-    const children = await childrenOf(deployment.server.pid);
-    assert.equal(await deployment.stop(), 0);
-    for (const { pid, part } of children) await assert.rejects(readFile(`/proc/${pid}/status`), part);
-    const links = (await deployment.gateway.run(['ip', '-o', 'link'])).stdout;
-    assert.doesNotMatch(links, /cvpn/);
-    assert.deepEqual(await readdir(`${deployment.state}/run`), []);
-    const files = await readdir(deployment.state);
+  test('workers are replaced one after the other under a download, which goes on', async (t) => {
+    const server = await startPeer(deployment.behind, 'serve', '7002');
+    const before = await first.status();
+    const former = await workers();
+    const stream = peer<{ bytes: number; gapMs: number; same: boolean }>(
+      first.namespace,
+      'stream',
+      BEHIND.host4,
+      '7002',
+      '12',
+    );
+    await until('traffic', async () => (await first.status()).receivedBytes > before.receivedBytes + 1e6);
+    assert.deepEqual(await deployment.ask('server', 'replace-workers'), { replaced: 2 });
+    const now = await workers();
+    assert.equal(now.length, 2);
+    for (const { pid } of now) assert.ok(!former.some((one) => one.pid === pid), 'an old process');
+    const { bytes, gapMs, same } = await stream;
+    t.diagnostic(`${bytes} bytes, at most ${gapMs} ms without one`);
+    assert.ok(same, 'what came back is what was sent');
+    const after = await first.statusWhen('the client to be back', ({ state }) => state === 'connected');
+    assert.deepEqual(after.addresses, before.addresses);
+    await server.stop();
+  });
+
+  test('a worker that ends again and again is given up; clients go on at the other', async () => {
+    const before = await first.status();
+    const isGivenUp = () => deployment.server.output.includes('is given up');
+    // The one that is started anew has the highest number of a process.
+    for (let end = 0; !isGivenUp() && end < 12; end++) {
+      const all = await workers();
+      const last = all.toSorted((a, b) => a.pid - b.pid).at(-1);
+      if (last !== undefined && all.length === 2) process.kill(last.pid, 'SIGKILL');
+      await until(
+        'another, or none',
+        async () => {
+          const now = await workers();
+          return isGivenUp() || (now.length === 2 && now.every(({ pid }) => pid !== last?.pid));
+        },
+        { timeoutMs: 60_000 },
+      );
+    }
+    assert.ok(isGivenUp(), deployment.server.output.slice(-2000));
+    assert.equal((await workers()).length, 1);
+    const now = await first.statusWhen('the client to be back', ({ state }) => state === 'connected', 60_000);
+    assert.deepEqual(now.addresses, before.addresses);
+    await until('the way through', () => first.reaches(BEHIND.host4), { timeoutMs: 60_000 });
     assert.deepEqual(
-      files.filter((name) => /-(wal|shm)$/.test(name)),
-      [],
+      (await second.statusWhen('the other', ({ state }) => state === 'connected', 60_000)).state,
+      'connected',
     );
   });
+
+  test('a gateway that is drained lets nobody new in, and stops when the last has gone', async () => {
+    await second.down();
+    const drained = await deployment.ask<{ sessions: number }>('server', 'drain', '--within', '10m');
+    assert.equal(drained.sessions, 1);
+    const refused = await second.upInForeground(/shutting down|takes nobody new|^error/m);
+    assert.match(refused.output, /shutting down|takes nobody new/);
+    await refused.stop();
+    assert.ok(await first.reaches(BEHIND.host4), 'who was there before');
+    const children = await childrenOf(deployment.server.pid);
+    await first.down();
+    assert.equal(await deployment.server.exited, 0);
+    await checkNothingLeft(deployment, children);
+  });
 });
+
+/** Nothing of a run is there any more. */
+async function checkNothingLeft(deployment: Deployment, children: readonly GatewayProcess[]): Promise<void> {
+  for (const { pid, part } of children) await assert.rejects(readFile(`/proc/${pid}/status`), part);
+  const links = (await deployment.gateway.run(['ip', '-o', 'link'])).stdout;
+  assert.doesNotMatch(links, /cvpn/);
+  assert.deepEqual(await readdir(`${deployment.state}/run`), []);
+  const files = await readdir(deployment.state);
+  assert.deepEqual(
+    files.filter((name) => /-(wal|shm)$/.test(name)),
+    [],
+  );
+}

@@ -194,6 +194,8 @@ export class Auth {
   readonly #lines: LogLimit;
   #config: GatewayConfig;
   #revision = 1;
+  /** Nobody new is let in; those that have a session may resume it. */
+  isDraining = false;
   #attempts = 0;
   #supervisor: SupervisorPort | undefined;
   readonly #workers = new Map<number, WorkerPort>();
@@ -263,6 +265,7 @@ export class Auth {
   }
 
   async verify(evidence: LoginEvidence, peer: LoginPeer, worker: number): Promise<LoginVerdict> {
+    if (this.isDraining) return { accepted: false, code: 'shutting_down', message: 'the gateway takes nobody new' };
     const device = evidence.deviceId.toHex();
     const { steps } = evidence;
     const judged: JudgedLogin = {

@@ -94,6 +94,7 @@ const channel = new IpcChannel({
         readConfig: () => supervisor.readConfig(),
         stop: () => supervisor.stop(),
         report: () => supervisor.report(),
+        replaceWorkers: () => supervisor.replaceWorkers(),
       });
       control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, inTheirWords(api, folder), log);
       await service.lookAtEnds();

@@ -31,6 +31,8 @@ export interface GatewayControl {
   /** Begins to stop; the answer to whoever asked is still to be sent. */
   stop(): void;
   report(): Promise<HostReport>;
+  /** Puts other processes in the place of the workers, one after the other; returns how many. */
+  replaceWorkers(): Promise<number>;
 }
 
 /** Implements the operations. */
@@ -44,6 +46,11 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
       setImmediate(() => control.stop());
       return { sessions: reports.reduce((sum, { sessions }) => sum + sessions, 0) };
     },
+    'server.drain': async ({ seconds = 300 }) => {
+      const { sessions, until } = service.drain(seconds, () => control.stop());
+      return { sessions, until: new Date(until).toISOString() };
+    },
+    'server.replaceWorkers': async () => ({ replaced: await control.replaceWorkers() }),
     'session.list': async () => {
       const lists = await Promise.all([...service.workers.values()].map(listSessions));
       return service.withProxies(lists.flat());

@@ -51,6 +51,8 @@ import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
 import { WorkerGate } from './worker-gate.ts';
 
+const DRAIN_LOOK_MS = 500;
+
 export interface AuthServiceOptions {
   config: GatewayConfig;
   /** How many workers there are; each leases from a share of the pool. */
@@ -105,6 +107,8 @@ export class AuthService {
   #loaded: Loaded;
   #config: GatewayConfig;
   #begun: Begun | undefined;
+  #drain: NodeJS.Timeout | undefined;
+  #drainsUntil: number | undefined;
 
   /**
    * Reads and checks everything; the host is not touched.
@@ -392,6 +396,24 @@ export class AuthService {
     );
   }
 
+  /**
+   * Lets nobody new in, and has the gateway stop when no session is left, or after so many seconds. May be said again, with
+   * another time.
+   */
+  drain(seconds: number, stop: () => void): { sessions: number; until: number } {
+    const until = this.#clock.wallNow() + seconds * 1000;
+    this.#auth.isDraining = true;
+    this.#drainsUntil = until;
+    this.#drain ??= setInterval(() => {
+      if (this.#auth.keys.length > 0 && this.#clock.wallNow() < (this.#drainsUntil ?? 0)) return;
+      clearInterval(this.#drain);
+      stop();
+    }, DRAIN_LOOK_MS).unref();
+    const sessions = this.#auth.keys.length;
+    this.#log.info('the gateway is drained', { component: 'server', sessions, until: instantOf(until) });
+    return { sessions, until };
+  }
+
   /** Says what ends soon, in the log. Never rejects. */
   async lookAtEnds(): Promise<void> {
     await this.#live().ends.look();
@@ -400,7 +422,11 @@ export class AuthService {
   /** What an operator should know of accounts and certificates before it breaks; `ends`: also what ends soon. */
   async warnings(options: { ends: boolean }): Promise<string[]> {
     const { credentials, ends } = this.#live();
+    const until = this.#drainsUntil;
     return [
+      ...(until === undefined
+        ? []
+        : [`the gateway is drained: it lets nobody new in, and stops by ${instantOf(until)}`]),
       ...insecureSources(this.#config),
       ...[credentials.problem].flatMap((problem) => problem ?? []),
       ...(options.ends ? (await ends.soon()).map(({ text }) => text) : []),
@@ -442,6 +468,7 @@ export class AuthService {
 
   /** Nothing is decided by time any more. Before the workers stop. */
   async pause(): Promise<void> {
+    clearInterval(this.#drain);
     const begun = this.#begun;
     if (begun === undefined) return;
     await begun.ends.stop();

@@ -61,6 +61,10 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles {
     this.#channel().tell('replace', { worker });
   }
 
+  async replaceWorkers(): Promise<number> {
+    return (await this.#channel().call('replaceWorkers', {})).replaced;
+  }
+
   stop(): void {
     this.#channel().tell('stop', {});
   }

@@ -416,6 +416,8 @@ export const authToSupervisor = {
   useCredentials: { input: z.strictObject({ what: kind }), output: nothing },
   /** A worker has broken a rule: another process is to take its place. */
   replace: { input: z.strictObject({ worker }) },
+  /** Other processes in the place of all workers, one after the other. */
+  replaceWorkers: { input: nothing, output: z.strictObject({ replaced: z.int().min(0) }) },
   /** Somebody wants the gateway to stop. */
   stop: { input: nothing },
 } as const satisfies Contract;

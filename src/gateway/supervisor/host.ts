@@ -89,6 +89,7 @@ export class GatewayHost implements SupervisorPort {
   readonly #host: HostNetwork;
   readonly #routes: RouteBatch;
   readonly #taken = new Set<WorkerDescriptors>();
+  readonly #closed = new Set<number>();
   /** Device of each address that lives elsewhere than its share says, by address as text. */
   readonly #placed = new Map<string, { address: IpAddress; device: number }>();
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
@@ -170,6 +171,14 @@ export class GatewayHost implements SupervisorPort {
     }
     this.#taken.add(descriptors);
     return descriptors;
+  }
+
+  /** Refuses whoever comes to a worker's socket: the kernel gives new connections to those of the others. Idempotent. */
+  closeSocket(worker: number): void {
+    const descriptors = this.workers[worker];
+    if (descriptors === undefined || this.#closed.has(worker)) return;
+    this.#closed.add(worker);
+    closeFd(descriptors.socket);
   }
 
   update(config: GatewayConfig): Promise<void> {
@@ -272,9 +281,10 @@ export class GatewayHost implements SupervisorPort {
   async close(): Promise<void> {
     await using undo = new AsyncDisposableStack();
     if (this.#options.stateDir === undefined) undo.defer(() => rmSync(journalOf(undefined), { force: true }));
-    for (const worker of this.workers) {
+    for (const [number, worker] of this.workers.entries()) {
       if (this.#taken.has(worker)) continue;
-      for (const fd of [worker.plain.fd, worker.primary.fd, worker.socket]) undo.defer(() => closeFd(fd));
+      for (const { fd } of [worker.plain, worker.primary]) undo.defer(() => closeFd(fd));
+      undo.defer(() => this.closeSocket(number));
     }
     undo.defer(() => this.#host.revert());
     undo.defer(() => this.#routes.close());

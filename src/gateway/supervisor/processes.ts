@@ -46,6 +46,8 @@ const AUTH_STOP_MS = 10_000;
 const END_MS = 2000;
 /** Ends within this time count as one trouble. */
 const TROUBLE_MS = 60_000;
+/** A worker that ends so often within that time is given up. */
+const MAX_ENDS = 6;
 const FIRST_DELAY_MS = 250;
 const MAX_DELAY_MS = 30_000;
 
@@ -77,8 +79,11 @@ export class GatewayProcesses {
   readonly #workers: (WorkerChild | undefined)[] = [];
   /** Over which connections are given to each worker: the end that it reads, and the end that all others have. */
   readonly #handovers: [read: number, write: number][];
-  /** When processes have ended by themselves lately, monotonic. */
-  readonly #troubles: number[] = [];
+  /** When processes have ended by themselves lately, monotonic; those of each worker, and all. */
+  readonly #ends: number[][] = [];
+  readonly #givenUp = new Set<number>();
+  #troubles: number[] = [];
+  #replacing: Promise<number> = Promise.resolve(0);
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number } | undefined;
   #config: GatewayConfig;
   #next: GatewayConfig | undefined;
@@ -119,7 +124,7 @@ export class GatewayProcesses {
       { launcher, host, identities, control, own, credentials },
     );
     undo.defer(() => gateway.#end());
-    await gateway.#startAll(() => host.configure());
+    await gateway.#startAll(() => host.configure(), { isCold: false });
     undo.move();
     log.info('gateway runs', {
       component: 'server',
@@ -208,10 +213,11 @@ export class GatewayProcesses {
   }
 
   /** Starts auth and all workers, and meanwhile makes the host ready. */
-  async #startAll(makeReady: () => Promise<void>): Promise<void> {
+  async #startAll(makeReady: () => Promise<void>, { isCold }: { isCold: boolean }): Promise<void> {
     const { config, workers: count, stateDir, version } = this.#options;
     const auth = this.#startAuth();
-    const workers = Array.from({ length: count }, (_, worker) => this.#spawnWorker(worker));
+    const workers = Array.from({ length: count }, (_, worker) => this.#spawnWorker(worker, isCold));
+    this.#workers.splice(0, count, ...workers);
     const identity = this.#identities.auth;
     const start = { config, workers: count, state: stateDir, identity };
     await Promise.all([
@@ -283,7 +289,6 @@ export class GatewayProcesses {
     });
     closeFd(forWorker);
     this.#authEnds.set(child, forAuth);
-    this.#workers[number] = child;
     return child;
   }
 
@@ -334,13 +339,65 @@ export class GatewayProcesses {
     if (this.#workers[worker] !== child) return;
     this.#workers[worker] = undefined;
     if (this.#stopping !== undefined || this.#auth === undefined) return;
+    const now = performance.now();
+    const ends = [...(this.#ends[worker] ?? []), now].filter((at) => at > now - TROUBLE_MS);
+    this.#ends[worker] = ends;
+    if (ends.length >= MAX_ENDS) {
+      this.#giveUp(worker, why);
+      return;
+    }
     this.#log.error('a worker has ended; another takes its place', { worker, why });
     this.#afterTrouble(async () => {
       const next = this.#spawnWorker(worker, true);
+      this.#workers[worker] = next;
       await this.#prepare(next, worker);
       await this.#join(next, worker);
       this.#log.info('a worker has been replaced', { worker, pid: next.pid });
     });
+  }
+
+  /** Its socket is closed, so that the others get who comes; sessions that it had are resumed there, with their addresses. */
+  #giveUp(worker: number, why: string): void {
+    this.#log.error(`a worker has ended ${MAX_ENDS} times in a minute, and is given up; start the gateway again`, {
+      worker,
+      why,
+    });
+    this.#givenUp.add(worker);
+    this.#host.closeSocket(worker);
+    if (this.#workers.some((other) => other !== undefined)) return;
+    this.#log.error('no worker is left; the gateway stops');
+    this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
+  }
+
+  /**
+   * Puts another process in the place of each worker that there is, one after the other: the next one is ready before the
+   * former one lets its clients go, who come back at once.
+   *
+   * @throws {VpnError} when one cannot be started; the former one stays
+   */
+  #replaceWorkers(): Promise<number> {
+    const replaced = this.#replacing.then(async () => {
+      let count = 0;
+      for (const [worker, former] of [...this.#workers.entries()]) {
+        if (former === undefined || this.#stopping !== undefined) continue;
+        const next = this.#spawnWorker(worker);
+        try {
+          await this.#prepare(next, worker);
+        } catch (error) {
+          next.kill();
+          throw error;
+        }
+        this.#workers[worker] = next;
+        await former.channel.call('stop', { reason: 'shutdown' }, WORKER_STOP_MS).catch(() => {});
+        await former.end(END_MS);
+        await this.#join(next, worker);
+        this.#log.info('a worker has been replaced', { worker, pid: next.pid });
+        count += 1;
+      }
+      return count;
+    });
+    this.#replacing = replaced.catch(() => 0);
+    return replaced;
   }
 
   #authEnded(child: AuthChild, why: string): void {
@@ -352,7 +409,7 @@ export class GatewayProcesses {
     this.#afterTrouble(async () => {
       await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
       // The next auth places what it takes up; it knows nothing of where the last one had it.
-      await this.#startAll(() => this.#host.unplaceAll());
+      await this.#startAll(() => this.#host.unplaceAll(), { isCold: true });
       this.#log.info('all processes have been started again');
     });
   }
@@ -360,8 +417,7 @@ export class GatewayProcesses {
   /** At once the first time, later and later when it goes on. */
   #afterTrouble(start: () => Promise<void>): void {
     const now = performance.now();
-    this.#troubles.push(now);
-    while ((this.#troubles[0] ?? now) < now - TROUBLE_MS) this.#troubles.shift();
+    this.#troubles = [...this.#troubles, now].filter((at) => at > now - TROUBLE_MS);
     const repeated = this.#troubles.length - this.#options.workers - 1;
     const delay = repeated < 0 ? 0 : Math.min(FIRST_DELAY_MS * 2 ** repeated, MAX_DELAY_MS);
     setTimeout(() => {
@@ -383,7 +439,11 @@ export class GatewayProcesses {
       unplace: ({ lease }) => done(this.#host.unplace(lease)),
       report: async () => {
         const { counters, warnings } = await this.#host.report();
-        return { counters: { ...counters }, warnings: [...warnings] };
+        const lost = [...this.#givenUp].map(
+          (worker) =>
+            `worker ${worker} ended again and again and is given up: look into the log, and start the gateway again`,
+        );
+        return { counters: { ...counters }, warnings: [...warnings, ...lost] };
       },
       readConfig: async () => {
         this.#next = await this.#options.readConfig();
@@ -401,6 +461,7 @@ export class GatewayProcesses {
       },
       useCredentials: ({ what }) => done(this.#useCredentials(what)),
       replace: ({ worker }) => this.#workers[worker]?.kill('auth has cut it off'),
+      replaceWorkers: async () => ({ replaced: await this.#replaceWorkers() }),
       stop: () => {
         this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
       },
