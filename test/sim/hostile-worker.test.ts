@@ -109,7 +109,7 @@ class Siege implements AsyncDisposable {
     const [near, far] = socketPair('stream');
     const cut = Promise.withResolvers<VpnError | undefined>();
     const waiting = () => this.auth.sessionsOf(HOSTILE);
-    const link = new WorkerLink(near, this.auth.gateOf(HOSTILE), waiting, (error) => {
+    const link = new WorkerLink(near, this.auth.gateOf(HOSTILE), this.auth.proxyGateOf(HOSTILE), waiting, (error) => {
       void this.auth.disconnect(HOSTILE);
       cut.resolve(error);
     });
@@ -202,6 +202,13 @@ function everything(key: string): Record<keyof typeof workerToAuth, unknown> {
     detach: { session: key, reason: 'admin' },
     end: { session: key, reason: 'admin' },
     waiting: { after: 0 },
+    proxyBind: {
+      proof: { claim: { session: id, epoch: 0, proof: bytes(32) }, exported: bytes(32) },
+      remote: '192.0.2.66:1',
+    },
+    proxyLogin: { user: 'alice', token: bytes(40), remote: '192.0.2.66:1' },
+    proxyTraffic: { key, traffic: { streams: 1e9, sentBytes: 1e15, receivedBytes: 1e15 } },
+    proxyRelease: { key },
   };
 }
 
@@ -227,6 +234,7 @@ test("a hostile worker says everything there is about another's session, and get
   assert.ok(answerTo('proposeResume').error !== undefined);
   assert.ok(answerTo('confirmResume').error !== undefined);
   assert.deepEqual(answerTo('waiting').output, []);
+  for (const name of ['proxyBind', 'proxyLogin']) assert.deepEqual(answerTo(name).output, { grant: null });
   await siege.check();
   socket.destroy();
   assert.equal(await cut, undefined);
