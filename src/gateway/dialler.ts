@@ -174,8 +174,14 @@ function refusalOf(error: unknown): StreamRefusal {
 
 /** This machine's own network. */
 export class HostDialNetwork implements DialNetwork {
+  readonly #isRead: boolean;
   #own = new Set<string>();
   #ownAt = Number.NEGATIVE_INFINITY;
+
+  /** @param options.isRead whether connections are read here, or only made for another process. Default true. */
+  constructor({ isRead = true }: { isRead?: boolean } = {}) {
+    this.#isRead = isRead;
+  }
 
   /** The hosts file first, then its name servers: asynchronously, so that a dead one holds up nobody else. */
   async resolve(name: string): Promise<readonly string[]> {
@@ -204,7 +210,10 @@ export class HostDialNetwork implements DialNetwork {
         ),
       highWaterMark: HIGH_WATER_MARK,
     };
-    return connect(options);
+    const socket = connect(options);
+    // What is read before somebody else has the connection would be lost to them.
+    if (!this.#isRead) socket.pause();
+    return socket;
   }
 
   async connectUdp(address: string, port: number): Promise<DatagramSocket> {

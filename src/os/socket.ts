@@ -301,6 +301,37 @@ export function socketFd(socket: Socket): number {
   return fd;
 }
 
+/** What Node's dgram keeps of a socket, where it has no public word for it. */
+function datagramState(socket: DatagramSocket): object {
+  const symbol = Object.getOwnPropertySymbols(socket).find(({ description }) => description === 'state symbol');
+  const state: unknown = symbol === undefined ? undefined : Reflect.get(socket, symbol);
+  if (typeof state === 'object' && state !== null) return state;
+  throw new VpnError('ERR_INVARIANT', 'this Node keeps its UDP sockets in another way');
+}
+
+/** The descriptor of a UDP socket. @throws {VpnError} ERR_INVARIANT when it has none */
+export function datagramFd(socket: DatagramSocket): number {
+  const handle: unknown = Reflect.get(datagramState(socket), 'handle');
+  const fd: unknown = typeof handle === 'object' && handle !== null ? Reflect.get(handle, 'fd') : undefined;
+  if (typeof fd !== 'number' || fd < 0) throw new VpnError('ERR_INVARIANT', 'the socket has no descriptor');
+  return fd;
+}
+
+/** CONNECT_STATE_CONNECTED of Node's dgram. */
+const DGRAM_CONNECTED = 2;
+
+/** Takes over a UDP socket that is connected in the kernel; Node itself could only connect it again. */
+export async function adoptDatagrams(fd: number, family: 4 | 6): Promise<DatagramSocket> {
+  const socket = createSocket(family === 4 ? 'udp4' : 'udp6');
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  socket.once('error', reject);
+  socket.bind({ fd }, resolve);
+  await promise;
+  socket.off('error', reject);
+  Reflect.set(datagramState(socket), 'connectState', DGRAM_CONNECTED);
+  return socket;
+}
+
 /** What the kernel has learnt of a connection's way to its peer. */
 export interface PathFacts {
   /** Smoothed round trip, milliseconds. */

@@ -98,7 +98,7 @@ describe('other programs at the gateway', labOptions({ openssl: 'openssl', curl:
     for (const path of ['/', '/v1/server.status', '/../etc/passwd']) {
       const { status, stdout, stderr } = await curl('--cacert', ca, '--path-as-is', `https://${SERVER}${path}`);
       assert.equal(status, 0, stderr);
-      assert.match(stdout, /^HTTP\/1\.1 404 /);
+      assert.match(stdout, /^HTTP\/(1\.1|2) 404 /);
       assert.doesNotMatch(stdout, /vpn/i);
     }
     const untrusted = await curl(`https://${SERVER}/`);

@@ -15,16 +15,18 @@ import { silentLogger } from '../../src/base/log.ts';
 import { VpnClient } from '../../src/client/client.ts';
 import { DeviceKey } from '../../src/client/device-key.ts';
 import { parseProfile } from '../../src/control/profile.ts';
+import { DialDesk } from '../../src/gateway/auth/dial-desk.ts';
 import { AuthService } from '../../src/gateway/auth/service.ts';
 import { WorkerLink } from '../../src/gateway/auth/worker-link.ts';
 import { gatewayConfigSchema, resolveFiles } from '../../src/gateway/config.ts';
+import { Dialler, HostDialNetwork } from '../../src/gateway/dialler.ts';
 import { initGateway } from '../../src/gateway/init.ts';
 import { workerToAuth } from '../../src/gateway/ipc/messages.ts';
 import type { SupervisorPort } from '../../src/gateway/ipc/ports.ts';
 import { DetachedSupervisor } from '../../src/gateway/supervisor/detached.ts';
 import { WorkerService } from '../../src/gateway/worker/service.ts';
 import { MemoryTun } from '../../src/os/tun-memory.ts';
-import { socketPair } from '../../src/os/unix-socket.ts';
+import { DescriptorSender, socketPair } from '../../src/os/unix-socket.ts';
 import { until } from '../support/world.ts';
 
 const HONEST = 0;
@@ -109,7 +111,14 @@ class Siege implements AsyncDisposable {
     const [near, far] = socketPair('stream');
     const cut = Promise.withResolvers<VpnError | undefined>();
     const waiting = () => this.auth.sessionsOf(HOSTILE);
-    const link = new WorkerLink(near, this.auth.gateOf(HOSTILE), this.auth.proxyGateOf(HOSTILE), waiting, (error) => {
+    const dialler = new Dialler({
+      network: new HostDialNetwork(),
+      userOf: (key) => this.auth.userOf(key, HOSTILE),
+      config: () => this.auth.config,
+    });
+    const desk = new DialDesk(dialler, new DescriptorSender(-1));
+    const proxies = this.auth.proxyGateOf(HOSTILE);
+    const link = new WorkerLink(near, this.auth.gateOf(HOSTILE), proxies, desk, waiting, (error) => {
       void this.auth.disconnect(HOSTILE);
       cut.resolve(error);
     });
@@ -209,6 +218,8 @@ function everything(key: string): Record<keyof typeof workerToAuth, unknown> {
     proxyLogin: { user: 'alice', token: bytes(40), remote: '192.0.2.66:1' },
     proxyTraffic: { key, traffic: { streams: 1e9, sentBytes: 1e15, receivedBytes: 1e15 } },
     proxyRelease: { key },
+    dial: { id: key, key, kind: 'tcp', target: { host: '192.0.2.66', port: 80 } },
+    isAllowed: { key, kind: 'tcp', address: '192.0.2.66', port: 80 },
   };
 }
 
@@ -234,6 +245,8 @@ test("a hostile worker says everything there is about another's session, and get
   assert.ok(answerTo('proposeResume').error !== undefined);
   assert.ok(answerTo('confirmResume').error !== undefined);
   assert.deepEqual(answerTo('waiting').output, []);
+  assert.deepEqual(answerTo('dial').output, { refused: 'http_request_denied' });
+  assert.deepEqual(answerTo('isAllowed').output, { isAllowed: false });
   for (const name of ['proxyBind', 'proxyLogin']) assert.deepEqual(answerTo(name).output, { grant: null });
   await siege.check();
   socket.destroy();

@@ -16,9 +16,12 @@ import { type GatewayApi, gatewayOperations } from '../../control/operations.ts'
 import { serveControl } from '../../control/socket.ts';
 import { enterCage } from '../../os/cage.ts';
 import { giveUpRights } from '../../os/launcher.ts';
-import { DescriptorReceiver } from '../../os/unix-socket.ts';
+import { closeFd } from '../../os/socket.ts';
+import { DescriptorReceiver, DescriptorSender } from '../../os/unix-socket.ts';
+import { Dialler, HostDialNetwork } from '../dialler.ts';
 import { IpcChannel } from '../ipc/channel.ts';
 import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
+import { DialDesk } from './dial-desk.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
 import { AuthService } from './service.ts';
 import { SupervisorLink } from './supervisor-link.ts';
@@ -52,6 +55,7 @@ let prepared: Prepared | undefined;
 let facts: GatewayFacts | undefined;
 let control: AsyncDisposable | undefined;
 let isStopping = false;
+const ways = new Map<number, number>();
 
 function running(): Prepared {
   if (prepared === undefined) throw new VpnError('ERR_NOT_RUNNING', 'auth is not prepared');
@@ -83,7 +87,10 @@ const channel = new IpcChannel({
       const { service } = running();
       facts = given;
       await service.begin({ supervisor, port, useCredentials: (what) => supervisor.useCredentials(what) });
-      new DescriptorReceiver(WORKERS_FD, (bytes, fd) => takeWorker(service, bytes[0] ?? 0, fd));
+      new DescriptorReceiver(WORKERS_FD, ([worker = 0, isWay = 0], fd) => {
+        if (isWay === 0) takeWorker(service, worker, fd);
+        else takeWay(worker, fd);
+      });
       return {};
     },
     serve: async () => {
@@ -120,12 +127,26 @@ const channel = new IpcChannel({
   closed: () => process.exit(0),
 });
 
+/** By which a worker gets the connections that are made for it. Comes before the worker itself. */
+function takeWay(worker: number, fd: number): void {
+  // It is the same for whichever process takes the worker's place.
+  if (ways.has(worker)) closeFd(fd);
+  else ways.set(worker, fd);
+}
+
 function takeWorker(service: AuthService, worker: number, fd: number): void {
   const { log } = running();
+  const dialler = new Dialler({
+    network: new HostDialNetwork({ isRead: false }),
+    userOf: (key) => service.userOf(key, worker),
+    config: () => service.config,
+  });
+  const desk = new DialDesk(dialler, new DescriptorSender(ways.get(worker) ?? -1));
   const link = new WorkerLink(
     fd,
     service.gateOf(worker),
     service.proxyGateOf(worker),
+    desk,
     () => service.sessionsOf(worker),
     (error) => {
       if (error !== undefined) {

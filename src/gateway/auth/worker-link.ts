@@ -20,6 +20,7 @@ import type {
   WorkerPort,
   WorkerReport,
 } from '../ipc/ports.ts';
+import type { DialDesk } from './dial-desk.ts';
 
 /** A worker that hangs must not hang whoever asks how the gateway is. */
 const ANSWER_MS = 3000;
@@ -31,6 +32,7 @@ export class WorkerLink implements WorkerPort {
    * @param fd this end of the channel, which it takes over
    * @param gate what the worker may ask
    * @param proxies and of those who use the gateway as a proxy
+   * @param desk who dials for those
    * @param waiting the sessions that wait for their clients at the worker
    * @param closed the worker is gone; with the rule it has broken, if that is why
    */
@@ -38,6 +40,7 @@ export class WorkerLink implements WorkerPort {
     fd: number,
     gate: AuthPort,
     proxies: ProxyPort,
+    desk: DialDesk,
     waiting: () => readonly DetachedSession[],
     closed: (error: VpnError | undefined) => void,
   ) {
@@ -73,6 +76,10 @@ export class WorkerLink implements WorkerPort {
       }),
       proxyTraffic: ({ key, traffic }) => proxies.traffic(key, traffic),
       proxyRelease: ({ key }) => proxies.release(key),
+      dial: ({ id, ...request }) => desk.dial(id, request),
+      isAllowed: async ({ key, kind, address, port }) => ({
+        isAllowed: await desk.isAllowed(key, kind, address, port),
+      }),
       waiting: async ({ after }) => waiting().slice(after, after + WAITING_PER_PAGE),
     };
     this.#channel = new IpcChannel({

@@ -8,10 +8,17 @@
 import { z } from 'zod';
 import { formatIp, type IpAddress, parseIp } from '../../ip/address.ts';
 import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages.ts';
+import { STREAM_REFUSALS, type StreamRefusal } from '../../transport/stream-request.ts';
 import { gatewayConfigSchema } from '../config.ts';
 import type { ChannelLimits, Contract } from './channel.ts';
 
 const KIB = 1024;
+
+/**
+ * The first octet of what comes with a connection that auth has made for a worker; the number of the question follows, 16
+ * octets. With a connection that another worker gives it is 0 or 1.
+ */
+export const DIALLED_PACKET = 2;
 
 /** What auth hears from a worker: it parses what strangers say, and may be one of them. */
 export const LIMITS_OF_WORKER: ChannelLimits = {
@@ -246,6 +253,10 @@ const traffic = z.strictObject({
 });
 
 const proxyKey = z.string().regex(/^[0-9a-f]{32}$/);
+const dialId = z.string().regex(/^[0-9a-f]{32}$/);
+const streamKind = z.enum(['tcp', 'udp']);
+const port = z.int().min(1).max(0xffff);
+const target = z.strictObject({ host: text(255), port }).readonly();
 const proxyProof = z
   .strictObject({ claim: z.strictObject({ session: sessionId, epoch: u32, proof: hash }), exported: hash })
   .readonly();
@@ -281,6 +292,18 @@ export const workerToAuth = {
   },
   proxyTraffic: { input: z.strictObject({ key: proxyKey, traffic: streamTraffic }) },
   proxyRelease: { input: z.strictObject({ key: proxyKey }) },
+  /** The descriptor comes by itself, in a `DIALLED_PACKET` with this number. */
+  dial: {
+    input: z.strictObject({ id: dialId, key: proxyKey, kind: streamKind, target }),
+    output: z.union([
+      z.strictObject({ address: text(64) }).readonly(),
+      z.strictObject({ refused: z.enum(Object.keys(STREAM_REFUSALS) as StreamRefusal[]) }).readonly(),
+    ]),
+  },
+  isAllowed: {
+    input: z.strictObject({ key: proxyKey, kind: streamKind, address: text(64), port }),
+    output: z.strictObject({ isAllowed: z.boolean() }),
+  },
   /** The sessions that wait for their clients at this worker, after the first so many. */
   waiting: { input: z.strictObject({ after: z.int().min(0) }), output: z.array(waiting).max(WAITING_PER_PAGE) },
 } as const satisfies Contract;

@@ -325,7 +325,10 @@ export class GatewayProcesses {
     const fd = this.#authEnds.get(child);
     if (fd === undefined || this.#auth === undefined)
       throw new VpnError('ERR_INVARIANT', 'a worker has no way to auth');
-    const isSent = this.#auth.workers.send(Uint8Array.of(worker), fd);
+    // First the way by which the worker gets the connections that auth makes for it.
+    const way = this.#handovers[worker]?.[1] ?? -1;
+    const { workers } = this.#auth;
+    const isSent = workers.send(Uint8Array.of(worker, 1), way) && workers.send(Uint8Array.of(worker), fd);
     this.#authEnds.delete(child);
     closeFd(fd);
     if (!isSent) throw new VpnError('ERR_INVARIANT', 'auth takes no worker');

@@ -3,6 +3,7 @@
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
 import type { CloseReason } from '../../protocol/messages.ts';
 import type { ResumeEvidence } from '../../protocol/resume.ts';
+import type { StreamRefusal } from '../../transport/stream-request.ts';
 import { type Handlers, IpcChannel } from '../ipc/channel.ts';
 import { authToWorker, LIMITS_FROM_ABOVE, WAITING_PER_PAGE, workerToAuth } from '../ipc/messages.ts';
 import type {
@@ -10,9 +11,11 @@ import type {
   AttachVerdict,
   AuthPort,
   DetachedSession,
+  DialRequest,
   GrantedResume,
   LoginPeer,
   LoginVerdict,
+  ProxyKey,
   ProxyPort,
   ResumeConfirmation,
   ResumedSession,
@@ -72,6 +75,18 @@ export class AuthLink implements AuthPort {
     traffic: (key, traffic) => this.#channel.tell('proxyTraffic', { key, traffic }),
     release: (key) => this.#channel.tell('proxyRelease', { key }),
   };
+
+  /** Has a connection made; its descriptor comes by itself, under this number. */
+  async dial(
+    id: string,
+    { key, kind, target }: DialRequest,
+  ): Promise<{ address: string } | { refused: StreamRefusal }> {
+    return await this.#channel.call('dial', { id, key, kind, target });
+  }
+
+  async isAllowed(key: ProxyKey, kind: 'tcp' | 'udp', address: string, port: number): Promise<boolean> {
+    return (await this.#channel.call('isAllowed', { key, kind, address, port })).isAllowed;
+  }
 
   /** The sessions that wait for their clients here. */
   async waiting(): Promise<DetachedSession[]> {

@@ -15,10 +15,13 @@ import { DescriptorReceiver, DescriptorSender, MAX_DESCRIPTOR_PACKET_BYTES } fro
 import { hintedWorker } from '../../transport/client-hello.ts';
 import type { Endpoint } from '../../transport/endpoint.ts';
 import type { Listener } from '../../transport/listener.ts';
+import { DIALLED_PACKET } from '../ipc/messages.ts';
 
 const HEADER_BYTES = 4;
 
 export class Handover {
+  /** Told of connections that auth has made, by the number of the question; the descriptor is whoever's it is told. */
+  onDialled: (id: string, fd: number) => void = (_id, fd) => closeFd(fd);
   readonly #worker: number;
   readonly #senders = new Map<number, DescriptorSender>();
 
@@ -44,6 +47,10 @@ export class Handover {
   receive(fd: number, listener: Listener): DescriptorReceiver {
     return new DescriptorReceiver(fd, (packet, descriptor) => {
       const bytes = Buffer.from(packet);
+      if (bytes[0] === DIALLED_PACKET) {
+        this.onDialled(bytes.toString('hex', 1), descriptor);
+        return;
+      }
       const addressEnd = HEADER_BYTES + (bytes[3] ?? 0);
       let raw: Socket;
       try {

@@ -19,6 +19,7 @@ import { warmUp } from '../../transport/warm-up.ts';
 import { IpcChannel } from '../ipc/channel.ts';
 import { LIMITS_FROM_ABOVE, supervisorToWorker, workerToSupervisor } from '../ipc/messages.ts';
 import { AuthLink } from './auth-link.ts';
+import { DialLink } from './dial-link.ts';
 import { Handover } from './handover.ts';
 import { WorkerService } from './service.ts';
 
@@ -63,10 +64,14 @@ new IpcChannel({
         primary: tunOf({ fd: PRIMARY_FD, ...primary }),
         plain: tunOf({ fd: PLAIN_FD, ...plain }),
       };
-      auth = new AuthLink(AUTH_FD, running, () => process.exit(0));
+      const link = new AuthLink(AUTH_FD, running, () => process.exit(0));
+      auth = link;
       const ways = new Map(others.map((other, index) => [other, FIRST_WAY_FD + index]));
       const handover = { ways: new Handover(worker, ways), fd: HANDOVER_FD };
-      service = new WorkerService({ config, auth, devices, handover, clock: systemClock, log });
+      const dialler = new DialLink(() => link);
+      handover.ways.onDialled = (id, fd) => dialler.take(id, fd);
+      const proxy = config.proxy.enabled ? { auth: link.proxies, dialler } : undefined;
+      service = new WorkerService({ config, auth, proxy, devices, handover, clock: systemClock, log });
       await warm;
       giveUpRights(identity);
       enterCage('worker', { log });
