@@ -180,6 +180,8 @@ export class VpnClient {
   #pushedPins: readonly string[] = [];
   /** Why the last dial failed. */
   #dialError: unknown;
+  /** No session has been opened from the network that this machine is in. */
+  #isElsewhere = true;
   #explainedAt = Number.NEGATIVE_INFINITY;
   /** What the host left out of the present configuration. */
   #hostRefused: readonly RefusedItem[] = [];
@@ -319,6 +321,7 @@ export class VpnClient {
         this.#setState('connected');
         this.#lastError = undefined;
         this.#hasConnected = true;
+        this.#isElsewhere = false;
         if (!this.#abort.signal.aborted) this.#first?.resolve();
         end = await session.ended;
         backoff.ended(this.#clock.now() - openedAt);
@@ -378,6 +381,7 @@ export class VpnClient {
         return facts && { local: facts.local.address, remote: facts.remote.address };
       },
       moved: (from, to) => {
+        this.#isElsewhere = true;
         this.#isDue = true;
         this.#session?.abandon(
           new VpnError('ERR_PEER_GONE', `this machine's address is ${to} now, and was ${from}; connecting from there`),
@@ -387,7 +391,10 @@ export class VpnClient {
         this.#session?.check();
         this.#judgeNetworks();
       },
-      retry: () => this.#retryNow(),
+      retry: () => {
+        this.#isElsewhere = true;
+        this.#retryNow();
+      },
     });
     if (this.#tun !== undefined) roaming.ignore(this.#tun.name);
     this.#roaming = roaming;
@@ -418,6 +425,8 @@ export class VpnClient {
     const { explain } = this.#options;
     if (explain === undefined || error.kind !== 'transport' || this.#abort.signal.aborted) return error;
     if (recoveryAfterError(error) !== 'retry') return await explain(error);
+    // A server that was reached from this network and is silent now is gone, and nobody is in between.
+    if (!this.#isElsewhere) return error;
     const now = this.#clock.now();
     if (now - this.#explainedAt < EXPLAIN_EVERY_MS) return error;
     this.#explainedAt = now;
@@ -431,7 +440,7 @@ export class VpnClient {
     try {
       return await dial({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
     } catch (error) {
-      const told = await this.#explain(toVpnError(error));
+      const told = attempt.signal.aborted ? toVpnError(error) : await this.#explain(toVpnError(error));
       this.#dialError = told;
       throw told;
     } finally {

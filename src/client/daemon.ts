@@ -278,7 +278,8 @@ class Lives {
       proxy: chooseProxy(profile.server.proxy),
       explain: (error) =>
         nameObstacle(error, {
-          hosts: profile.server.hosts,
+          // Nothing but the tunnel leaves while the kill switch is closed, a question for a page neither.
+          hosts: host.isClosed ? [] : profile.server.hosts,
           serverName: profile.server.name,
           hasAuthority: profile.ca !== undefined || profile.pins.length > 0,
           mark: OWN_MARK,

@@ -136,6 +136,17 @@ describe('a client in the background', labOptions({ setpriv: 'util-linux' }), ()
       input: link.stdout,
     });
     assert.match(text.stdout, /imported "second"/);
+    const drawn = await deployment.ok(
+      deployment.gateway,
+      'profile',
+      'second',
+      '--qr',
+      '--link',
+      '--state',
+      deployment.state,
+    );
+    assert.match(drawn.stderr, /(?:[▀▄█ ]{60,}\n){20,}/u);
+    assert.match(drawn.stdout, /^customvpn:1\.[A-Za-z0-9_-]+\n$/);
     const clash = await cli('up', 'second');
     assert.equal(clash.status, 69, clash.stderr);
     assert.match(

@@ -110,4 +110,18 @@ describe('a client that moves', labOptions(), () => {
     await goesOn('moved again');
     assert.match(await client.log(), new RegExp(`address is ${MOVED6} now`));
   });
+
+  test('in a full tunnel behind a kill switch: the way is looked for outside the tunnel, and nothing has to be opened', async () => {
+    await client.down();
+    await talk.stop();
+    await ip('address flush dev out0 scope global', `address add ${client4}/24 dev out0`);
+    await client.dialOver(4);
+    status = await client.up('--full', '--kill-switch');
+    ({ logins } = (await deployment.status).counters);
+    talk = await startTalk();
+    await goesOn('in full');
+    await ip(`address delete ${client4}/24 dev out0`, `address add ${MOVED4}/24 dev out0`);
+    await reconnectsAre(1);
+    await goesOn('moved in full');
+  });
 });

@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { connect, createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { ManualClock } from '../../src/base/clock.ts';
+import type { VpnError } from '../../src/base/errors.ts';
 import type { NetworkView } from '../../src/client/roaming.ts';
 import { addressOf, exchange, Relay, type SimClient, until, World } from '../support/world.ts';
 
@@ -161,6 +162,22 @@ test('REQ-RETRY-005: a client that was connected does not end because somebody e
   network.change();
   await resumed(sim);
   await exchange(world, sim);
+});
+
+test('what stands in the way is looked for in a new network, and not because a server is gone', async () => {
+  await using world = await World.open();
+  const asked: string[] = [];
+  const explain = async (error: VpnError) => {
+    asked.push(error.code);
+    return error;
+  };
+  const { network, relay, sim } = await moving(world, { explain });
+  await relay[Symbol.asyncDispose]();
+  await until(() => sim.states.filter((state) => state === 'waiting').length >= 3, 'tries', 20_000);
+  assert.deepEqual(asked, []);
+  network.change();
+  await until(() => asked.length > 0, 'the question', 20_000);
+  assert.deepEqual(asked, ['ERR_CONNECT']);
 });
 
 /** A port of this machine that leads to another. */
