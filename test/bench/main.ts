@@ -8,6 +8,7 @@
 import { parseArgs } from 'node:util';
 import { missingForLab } from '../lab/rig.ts';
 import { FULL_CLIENT_EFFORT, measureClient, QUICK_CLIENT_EFFORT } from './client.ts';
+import { FULL_PROXY_EFFORT, measureProxy, QUICK_PROXY_EFFORT } from './client-proxy.ts';
 import { FULL_BOTTLENECK_EFFORT, measureBottleneck, QUICK_BOTTLENECK_EFFORT } from './gateway/bottleneck.ts';
 import { FULL_LOSS_EFFORT, measureLoss, QUICK_LOSS_EFFORT } from './gateway/loss.ts';
 import { FULL_PACKET_EFFORT, measurePackets, QUICK_PACKET_EFFORT } from './gateway/packets.ts';
@@ -70,21 +71,24 @@ const AREAS: Readonly<Record<string, Measure>> = {
     (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
     (quick, progress) => measurePackets(gatewaySystems(), quick ? QUICK_PACKET_EFFORT : FULL_PACKET_EFFORT, progress),
   ),
-  client: (quick, progress) =>
-    measureClient(
-      {
-        ours: new CustomVpn({ plain: false }),
-        // As somebody would set them who wants them to come back soon.
-        peers: [
-          new WireguardGo(),
-          new OpenVpn('udp', ['--keepalive', '1', '3', '--float', '--persist-tun', '--connect-retry', '1', '2']),
-          new OpenVpn('tcp', ['--keepalive', '1', '3', '--persist-tun', '--connect-retry', '1', '2']),
-          new Ocserv('tls', ['--force-dpd=1', '--reconnect-timeout=60']),
-        ],
-      },
-      quick ? QUICK_CLIENT_EFFORT : FULL_CLIENT_EFFORT,
-      progress,
-    ),
+  client: allOf(
+    (quick, progress) =>
+      measureClient(
+        {
+          ours: new CustomVpn({ plain: false }),
+          // As somebody would set them who wants them to come back soon.
+          peers: [
+            new WireguardGo(),
+            new OpenVpn('udp', ['--keepalive', '1', '3', '--float', '--persist-tun', '--connect-retry', '1', '2']),
+            new OpenVpn('tcp', ['--keepalive', '1', '3', '--persist-tun', '--connect-retry', '1', '2']),
+            new Ocserv('tls', ['--force-dpd=1', '--reconnect-timeout=60']),
+          ],
+        },
+        quick ? QUICK_CLIENT_EFFORT : FULL_CLIENT_EFFORT,
+        progress,
+      ),
+    (quick, progress) => measureProxy(quick ? QUICK_PROXY_EFFORT : FULL_PROXY_EFFORT, progress),
+  ),
   login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
   timing: measureTiming,
 };
