@@ -144,6 +144,20 @@ export class DataLink {
     }
   }
 
+  /** Asks for a sign of life on every connection. @returns gives up those that have been silent since */
+  ask(now: number): () => void {
+    const asked = this.#places.flatMap(({ slot: { reading } }) => {
+      reading?.ask(now);
+      return reading === undefined ? [] : [{ reading, before: reading.channel.counters.receivedBytes }];
+    });
+    return () => {
+      for (const { reading, before } of asked) {
+        if (reading.channel.counters.receivedBytes !== before) continue;
+        reading.fail(new VpnError('ERR_PEER_GONE', 'the network has changed, and a data connection is silent over it'));
+      }
+    };
+  }
+
   /** No attempt is made until `goOn`; resolves when those under way are over. */
   async pause(): Promise<void> {
     this.#isPaused = true;

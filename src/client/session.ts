@@ -208,18 +208,23 @@ export class ClientSession {
     this.#fail(error);
   }
 
-  /** Asks the server for a sign of life, and abandons the session without one. */
+  /** Asks the server for a sign of life on every connection, and abandons the session, or a data connection, without one. */
   check(): void {
     if (this.#isOver || this.#checking !== undefined) return;
     const { counters } = this.channel;
     const before = counters.receivedBytes;
+    const now = this.#options.now();
+    this.#control.reading?.ask(now);
+    const dropSilent = this.#data?.ask(now);
     const withinMs = Math.min(MAX_CHECK_MS, Math.max(CHECK_MS, CHECK_ROUND_TRIPS * (this.roundTripMs ?? 0)));
     this.#checking = setTimeout(() => {
       this.#checking = undefined;
-      if (counters.receivedBytes !== before) return;
+      if (counters.receivedBytes !== before) {
+        dropSilent?.();
+        return;
+      }
       this.abandon(new VpnError('ERR_PEER_GONE', 'the network has changed, and the server does not answer over it'));
     }, withinMs);
-    this.#control.reading?.ask(this.#options.now());
   }
 
   async #start(): Promise<void> {

@@ -16,8 +16,10 @@ const HOUR = 60 * MINUTE;
 /** The machine's clock, whose wall time can be set ahead: no session notices that but by what ends then. */
 class SettableWall implements Clock {
   ahead = 0;
+  reads = 0;
 
   now(): number {
+    this.reads += 1;
     return performance.now();
   }
 
@@ -133,5 +135,20 @@ test('REQ-LIMIT-004: a session ends with the client certificate of its login', a
     await ada.client.disconnect();
   } finally {
     rmSync(path, { recursive: true });
+  }
+});
+
+test('REQ-LIMIT-007: a wall clock that jumps by an hour, either way, ends no session and delays no end', async () => {
+  const wall = new SettableWall();
+  await using world = await World.open({ clock: wall });
+  const sim = await world.connected('alice', { clock: wall });
+  for (const jump of [HOUR, -2 * HOUR, HOUR]) {
+    wall.ahead += jump;
+    const ticks = wall.reads;
+    await until(() => wall.reads > ticks + 4, 'a few looks at the clock');
+    await exchange(world, sim);
+    const { state, reconnects, rekeys } = sim.client.snapshot;
+    assert.deepEqual([state, reconnects, rekeys], ['connected', 0, 0]);
+    assert.equal(world.server.sessions.length, 1);
   }
 });

@@ -99,6 +99,19 @@ test('REQ-ROAM-002: after a change that leaves the address alone, a server that 
   await exchange(world, sim);
 });
 
+test('REQ-ROAM-002: a data connection that does not answer is replaced, and the session goes on', async () => {
+  await using world = await World.open();
+  const { network, relay, sim } = await moving(world);
+  await using _ = relay;
+  const [, data] = relay.connections;
+  data?.hold();
+  network.change();
+  await until(async () => (await world.status()).counters.attached === 2, 'another data connection', 20_000);
+  await until(() => sim.client.snapshot.channels === 1, 'its use');
+  await exchange(world, sim);
+  assert.deepEqual([sim.client.snapshot.resumes, sim.client.snapshot.reconnects], [0, 0]);
+});
+
 test('REQ-ROAM-003: a machine that slept asks for a sign of life as soon as it wakes', async () => {
   await using world = await World.open();
   const clock = new ManualClock();
