@@ -142,6 +142,29 @@ test('REQ-RESUME-004: a key resumes until the next one is confirmed, then it is 
   await store.close();
 });
 
+test('a change of the connection is on the audit record only where it comes from another address', async () => {
+  const { store, sessions } = await setUp();
+  await sessions.open(session);
+  const records = async () =>
+    (await store.db.selectFrom('audit').select('source').where('event', '=', 'session.resumed').execute()).map(
+      ({ source }) => source,
+    );
+  let epoch = 0;
+  const confirm = async (source: string, isRekey: boolean): Promise<void> => {
+    const { version } = await sessions.resumeKey(ID, epoch);
+    const next = await sessions.propose(ID, epoch, version, new Uint8Array(32).fill(epoch + 1));
+    epoch += 1;
+    await sessions.confirm(ID, epoch, next, source, isRekey);
+  };
+  await confirm('192.0.2.9:1', false);
+  await confirm('192.0.2.9:2', true);
+  await confirm('[2001:db8::1]:2', true);
+  await confirm('[2001:db8::1]:3', true);
+  await confirm('[2001:db8::1]:4', false);
+  assert.deepEqual(await records(), ['192.0.2.9:1', '[2001:db8::1]:2', '[2001:db8::1]:4']);
+  await store.close();
+});
+
 test('REQ-RESUME-004: a resume with the next key confirms it; one with a next key that was forgotten is too late', async () => {
   const { store, sessions } = await setUp();
   await sessions.open(session);

@@ -266,10 +266,15 @@ export class Sessions {
    * one can be confirmed.
    *
    * @param epoch the epoch of that key
+   * @param isRekey the client says that it only changes its connection: where it does so from the same address, that is not
+   *   worth a line in the audit record every hour
    * @throws {VpnError} ERR_SESSION_REPLACED, ERR_STORE
    */
-  async confirm(id: string, epoch: number, version: Uint8Array, source: string): Promise<void> {
+  async confirm(id: string, epoch: number, version: Uint8Array, source: string, isRekey = false): Promise<void> {
     await this.#store.transaction(async (db) => {
+      const former = isRekey
+        ? await db.selectFrom('sessions').select('source').where('id', '=', id).executeTakeFirst()
+        : undefined;
       const { numUpdatedRows } = await db
         .updateTable('sessions')
         .set({ epoch, resume_key: version, next_key: null, source, detached_at: null })
@@ -278,6 +283,7 @@ export class Sessions {
         .where('next_key', '=', version)
         .executeTakeFirst();
       if (numUpdatedRows !== 1n) throw superseded();
+      if (former !== undefined && addressOf(former.source ?? '') === addressOf(source)) return;
       const row = await db
         .selectFrom('sessions')
         .innerJoin('users', 'users.id', 'sessions.user_id')
@@ -369,4 +375,9 @@ function describe(session: { id: string; user: string; device: string; source: s
     source: session.source,
     detail: { session: session.id.slice(0, 8) },
   };
+}
+
+/** Of an address and a port. */
+function addressOf(endpoint: string): string {
+  return endpoint.slice(0, endpoint.lastIndexOf(':'));
 }

@@ -116,7 +116,8 @@ for (const [what, config, connections] of modes) {
     const { counters } = await world.status();
     assert.equal(counters.rekeys, 3 * connections);
     assert.deepEqual([counters.rekeyGaps, sim.client.snapshot.rekeyGaps], [0, 0]);
-    assert.deepEqual([counters.logins, sim.client.snapshot.reconnects], [1, 0]);
+    assert.deepEqual([counters.logins, counters.resumes, sim.client.snapshot.reconnects], [1, 0, 0]);
+    assert.deepEqual(world.rows("select id from audit where event = 'session.resumed'"), [], 'no line every hour');
     const [after] = world.server.sessions;
     assert.deepEqual([after?.id, after?.channels, after?.waiting], [before?.id, dataChannels, false]);
     assert.deepEqual(

@@ -618,7 +618,7 @@ export class Auth {
     const { secret, version } = resuming.next;
     const epoch = resuming.epoch + 1;
     checkResumeDone(primitives, resumeKey(primitives, secret), doneInput, payload);
-    await sessions.confirm(key, epoch, version, peer.remote);
+    await sessions.confirm(key, epoch, version, peer.remote, resuming.isRekey);
     if (this.#live.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
     session.resuming = undefined;
     session.remote = peer.remote;

@@ -52,7 +52,7 @@ export interface ConnectionHost {
   /** ACCEPT and CONFIG have been sent. */
   sessionStarted(session: Session): void;
   /** The session has come over to this connection. */
-  sessionResumed(session: Session): void;
+  sessionResumed(session: Session, isChange: boolean): void;
   /** A data connection has been bound to its session. */
   dataAttached(): void;
   /** The connection came to nothing, for the worker's counters and bans. */
@@ -375,9 +375,12 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   #takeOver({ resume, epoch, isRekey }: Resumed, adopted: ResumedSession): void {
     const session = this.#host.findSession(resume.key) ?? this.#host.adoptSession(adopted, this.remote);
     this.#join(session, 'session');
-    session.resume(this, epoch, isRekey);
-    this.#host.sessionResumed(session);
-    this.#log.info('session resumed', { session: session.shortId, user: session.user, device: session.granted.device });
+    const isChange = session.resume(this, epoch, isRekey);
+    this.#host.sessionResumed(session, isChange);
+    const { shortId, user, granted } = session;
+    const fields = { session: shortId, user, device: granted.device };
+    if (isChange) this.#log.debug('session changed its control connection', fields);
+    else this.#log.info('session resumed', fields);
     // It may have been lost while its proof was checked.
     if (this.channel.isClosed) session.connectionClosed(this, undefined, false);
   }

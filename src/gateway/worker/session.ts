@@ -173,8 +173,10 @@ export class Session {
   /**
    * Its client has resumed it on another connection. A client that changes its control connection keeps the others; else all
    * that it had are superseded.
+   *
+   * @returns whether it was such a change
    */
-  resume(connection: Connection, epoch: number, isRekey: boolean): void {
+  resume(connection: Connection, epoch: number, isRekey: boolean): boolean {
     const isChange = isRekey && this.#canChange && this.#control.sending !== undefined;
     if (!isChange) {
       this.#closeData('replaced');
@@ -184,6 +186,7 @@ export class Session {
     this.#remote = connection.remote;
     this.#detachedAt = undefined;
     this.start();
+    return isChange;
   }
 
   /** Pushes the present configuration, or a new one. */

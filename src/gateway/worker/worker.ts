@@ -249,8 +249,8 @@ export class Worker implements ConnectionHost {
     this.auth.started(session.granted.key, session.remote);
   }
 
-  sessionResumed(session: Session): void {
-    this.counters.resumes += 1;
+  sessionResumed(session: Session, isChange: boolean): void {
+    if (!isChange) this.counters.resumes += 1;
     this.auth.started(session.granted.key, session.remote);
   }
 
