@@ -246,7 +246,7 @@ test('a session without packets or echoes ends with idle_timeout, and the client
     await ticks(clock);
   }
   clock.advance(121 * SECOND);
-  await until(() => sim.client.snapshot.state === 'stopped', 'the idle limit', 3 * SECOND);
+  await until(() => sim.client.snapshot.state === 'stopped', 'the idle limit');
   assert.match(sim.client.snapshot.lastError?.message ?? '', /idle_timeout/);
   await until(() => recorded(world).length === 1, 'the record');
   assert.deepEqual(recorded(world), ['idle_timeout']);
@@ -281,7 +281,7 @@ test('a session ends with session_timeout however busy it is, and the client log
   const sim = await world.connected('alice');
   await exchange(world, sim, 4);
   clock.advance(601 * SECOND);
-  await until(() => sim.states.includes('waiting'), 'the end', 3 * SECOND);
+  await until(() => sim.states.includes('waiting'), 'the end');
   await until(() => sim.client.snapshot.state === 'connected', 'the next session');
   assert.ok(recorded(world).includes('session_timeout'));
   await exchange(world, sim, 4);

@@ -207,6 +207,23 @@ for (const [what, sql] of losses) {
   }
 }
 
+test('REQ-REKEY-006: a data connection alone is not changed for a device that was revoked, and its session ends', async () => {
+  await using world = await World.open();
+  const { token } = await world.profile('alice');
+  const control = await world.raw();
+  const session = await control.login({ token: token?.reveal(), features: FEATURES });
+  world.keepSessions();
+  await attached(world, session, 0);
+  store(world, 'update devices set revoked_at = 1');
+  const raw = await (await world.raw()).greeted();
+  const facts = { session: session.accept.session, epoch: 0, slot: 0, generation: 1, flags: 0 };
+  const proof = attachProof(primitives, session.attachKey, 'client', facts, raw.exporter);
+  raw.write(encodeMessage('attach', { ...facts, proof }));
+  assert.equal((await raw.message('reject')).code, 'rejected');
+  assert.equal((await control.message('close')).reason, 'revoked');
+  await until(() => world.server.sessions.length === 0, 'the end of the session');
+});
+
 /** A data connection of a raw client in this slot and generation, and the proof it gave. */
 async function attached(
   world: World,
