@@ -70,6 +70,8 @@ export class DataLink {
   #worker: number;
   #link: PacketLink | undefined;
   #isClosed = false;
+  /** Connections that have not proven themselves yet. */
+  readonly #unproven = new Set<ServerConnection>();
   /** Attempts under way. */
   readonly #attempts = new Set<Promise<unknown>>();
   /** The keys are being changed. */
@@ -173,6 +175,7 @@ export class DataLink {
 
   close(reason: CloseReason): void {
     this.#isClosed = true;
+    for (const connection of this.#unproven) connection.fail(new VpnError('ERR_PEER_GONE', 'the session is over'));
     for (const { slot } of this.#places) slot.close(reason);
   }
 
@@ -213,7 +216,9 @@ export class DataLink {
     for (let move = 0; move < MAX_MOVES; move++) {
       if (this.#isClosed) return true;
       const connection = new ServerConnection(await this.#options.dial(this.#worker));
+      this.#unproven.add(connection);
       try {
+        if (this.#isClosed) throw new VpnError('ERR_PEER_GONE', 'the session is over');
         const proven = this.#prove(connection, place);
         const moved = await withTimeout(proven, ATTACH_TIMEOUT_MS, 'the server did not answer an ATTACH');
         if (moved === undefined) return true;
@@ -222,6 +227,8 @@ export class DataLink {
       } catch (error) {
         connection.fail(toVpnError(error));
         throw error;
+      } finally {
+        this.#unproven.delete(connection);
       }
     }
     return false;

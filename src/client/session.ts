@@ -82,6 +82,8 @@ export class ClientSession {
   #renewAt = Number.NEGATIVE_INFINITY;
   readonly #renewals = new Backoff();
   #isRenewing = false;
+  /** The connection to change to, while it is not there yet. */
+  #renewal: ServerConnection | undefined;
   /** The server has proven itself on the connection to change to: it decides what becomes of the session. */
   #isRenewalProven = false;
   #isStarted = false;
@@ -303,6 +305,8 @@ export class ClientSession {
     try {
       await this.#data?.pause();
       connection = new ServerConnection(await dial(this.#ticket.accept.worker));
+      this.#renewal = connection;
+      if (this.#isOver) connection.fail(new VpnError('ERR_PEER_GONE', 'the session is over'));
       const { accept, secret, config } = await openDialogue(connection, {
         ...this.#options,
         resume: this.#ticket,
@@ -333,6 +337,7 @@ export class ClientSession {
       this.#data?.goOn();
       this.#renewAt = now() + this.#renewals.next(Math.random());
     } finally {
+      this.#renewal = undefined;
       this.#isRenewing = false;
       this.#isRenewalProven = false;
     }
@@ -413,6 +418,7 @@ export class ClientSession {
     clearInterval(this.#tick);
     clearTimeout(this.#checking);
     this.#control.close('peer_disconnect');
+    this.#renewal?.fail(new VpnError('ERR_PEER_GONE', 'the session is over'));
     this.#data?.close('peer_disconnect');
     this.#link?.spread.set(0, undefined);
     const gone = new VpnError('ERR_PEER_GONE', 'the session ended before the echo returned');

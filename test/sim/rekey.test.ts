@@ -416,3 +416,22 @@ test('REQ-REKEY-007: a resume that is no change takes the data connections of th
   assert.equal((await second.message('close')).reason, 'replaced');
   assert.equal((await next.message('close')).reason, 'replaced');
 });
+
+test('a client that is disconnected in the middle of a change gives the unfinished connections up at once', async () => {
+  const clock = new ManualClock();
+  await using world = await World.open();
+  await using relay = await Relay.open(world.port);
+  const sim = await world.connected('alice', { clock, serverPort: relay.port });
+  relay.holds = true;
+  clock.advance(WORN_MS);
+  await until(
+    () => relay.connections.length > 2 && relay.connections.slice(2).every(({ heldBytes }) => heldBytes > 0),
+    'an unfinished connection',
+  );
+  await sim.client.disconnect();
+  await until(
+    () => relay.connections.slice(2).every(({ hasClientLeft }) => hasClientLeft),
+    'the end of all of them',
+    5000,
+  );
+});

@@ -364,6 +364,8 @@ export class Relay implements AsyncDisposable {
   readonly connections: RelayedConnection[] = [];
   /** Whether it ends what comes at once. */
   refuses = false;
+  /** Whether what comes goes nowhere, and is not told so. */
+  holds = false;
   readonly #server: Server;
 
   static async open(target: number): Promise<Relay> {
@@ -379,9 +381,9 @@ export class Relay implements AsyncDisposable {
         near.resetAndDestroy();
         return;
       }
-      this.connections.push(
-        new RelayedConnection(near, connectTcp({ port: target, host: '127.0.0.1', noDelay: true })),
-      );
+      const connection = new RelayedConnection(near, connectTcp({ port: target, host: '127.0.0.1', noDelay: true }));
+      this.connections.push(connection);
+      if (this.holds) connection.holdAfterGreeting();
     });
   }
 
@@ -426,10 +428,23 @@ class RelayedConnection {
     return !this.#near.closed || !this.#far.closed;
   }
 
+  get hasClientLeft(): boolean {
+    return this.#near.closed;
+  }
+
   /** Ends it at both ends, without a word. */
   cut(): void {
     this.#near.resetAndDestroy();
     this.#far.resetAndDestroy();
+  }
+
+  /** What the client says once TLS is there goes nowhere. */
+  holdAfterGreeting(): void {
+    // Its part of the handshake comes in two flights.
+    const isPast = (): boolean => this.upBytes > 0 && this.downBytes > 1000;
+    this.#near.on('data', () => {
+      if (isPast()) setImmediate(() => this.hold());
+    });
   }
 
   /** From now on bytes go nowhere; both ends believe that the connection stands. */
