@@ -20,7 +20,7 @@ import { closeFd } from '../../os/socket.ts';
 import { DescriptorReceiver, DescriptorSender } from '../../os/unix-socket.ts';
 import { Dialler, HostDialNetwork } from '../dialler.ts';
 import { IpcChannel } from '../ipc/channel.ts';
-import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
+import { authToSupervisor, decodeNewcomer, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
 import { DialDesk } from './dial-desk.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
 import { AuthService } from './service.ts';
@@ -29,6 +29,8 @@ import { WorkerLink } from './worker-link.ts';
 
 const SUPERVISOR_FD = 3;
 const WORKERS_FD = 4;
+/** A process that has closed its channel ends within this time, or it does not mean to. */
+const ENDING_MS = 1000;
 const CONTROL_FD = 5;
 
 /** The folder in which it was started, which it may not be able to reach by its name. */
@@ -87,9 +89,10 @@ const channel = new IpcChannel({
       const { service } = running();
       facts = given;
       await service.begin({ supervisor, port, useCredentials: (what) => supervisor.useCredentials(what) });
-      new DescriptorReceiver(WORKERS_FD, ([worker = 0, isWay = 0], fd) => {
-        if (isWay === 0) takeWorker(service, worker, fd);
-        else takeWay(worker, fd);
+      new DescriptorReceiver(WORKERS_FD, (bytes, fd) => {
+        const { worker, pid } = decodeNewcomer(bytes);
+        if (pid === undefined) takeWay(worker, fd);
+        else takeWorker(service, { worker, pid }, fd);
       });
       return {};
     },
@@ -134,7 +137,7 @@ function takeWay(worker: number, fd: number): void {
   else ways.set(worker, fd);
 }
 
-function takeWorker(service: AuthService, worker: number, fd: number): void {
+function takeWorker(service: AuthService, { worker, pid }: { worker: number; pid: number }, fd: number): void {
   const { log } = running();
   const dialler = new Dialler({
     network: new HostDialNetwork({ isRead: false }),
@@ -151,8 +154,13 @@ function takeWorker(service: AuthService, worker: number, fd: number): void {
     (error) => {
       if (error !== undefined) {
         log.error('a worker was cut off', { component: 'auth', worker, code: error.code, reason: error.message });
-        supervisor.replace(worker);
       }
+      // One that only went silent has its share of the port's connections while it lives; one that has ended is known to have.
+      const replace = (): void => {
+        if (!isStopping) supervisor.replace(worker, pid, error === undefined);
+      };
+      if (error === undefined) setTimeout(replace, ENDING_MS);
+      else replace();
       // One that has been replaced meanwhile is not the one that is gone. In the end all go, and have said all they had to say.
       if (isStopping || service.workers.get(worker) !== link) return;
       service.disconnect(worker).catch((cause: unknown) => {

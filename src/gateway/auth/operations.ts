@@ -8,8 +8,11 @@ import { VpnError } from '../../base/errors.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../../control/operations.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
 import type { GatewayConfig } from '../config.ts';
-import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort } from '../ipc/ports.ts';
+import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
 import type { AuthService } from './service.ts';
+
+/** More than a worker can have (`limits.sessions`); one that has been taken over would never come to an end. */
+const MAX_SESSIONS = 100_000;
 
 /** What stays as it is while a gateway runs. */
 export interface GatewayFacts {
@@ -42,9 +45,9 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     'server.status': () => statusOf(service, facts, control),
     'server.reload': async () => await service.reload(await control.readConfig()),
     'server.stop': async () => {
-      const reports = await Promise.all([...service.workers.values()].map((worker) => worker.report()));
+      const reports = await reportsOf(service);
       setImmediate(() => control.stop());
-      return { sessions: reports.reduce((sum, { sessions }) => sum + sessions, 0) };
+      return { sessions: reports.reduce((sum, { report }) => sum + (report?.sessions ?? 0), 0) };
     },
     'server.drain': async ({ seconds = 300 }) => {
       const { sessions, until } = service.drain(seconds, () => control.stop());
@@ -52,7 +55,9 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     },
     'server.replaceWorkers': async () => ({ replaced: await control.replaceWorkers() }),
     'session.list': async () => {
-      const lists = await Promise.all([...service.workers.values()].map(listSessions));
+      const lists = await Promise.all(
+        [...service.workers.values()].map((worker) => listSessions(worker).catch(() => [])),
+      );
       return service.withProxies(lists.flat());
     },
     'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
@@ -77,15 +82,24 @@ async function listSessions(worker: WorkerPort): Promise<SessionInfo[]> {
   for (;;) {
     const page = await worker.listSessions(all.length);
     all.push(...page);
-    if (page.length < SESSIONS_PER_PAGE) return all;
+    if (page.length < SESSIONS_PER_PAGE || all.length >= MAX_SESSIONS) return all;
   }
 }
 
+/** What each worker says of itself; undefined: it does not answer, of which nothing else may depend. */
+async function reportsOf(service: AuthService): Promise<{ worker: number; report: WorkerReport | undefined }[]> {
+  return await Promise.all(
+    [...service.workers].map(async ([worker, port]) => ({
+      worker,
+      report: await port.report().catch(() => undefined),
+    })),
+  );
+}
+
 async function statusOf(service: AuthService, facts: GatewayFacts, control: GatewayControl): Promise<GatewayStatus> {
-  const [host, ...workers] = await Promise.all([
-    control.report(),
-    ...[...service.workers.values()].map((worker) => worker.report()),
-  ]);
+  const [host, reports] = await Promise.all([control.report(), reportsOf(service)]);
+  const workers = reports.flatMap(({ report }) => report ?? []);
+  const silent = reports.flatMap(({ worker, report }) => (report === undefined ? [worker] : []));
   const { config, pool, administration } = service;
   const { version, pid, since, listen, congestion, devices } = facts;
   return {
@@ -106,7 +120,11 @@ async function statusOf(service: AuthService, facts: GatewayFacts, control: Gate
     certificates: service.hasPki ? await administration['pki.show']({}) : [],
     counters: { ...total(workers.map(({ counters }) => counters)), ...host.counters },
     drops: total(workers.map(({ drops }) => drops)),
-    warnings: [...host.warnings, ...(await service.warnings({ ends: true }))],
+    warnings: [
+      ...silent.map((worker) => `worker ${worker} does not answer: its sessions and counts are missing here`),
+      ...host.warnings,
+      ...(await service.warnings({ ends: true })),
+    ],
   };
 }
 

@@ -57,8 +57,9 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles {
     this.#used = this.#read;
   }
 
-  replace(worker: number): void {
-    this.#channel().tell('replace', { worker });
+  /** Another process is to take the place of this one, if it is still there; `isSilent`: it has closed its channel. */
+  replace(worker: number, pid: number, isSilent: boolean): void {
+    this.#channel().tell('replace', { worker, pid, isSilent });
   }
 
   async replaceWorkers(): Promise<number> {

@@ -437,10 +437,27 @@ export const authToSupervisor = {
   stampOfLists: { input: nothing, output: z.strictObject({ stamp: text(256) }) },
   /** Hands what was read last to every worker. */
   useCredentials: { input: z.strictObject({ what: kind }), output: nothing },
-  /** A worker has broken a rule: another process is to take its place. */
-  replace: { input: z.strictObject({ worker }) },
+  /** A worker has broken a rule or closed its channel: another process is to take its place. */
+  replace: { input: z.strictObject({ worker, pid: u32, isSilent: z.boolean() }) },
   /** Other processes in the place of all workers, one after the other. */
   replaceWorkers: { input: nothing, output: z.strictObject({ replaced: z.int().min(0) }) },
   /** Somebody wants the gateway to stop. */
   stop: { input: nothing },
 } as const satisfies Contract;
+
+/**
+ * What comes to auth with a descriptor: u8 worker, and for a worker's channel u32 process id, big-endian. Without one it is the
+ * way by which the worker gets connections.
+ */
+export function encodeNewcomer(worker: number, pid?: number): Uint8Array {
+  const bytes = Buffer.alloc(pid === undefined ? 1 : 5);
+  bytes.writeUInt8(worker);
+  if (pid !== undefined) bytes.writeUInt32BE(pid, 1);
+  return bytes;
+}
+
+/** The same, read. */
+export function decodeNewcomer(bytes: Uint8Array): { worker: number; pid: number | undefined } {
+  const packet = Buffer.from(bytes);
+  return { worker: packet.readUInt8(), pid: packet.length < 5 ? undefined : packet.readUInt32BE(1) };
+}

@@ -28,6 +28,7 @@ import {
 import type { Handlers } from '../ipc/channel.ts';
 import {
   authToSupervisor,
+  encodeNewcomer,
   LIMITS_OF_AUTH,
   LIMITS_OF_WORKER_TO_SUPERVISOR,
   supervisorToAuth,
@@ -65,6 +66,8 @@ export interface GatewayProcessesOptions {
   log: Logger;
   /** The gateway begins to stop. */
   stopping?(): void;
+  /** What runs as a worker, in place of ours. */
+  workerProgram?: ((worker: number) => [string, ...string[]]) | undefined;
 }
 
 export class GatewayProcesses {
@@ -79,10 +82,9 @@ export class GatewayProcesses {
   readonly #workers: (WorkerChild | undefined)[] = [];
   /** Over which connections are given to each worker: the end that it reads, and the end that all others have. */
   readonly #handovers: [read: number, write: number][];
-  /** When processes have ended by themselves lately, monotonic; those of each worker, and all. */
-  readonly #ends: number[][] = [];
+  /** When auth, and each worker, has ended by itself lately, monotonic: one that ends over and over delays no other. */
+  readonly #ends = new Map<'auth' | number, number[]>();
   readonly #givenUp = new Set<number>();
-  #troubles: number[] = [];
   #replacing: Promise<number> = Promise.resolve(0);
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number } | undefined;
   #config: GatewayConfig;
@@ -270,7 +272,7 @@ export class GatewayProcesses {
     const [forWorker, forAuth] = socketPair('stream');
     const child: WorkerChild = new Child({
       name: `worker ${number}`,
-      command: this.#workerCommand(isCold ? ['--cold'] : []),
+      command: this.#workerCommand(number, isCold ? ['--cold'] : []),
       cwd: '/',
       descriptors: [
         forWorker,
@@ -292,11 +294,12 @@ export class GatewayProcesses {
     return child;
   }
 
-  #workerCommand(flags: readonly string[]): LaunchCommand {
-    const [file, ...words] = programOf('worker');
+  #workerCommand(worker: number, flags: readonly string[]): LaunchCommand {
+    const [file, ...words] = this.#options.workerProgram?.(worker) ?? programOf('worker');
     const program: [string, ...string[]] = [file, ...words, ...flags];
+    const script = words.filter((word) => word.startsWith('/')).slice(0, 1);
     try {
-      return this.#launcher.command(this.#identities.worker, program, words.slice(-1));
+      return this.#launcher.command(this.#identities.worker, program, script);
     } catch (error) {
       // It can load its program as root, and become that user afterwards.
       this.#log.debug('workers change their user themselves', { reason: toVpnError(error).message });
@@ -328,7 +331,7 @@ export class GatewayProcesses {
     // First the way by which the worker gets the connections that auth makes for it.
     const way = this.#handovers[worker]?.[1] ?? -1;
     const { workers } = this.#auth;
-    const isSent = workers.send(Uint8Array.of(worker, 1), way) && workers.send(Uint8Array.of(worker), fd);
+    const isSent = workers.send(encodeNewcomer(worker), way) && workers.send(encodeNewcomer(worker, child.pid), fd);
     this.#authEnds.delete(child);
     closeFd(fd);
     if (!isSent) throw new VpnError('ERR_INVARIANT', 'auth takes no worker');
@@ -342,15 +345,15 @@ export class GatewayProcesses {
     if (this.#workers[worker] !== child) return;
     this.#workers[worker] = undefined;
     if (this.#stopping !== undefined || this.#auth === undefined) return;
-    const now = performance.now();
-    const ends = [...(this.#ends[worker] ?? []), now].filter((at) => at > now - TROUBLE_MS);
-    this.#ends[worker] = ends;
-    if (ends.length >= MAX_ENDS) {
+    const ends = this.#countEnd(worker);
+    if (ends >= MAX_ENDS) {
       this.#giveUp(worker, why);
       return;
     }
     this.#log.error('a worker has ended; another takes its place', { worker, why });
-    this.#afterTrouble(async () => {
+    this.#afterTrouble(ends, async () => {
+      // All have started again meanwhile, or are about to.
+      if (this.#workers[worker] !== undefined || this.#auth === undefined) return;
       const next = this.#spawnWorker(worker, true);
       this.#workers[worker] = next;
       await this.#prepare(next, worker);
@@ -367,7 +370,8 @@ export class GatewayProcesses {
     });
     this.#givenUp.add(worker);
     this.#host.closeSocket(worker);
-    if (this.#workers.some((other) => other !== undefined)) return;
+    // One that is being started again is left.
+    if (this.#givenUp.size < this.#options.workers) return;
     this.#log.error('no worker is left; the gateway stops');
     this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
   }
@@ -409,7 +413,7 @@ export class GatewayProcesses {
     this.#auth = undefined;
     if (this.#stopping !== undefined) return;
     this.#log.error('auth has ended; all processes start again', { why });
-    this.#afterTrouble(async () => {
+    this.#afterTrouble(this.#countEnd('auth'), async () => {
       await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
       // The next auth places what it takes up; it knows nothing of where the last one had it.
       await this.#startAll(() => this.#host.unplaceAll(), { isCold: true });
@@ -417,11 +421,17 @@ export class GatewayProcesses {
     });
   }
 
-  /** At once the first time, later and later when it goes on. */
-  #afterTrouble(start: () => Promise<void>): void {
+  /** How often this one has ended lately, with this time. */
+  #countEnd(part: 'auth' | number): number {
     const now = performance.now();
-    this.#troubles = [...this.#troubles, now].filter((at) => at > now - TROUBLE_MS);
-    const repeated = this.#troubles.length - this.#options.workers - 1;
+    const ends = [...(this.#ends.get(part) ?? []), now].filter((at) => at > now - TROUBLE_MS);
+    this.#ends.set(part, ends);
+    return ends.length;
+  }
+
+  /** At once the first time, later and later when it goes on. */
+  #afterTrouble(ends: number, start: () => Promise<void>): void {
+    const repeated = ends - 2;
     const delay = repeated < 0 ? 0 : Math.min(FIRST_DELAY_MS * 2 ** repeated, MAX_DELAY_MS);
     setTimeout(() => {
       if (this.#stopping !== undefined) return;
@@ -463,7 +473,11 @@ export class GatewayProcesses {
         return { stamp: crlFile === undefined ? '' : await credentialFiles(this.#own).stamp(crlFile) };
       },
       useCredentials: ({ what }) => done(this.#useCredentials(what)),
-      replace: ({ worker }) => this.#workers[worker]?.kill('auth has cut it off'),
+      replace: ({ worker, pid, isSilent }) => {
+        const child = this.#workers[worker];
+        // Another may have taken its place meanwhile.
+        if (child?.pid === pid) child.kill(isSilent ? 'it has closed its channel to auth' : 'auth has cut it off');
+      },
       replaceWorkers: async () => ({ replaced: await this.#replaceWorkers() }),
       stop: () => {
         this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
