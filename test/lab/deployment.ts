@@ -70,6 +70,7 @@ export interface ServerStatus {
   certificates: { role: string; name: string; serial: string; file: string }[];
   counters: Record<string, number>;
   drops: Record<string, number>;
+  warnings: string[];
 }
 
 export interface SessionRow {
