@@ -73,19 +73,20 @@ function listen(port: number): void {
 }
 
 /** Answers for the names that it has; for all others there is no such name. `silent` on standard input ends the answers. */
-function names(port: number, answers: Readonly<Record<string, readonly string[]>>): void {
+function names(port: number, answers: Readonly<Record<string, readonly string[]>>, only?: string): void {
   let isSilent = false;
   process.stdin.setEncoding('utf8').on('data', (text: string) => {
     isSilent = text.includes('silent');
     process.stdout.write(isSilent ? 'now silent\n' : 'now answering\n');
   });
-  for (const family of ['udp4', 'udp6'] as const) {
-    const socket = createSocket({ type: family, ...(family === 'udp6' ? { ipv6Only: true } : {}) });
+  // An answer comes from the address that was asked, also where several devices lead to who asks.
+  for (const address of only === undefined ? ['0.0.0.0', '::'] : [only]) {
+    const socket = address.includes(':') ? createSocket({ type: 'udp6', ipv6Only: true }) : createSocket('udp4');
     socket.on('message', (query, from) => {
       if (!isSilent) socket.send(answerTo(query, answers), from.port, from.address);
     });
-    socket.bind(port, () => {
-      if (family === 'udp6') process.stdout.write('ready\n');
+    socket.bind(port, address, () => {
+      if (address === (only ?? '::')) process.stdout.write('ready\n');
     });
   }
 }
@@ -155,7 +156,8 @@ if (import.meta.main) {
   if (program === 'chatter') await chatter(JSON.parse(words[0] ?? '[]') as Target[]);
   else if (program === 'holder') holder(words[0] ?? '', Number(words[1]));
   else if (program === 'listen') listen(Number(words[0]));
-  else if (program === 'names') names(Number(words[0]), JSON.parse(words[1] ?? '{}') as Record<string, string[]>);
+  else if (program === 'names')
+    names(Number(words[0]), JSON.parse(words[1] ?? '{}') as Record<string, string[]>, words[2]);
   else if (program === 'advertise') await advertise(words[0] ?? '', words[1] ?? '');
   else throw new Error(`no such program: ${program}`);
 }
