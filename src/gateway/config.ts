@@ -414,6 +414,7 @@ export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
   'dns',
   'dnsDomains',
   'services',
+  'limits',
   'accounts',
   'login',
 ];

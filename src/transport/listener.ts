@@ -106,6 +106,12 @@ export interface ListenerOptions {
   clock?: Clock;
 }
 
+/** What a stranger may cost. */
+export type ListenerLimits = Pick<
+  ListenerOptions,
+  'maxHandshakes' | 'maxConnectionsPerSource' | 'handshakeTimeoutMs' | 'proxyHeaderTimeoutMs'
+>;
+
 /** Plain integers, read at scrape. */
 export interface ListenerCounters {
   accepted: number;
@@ -148,7 +154,7 @@ export class Listener {
     refusedHandshakes: 0,
     failed: {},
   };
-  readonly #options: ListenerOptions;
+  #options: ListenerOptions;
   readonly #log: Logger;
   readonly #lines: LogLimit;
   readonly #tcp: TcpServer;
@@ -232,6 +238,11 @@ export class Listener {
     this.#tls.setSecureContext(this.#tlsOptions(credentials));
     this.#serverId = serverIdOf(credentials.cert);
     this.#log.info('certificates reloaded');
+  }
+
+  /** Uses other limits from now on. What is open or in its handshake stays. */
+  limit(limits: ListenerLimits): void {
+    this.#options = { ...this.#options, ...limits };
   }
 
   /** Closes the port, handshakes and the front door. Channels belong to whoever took them, and stay. Idempotent. */

@@ -262,3 +262,18 @@ test('a gateway that stops and keeps no sessions leaves none on record, and tell
   );
   await world.restart();
 });
+
+test('a reload of the limits holds for whoever comes next, and for nobody who is there', async () => {
+  await using world = await World.open();
+  const sim = await world.connected('alice');
+  await world.raw();
+  const limits = { ...world.config().limits, helloSeconds: 1, connectionsPerSource: 1 };
+  assert.deepEqual(await world.server.reload(world.config({ limits })), { applied: ['limits'], needsRestart: [] });
+  assert.equal(sim.client.snapshot.state, 'connected');
+  // Those that are open are more than may be now: nobody else is let in.
+  await assert.rejects(world.raw());
+  assert.ok(((await world.status()).counters.refusedSource ?? 0) > 0);
+  await until(() => world.withCode('ERR_STAGE_TIMEOUT').length > 0, 'the stranger to be sent away after a second');
+  assert.equal(world.server.sessions.length, 1);
+  await exchange(world, sim, 4);
+});

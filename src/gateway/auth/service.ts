@@ -340,6 +340,7 @@ export class AuthService {
     this.#workers.set(worker, port);
     this.#auth.connect(worker, port);
     this.#auth.proxies.connect(worker, port);
+    port.limit(this.#config.limits);
     port.refuse(this.#refused());
   }
 
@@ -457,6 +458,8 @@ export class AuthService {
     this.#configureLogins(merged);
     if (isOtherMapping) this.#auth.closeSessions(({ steps }) => steps.includes('certificate'), 'revoked');
     this.#hasher.parameters = argon2Of(merged);
+    this.#state.bans.policy = banPolicyOf(merged);
+    for (const worker of this.#workers.values()) worker.limit(merged.limits);
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
     for (const worker of this.#workers.values()) worker.recheckStreams();

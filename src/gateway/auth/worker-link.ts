@@ -8,6 +8,7 @@
 import type { VpnError } from '../../base/errors.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import type { GatewayConfig } from '../config.ts';
 import { type Handlers, IpcChannel } from '../ipc/channel.ts';
 import { authToWorker, LIMITS_OF_WORKER, WAITING_PER_PAGE, workerToAuth } from '../ipc/messages.ts';
 import type {
@@ -110,6 +111,10 @@ export class WorkerLink implements WorkerPort {
 
   recheckStreams(): void {
     this.#channel.tell('recheckStreams', {});
+  }
+
+  limit(limits: GatewayConfig['limits']): void {
+    this.#channel.tell('limit', { limits });
   }
 
   refuse(sources: readonly RefusedSource[]): void {

@@ -46,6 +46,7 @@ export class AuthLink implements AuthPort {
       },
       closeProxy: ({ key }) => worker().closeProxy(key),
       recheckStreams: () => worker().recheckStreams(),
+      limit: ({ limits }) => worker().limit(limits),
       refuse: ({ sources }) => worker().refuse(sources),
       report: async () => await worker().report(),
       listSessions: async ({ after }) => await worker().listSessions(after),

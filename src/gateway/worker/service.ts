@@ -14,7 +14,7 @@ import { formatIp } from '../../ip/address.ts';
 import { DROP_REASON_NAMES } from '../../ip/drop-reason.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
-import { Listener } from '../../transport/listener.ts';
+import { Listener, type ListenerLimits } from '../../transport/listener.ts';
 import type { QueueBudget } from '../../transport/queue-budget.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
 import type { GatewayConfig } from '../config.ts';
@@ -52,13 +52,15 @@ export class WorkerService implements WorkerPort {
   readonly #options: WorkerServiceOptions;
   readonly #worker: Worker;
   readonly #streams: Streams | undefined;
-  readonly #isExempt: (address: string) => boolean;
+  #isExempt: (address: string) => boolean;
+  #limits: GatewayConfig['limits'];
   #refused: ReadonlyMap<string, number> = new Map();
   #listener: Listener | undefined;
 
   constructor(options: WorkerServiceOptions) {
     const { config, auth, devices, proxy, clock, log } = options;
     this.#options = options;
+    this.#limits = config.limits;
     this.#isExempt = isWithinAny(config.limits.allow);
     this.#worker = new Worker({ config, auth, devices, primitives: nodePrimitives, clock, log });
     this.#streams = proxy === undefined ? undefined : new Streams({ ...proxy, config, clock, log });
@@ -84,10 +86,7 @@ export class WorkerService implements WorkerPort {
       requireClientAuth: config.requireClientAuth,
       minVersion: config.minVersion,
       isProxy: isWithinAny(config.proxyFrom),
-      proxyHeaderTimeoutMs: config.limits.proxyHeaderSeconds * 1000,
-      handshakeTimeoutMs: config.limits.handshakeSeconds * 1000,
-      maxHandshakes: config.limits.handshakesInFlight,
-      maxConnectionsPerSource: config.limits.connectionsPerSource,
+      ...listenerLimits(this.#limits),
       isRefused: (address) => this.#isRefused(address),
       greetWithoutAlpn: config.greetWithoutAlpn,
       ...(config.camouflage === undefined
@@ -141,6 +140,13 @@ export class WorkerService implements WorkerPort {
     this.#streams?.recheckStreams();
   }
 
+  limit(limits: GatewayConfig['limits']): void {
+    this.#limits = limits;
+    this.#isExempt = isWithinAny(limits.allow);
+    this.#worker.limits = limits;
+    this.#listener?.limit(listenerLimits(limits));
+  }
+
   refuse(sources: readonly RefusedSource[]): void {
     this.#refused = new Map(sources.map(({ source, until }) => [source, until]));
   }
@@ -185,6 +191,15 @@ export class WorkerService implements WorkerPort {
     const until = this.#refused.get(sourceOf(address));
     return until !== undefined && until > this.#options.clock.wallNow() && !this.#isExempt(address);
   }
+}
+
+function listenerLimits(limits: GatewayConfig['limits']): ListenerLimits {
+  return {
+    proxyHeaderTimeoutMs: limits.proxyHeaderSeconds * 1000,
+    handshakeTimeoutMs: limits.handshakeSeconds * 1000,
+    maxHandshakes: limits.handshakesInFlight,
+    maxConnectionsPerSource: limits.connectionsPerSource,
+  };
 }
 
 function prefixed(prefix: string, counts: Readonly<Partial<Record<string, number>>>): Record<string, number> {

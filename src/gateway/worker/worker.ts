@@ -31,7 +31,7 @@ import type {
   SessionKey,
   SessionTraffic,
 } from '../ipc/ports.ts';
-import { Connection, type ConnectionHost } from './connection.ts';
+import { Connection, type ConnectionHost, type StageLimits } from './connection.ts';
 import { type Former, Session } from './session.ts';
 
 const TICK_MS = 1000;
@@ -84,6 +84,8 @@ export class Worker implements ConnectionHost {
   };
   readonly #refusals: Record<string, number> = {};
   readonly strangers: LogLimit;
+  /** How long the stages of a login may take. May be replaced at any time. */
+  limits: StageLimits;
   readonly #options: WorkerOptions;
   readonly #sleep: SleepWatch;
   readonly #log: Logger;
@@ -103,6 +105,7 @@ export class Worker implements ConnectionHost {
 
   constructor(options: WorkerOptions) {
     this.#options = options;
+    this.limits = options.config.limits;
     this.auth = options.auth;
     this.primitives = options.primitives;
     this.#log = options.log.child({ component: 'worker' });
@@ -321,7 +324,7 @@ export class Worker implements ConnectionHost {
       session.handleTick(now, sleptMs);
       if (isReport) this.#tellTraffic(session);
     }
-    for (const connection of this.#connections) connection.handleTick(now, this.#options.config.limits);
+    for (const connection of this.#connections) connection.handleTick(now, this.limits);
   }
 }
 
