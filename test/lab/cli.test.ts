@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BEHIND, type Client, COMMAND, Deployment, INNER, labOptions, OUTER, PORT, startPeer } from './deployment.ts';
@@ -14,25 +14,35 @@ const NOBODY = 65534;
 
 const cli = (...words: string[]): Promise<RunResult> => run([COMMAND, ...words], { anyStatus: true });
 
-/** The words of every command, found in the help of the program. */
-async function allCommands(words: readonly string[] = []): Promise<string[][]> {
-  const { stdout } = await cli(...words, '--help');
-  const list = /\nCommands:\n((?: {2}.*\n)+)/.exec(stdout)?.[1] ?? '';
-  const names = [...list.matchAll(/^ {2}([a-z]+)/gm)].flatMap(([, name]) =>
-    name === undefined || name === 'help' ? [] : [name],
-  );
-  const below = await Promise.all(names.map((name) => allCommands([...words, name])));
-  return [...names.map((name) => [...words, name]), ...below.flat()];
+/** The help of the program and of every command that it leads to, by their words. */
+async function allHelps(): Promise<Map<string, RunResult>> {
+  const helps = new Map<string, RunResult>();
+  let level: string[][] = [[]];
+  while (level.length > 0) {
+    const below: string[][] = [];
+    const waiting = level.values();
+    // Each of them is a process of its own, and there are some seventy.
+    const work = async (): Promise<void> => {
+      for (const words of waiting) {
+        const help = await cli(...words, '--help');
+        helps.set(words.join(' '), help);
+        const list = /\nCommands:\n((?: {2}.*\n)+)/.exec(help.stdout)?.[1] ?? '';
+        const names = [...list.matchAll(/^ {2}([a-z]+)/gm)].flatMap(([, name]) => name ?? []);
+        below.push(...names.filter((name) => name !== 'help').map((name) => [...words, name]));
+      }
+    };
+    await Promise.all(Array.from({ length: availableParallelism() }, work));
+    level = below;
+  }
+  helps.delete('');
+  return helps;
 }
 
 describe('without a gateway', () => {
   test('the help of every command ends with 0, says what it does and how it is called', async () => {
-    const commands = await allCommands();
-    assert.ok(commands.length > 30, `only ${commands.length} commands were found`);
-    const helps = await Promise.all(commands.map((words) => cli(...words, '--help')));
-    for (const [index, words] of commands.entries()) {
-      const { status, stdout = '', stderr } = helps[index] ?? {};
-      const name = words.join(' ');
+    const helps = await allHelps();
+    assert.ok(helps.size > 30, `only ${helps.size} commands were found`);
+    for (const [name, { status, stdout, stderr }] of helps) {
       assert.equal(status, 0, name);
       assert.equal(stderr, '', name);
       assert.ok(stdout.startsWith(`Usage: customvpn ${name}`), stdout);
