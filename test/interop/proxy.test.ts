@@ -184,14 +184,14 @@ describe('other programs and the proxy', labOptions({ curl: 'curl' }), () => {
     assert.match(local5.stdout, /a page behind the gateway/, local5.stderr);
     const localHttp = await show('--proxy-server=http://127.0.0.1:8118', '--dump-dom', `${SITE}/page`);
     assert.match(localHttp.stdout, /a page behind the gateway/, localHttp.stderr);
-    // A browser asks a person for a proxy's password; without one it shows that it was asked.
-    const direct = await show(
-      `--proxy-server=https://${SERVER}`,
-      '--ignore-certificate-errors',
-      '--dump-dom',
-      `${SITE}/page`,
-    );
-    assert.doesNotMatch(direct.stdout, /a page behind the gateway/);
+    // The gateway itself, by the HTTP that the browser chooses, with user and token.
+    const folder = join(deployment.rig.folder, 'browser-direct');
+    const argv = [process.execPath, join(import.meta.dirname, 'browser-peer.ts'), `https://${SERVER}`];
+    const direct = await from.run([...argv, client.user, token, folder, `${SITE}/page`], {
+      anyStatus: true,
+      timeoutMs: 90_000,
+    });
+    assert.match(direct.stdout, /a page behind the gateway/, direct.stderr);
   });
 
   test('`client proxy` ends by `client down`, and says what is wrong with its ports', async () => {
