@@ -39,7 +39,6 @@ export interface OpenTunOptions {
 const TUN_PATH = '/dev/net/tun';
 const O_RDWR_NONBLOCK_CLOEXEC = 0x2 | 0x800 | 0x80000;
 
-const F_SETFL = 4;
 const TUNSETIFF = 0x400454can;
 const TUNSETOFFLOAD = 0x400454d0n;
 const TUNSETVNETHDRSZ = 0x400454d8n;
@@ -90,8 +89,6 @@ export function openTun(options: OpenTunOptions): TunDevice {
 
 /** The device of a descriptor, which it takes over. Needs no privilege. @throws {VpnError} ERR_SYSCALL */
 export function tunOf({ fd, name, mtu, superPackets, uso }: TunDescriptor): TunDevice {
-  // Shared with whoever had the descriptor before: one that waits would hang its reader.
-  checkResult(nativeCalls().fcntl(fd, F_SETFL, BigInt(O_RDWR_NONBLOCK_CLOEXEC)), `using ${name}`, 'fcntl F_SETFL');
   return new LinuxTun(nativeCalls(), fd, name, mtu, superPackets, uso);
 }
 

@@ -162,6 +162,8 @@ describe('a hostile worker', labOptions({ setpriv: 'util-linux' }), () => {
     const session = await connectTo(other, 1);
     assert.notEqual(session.address, victimSession.address);
     assert.equal(await other.reaches(BEHIND.host4), true);
+    // One that waits for the next packet hears nothing else.
+    assert.doesNotMatch((await deployment.status).warnings.join('\n'), /does not answer/);
     await other.down();
     await checkVictim();
   });
