@@ -27,7 +27,7 @@ async function allHelps(): Promise<Map<string, RunResult>> {
         const help = await cli(...words, '--help');
         helps.set(words.join(' '), help);
         const list = /\nCommands:\n((?: {2}.*\n)+)/.exec(help.stdout)?.[1] ?? '';
-        const names = [...list.matchAll(/^ {2}([a-z]+)/gm)].flatMap(([, name]) => name ?? []);
+        const names = [...list.matchAll(/^ {2}([a-z][a-z-]*)/gm)].flatMap(([, name]) => name ?? []);
         below.push(...names.filter((name) => name !== 'help').map((name) => [...words, name]));
       }
     };
