@@ -37,6 +37,8 @@ export type HostChange =
       via?: string;
       /** `global`, of IPv4: the kernel finds no next hop of another route by it. Default: by what it leads to. */
       scope?: 'global';
+      /** The address that the host speaks from on this way, one of its own. Default: one of the device's. */
+      source?: string;
       table?: number;
       metric?: number;
     }
@@ -251,12 +253,13 @@ async function planRoute(
   change: Extract<HostChange, { kind: 'route' }>,
   links: ReadonlyMap<string, Link>,
 ): Promise<Step[]> {
-  const { type, prefix, device, via, scope, table, metric } = change;
+  const { type, prefix, device, via, scope, source, table, metric } = change;
   const link = device === undefined ? undefined : linkOf(device, links);
   const selector = [
     ...(device === undefined ? [] : ['dev', device]),
     ...(via === undefined ? [] : ['via', via]),
     ...(scope === undefined ? [] : ['scope', scope]),
+    ...(source === undefined ? [] : ['src', source]),
     ...(table === undefined ? [] : ['table', String(table)]),
     ...(metric === undefined ? [] : ['metric', String(metric)]),
   ];

@@ -17,6 +17,8 @@ import { adminPath, IP_WORD } from './command.ts';
 export interface HostRoute {
   prefix: string;
   device: string;
+  /** The address that the host speaks from on this way. Default: one of the device's. */
+  source?: string | undefined;
 }
 
 interface Command {
@@ -55,7 +57,8 @@ export class RouteBatch {
 
   /** Adds a route, or moves it to the device. Resolves when the kernel has it. @throws {VpnError} ERR_HOST_APPLY */
   add(route: HostRoute): Promise<void> {
-    return this.#submit(['route', 'replace', route.prefix, 'dev', route.device], false);
+    const source = route.source === undefined ? [] : ['src', route.source];
+    return this.#submit(['route', 'replace', route.prefix, 'dev', route.device, ...source], false);
   }
 
   /** Removes a route; one that is gone is fine. @throws {VpnError} ERR_HOST_APPLY */

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, Deployment, labOptions, peer, startPeer } from './deployment.ts';
+import { BEHIND, type Client, Deployment, INNER, labOptions, peer, startPeer } from './deployment.ts';
 import { until } from './process.ts';
 
 interface GatewayProcess {
@@ -76,6 +76,24 @@ describe('a gateway of several processes', labOptions(), () => {
       assert.deepEqual(await statusOf(pid, 'NoNewPrivs'), ['1'], part);
       assert.deepEqual(await statusOf(pid, 'Seccomp'), ['2'], part);
       if (part === 'worker') assert.deepEqual(await statusOf(pid, 'CapBnd'), ['0000000000000000']);
+    }
+  });
+
+  test('the host speaks to clients from its own address in the pools, whichever worker they are at', async () => {
+    for (const [family, own, pool] of [
+      ['-4', INNER.gateway4, '10.88.'],
+      ['-6', INNER.gateway6, 'fd88:'],
+    ] as const) {
+      const { stdout } = await deployment.gateway.run(['ip', '-j', family, 'route', 'show']);
+      const routes = (JSON.parse(stdout) as { dst: string; dev: string; prefsrc?: string }[]).filter(({ dst, dev }) => {
+        return dst.startsWith(pool) && dst.includes('/') && dev.startsWith('cvpn0');
+      });
+      assert.ok(
+        routes.some(({ dev }) => dev !== 'cvpn0'),
+        stdout,
+      );
+      const sources = routes.filter(({ dst }) => dst !== own).map(({ prefsrc }) => prefsrc);
+      assert.deepEqual([...new Set(sources)], [own], stdout);
     }
   });
 

@@ -235,7 +235,11 @@ export class GatewayHost implements SupervisorPort {
     this.#placed.set(key, { address, device });
     const away = former === undefined ? '' : moveHost(former, address, 'away');
     await runNft(`${away}${moveHost(device, address, 'here')}`);
-    await this.#routes.add({ prefix: hostPrefix(address), device: this.#deviceName(device) ?? '' });
+    await this.#routes.add({
+      prefix: hostPrefix(address),
+      device: this.#deviceName(device) ?? '',
+      ...this.#sourceOf(address),
+    });
   }
 
   async #takeHome(address: IpAddress): Promise<void> {
@@ -245,6 +249,13 @@ export class GatewayHost implements SupervisorPort {
     this.#placed.delete(key);
     await this.#routes.remove({ prefix: hostPrefix(address), device: this.#deviceName(former) ?? '' });
     await runNft(moveHost(former, address, 'back'));
+  }
+
+  /** The host speaks to every client from the gateway's own address, whichever device it lives on. */
+  #sourceOf({ version }: IpAddress): { source?: string } {
+    const { gateway4, gateway6 } = this.#options.pool;
+    const gateway = version === 4 ? gateway4 : gateway6;
+    return gateway === undefined ? {} : { source: formatIp(gateway) };
   }
 
   #deviceName(device: number): string | undefined {
@@ -304,7 +315,7 @@ export class GatewayHost implements SupervisorPort {
     const gateways = [pool.gateway4, pool.gateway6].filter((address) => address !== undefined);
     const shares = this.workers.slice(1).flatMap(({ primary }, index) =>
       pool.prefixesOf(index + 1).map((prefix): HostChange => {
-        return { kind: 'route', prefix: formatPrefix(prefix), device: primary.name };
+        return { kind: 'route', prefix: formatPrefix(prefix), device: primary.name, ...this.#sourceOf(prefix.address) };
       }),
     );
     await this.#host.applyAll([
@@ -320,7 +331,11 @@ export class GatewayHost implements SupervisorPort {
       ),
       ...gateways.map((address): HostChange => ({ kind: 'address', device, address: formatIp(address) })),
       // What is in no other share goes to the first worker, also what nobody has leased.
-      ...config.pool.map((prefix): HostChange => ({ kind: 'route', prefix, device })),
+      ...[v4, v6].flatMap((prefix): HostChange[] =>
+        prefix === undefined
+          ? []
+          : [{ kind: 'route', prefix: formatPrefix(prefix), device, ...this.#sourceOf(prefix.address) }],
+      ),
       ...shares,
       ...(v4 === undefined ? [] : [{ kind: 'sysctl', key: 'net.ipv4.ip_forward', value: '1' } satisfies HostChange]),
       ...(v6 === undefined ? [] : [{ kind: 'forwarding6' } satisfies HostChange]),
