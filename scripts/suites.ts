@@ -93,8 +93,8 @@ export const SUITES: readonly Suite[] = [
     patterns: ['test/lab/**/*.test.ts'],
     concurrency: 1,
     testTimeoutMs: 180_000,
-    fileTimeoutMs: minutes(6),
-    suiteTimeoutMs: minutes(18),
+    fileTimeoutMs: minutes(10),
+    suiteTimeoutMs: minutes(26),
   },
   {
     name: 'interop',
