@@ -54,13 +54,13 @@ describe('connections that are changed', labOptions({ iperf3: 'iperf3', ethtool:
   });
   after(() => deployment?.[Symbol.asyncDispose]());
 
-  /** What the TCP of these hosts had to repair of one flow each way while `wait` went on. */
+  /** What the TCP of these hosts had to repair of a download of one flow while `wait` went on. */
   async function signsOf(hosts: readonly Namespace[], wait: () => Promise<unknown>): Promise<Record<string, number>> {
     await using _server = await deployment.behind.start(['iperf3', '-s', '-1', '--forceflush', '-p', PORT], {
       ready: /Server listening/,
     });
     // Slower than machine and way: what there is to repair comes from the tunnel.
-    const argv = ['iperf3', '-c', BEHIND.host4, '-p', PORT, '--bidir', '-b', '30M', '-t', '600', '--forceflush'];
+    const argv = ['iperf3', '-c', BEHIND.host4, '-p', PORT, '-R', '-b', '30M', '-t', '600', '--forceflush'];
     await using _download = await client.namespace.start(argv, { ready: / 1\.00-2\.\d\d .*bits\/sec/ });
     const from = await Promise.all(hosts.map(tcpCounters));
     const received = (await client.status()).receivedBytes;
@@ -103,13 +103,12 @@ describe('connections that are changed', labOptions({ iperf3: 'iperf3', ethtool:
       assert.deepEqual([counters.rekeyGaps, rekeyGaps], [0, 0]);
       const lost = Object.entries(drops).filter(([name, count]) => name.startsWith('queue_') && count > 0);
       assert.deepEqual(lost, [], 'no queue ran over');
-      // Without changes there is nothing to repair: no packet of one connection is lost or overtakes another.
+      // A kernel whose processor is taken away while it hands packets on may swap two of them now and then. Connections that are
+      // changed without waiting for each other bring several of each for every change.
+      const { TCPSackRecovery: recoveries = 0 } = signs;
       const reorderings = REORDERINGS.reduce((sum, name) => sum + (signs[name] ?? 0), 0);
-      assert.ok(reorderings <= (signs.TCPDSACKRecv ?? 0), `${reorderings} packets were overtaken`);
-      assert.deepEqual(
-        Object.fromEntries(SIGNS.map((name) => [name, signs[name]])),
-        Object.fromEntries(SIGNS.map((name) => [name, 0])),
-      );
+      assert.ok(recoveries < CHANGES / 4, `${recoveries} times packets were missed`);
+      assert.ok(reorderings < CHANGES / 4, `${reorderings} packets were overtaken`);
     });
   }
 });
