@@ -363,7 +363,7 @@ export async function changesSince(before: Snapshot, where: Namespace): Promise<
 
 /** Runs one of the programs of `traffic-peer.ts` to its end and returns what it found. */
 export async function peer<T>(where: Namespace, ...words: string[]): Promise<T> {
-  const { stdout } = await where.run([process.execPath, ...PEER_FLAGS, PEER, ...words]);
+  const { stdout } = await where.run([process.execPath, ...PEER_FLAGS, PEER, ...words], { timeoutMs: PEER_MS });
   return JSON.parse(stdout) as T;
 }
 
@@ -372,4 +372,6 @@ export function startPeer(where: Namespace, ...words: string[]): Promise<Backgro
   return where.start([process.execPath, ...PEER_FLAGS, PEER, ...words], { ready: /^ready$/m, isTyped: true });
 }
 
+/** Where a fifth of the packets is lost, a megabyte may take its time. */
+const PEER_MS = 150_000;
 const PEER_FLAGS = ['--disable-warning=ExperimentalWarning', '--conditions=customvpn-source'];

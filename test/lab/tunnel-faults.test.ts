@@ -89,7 +89,9 @@ describe('faults on the way', labOptions(TOOLS), () => {
     ['a tenth of the packets twice', { delayMs: 5, duplicate: 0.1 }],
   ];
   for (const [what, way] of ways) {
-    test(`${what}: a login, and a megabyte there and back, without a second session`, async (t) => {
+    test(`${what}: a login, and a megabyte there and back, without a second session`, {
+      timeout: 300_000,
+    }, async (t) => {
       await cable.set(way);
       const upAt = performance.now();
       await client.up();
