@@ -158,12 +158,12 @@ export class Deployment implements AsyncDisposable {
 
   /** Runs our command line somewhere; any status is fine. */
   cli(where: Namespace, ...words: string[]): Promise<RunResult> {
-    return where.run([COMMAND, ...words], { anyStatus: true });
+    return where.run([COMMAND, ...words], { anyStatus: true, timeoutMs: PEER_MS });
   }
 
   /** Runs our command line somewhere. @throws {LabError} on a status other than 0 */
   ok(where: Namespace, ...words: string[]): Promise<RunResult> {
-    return where.run([COMMAND, ...words]);
+    return where.run([COMMAND, ...words], { timeoutMs: PEER_MS });
   }
 
   /** An operation of the gateway, in its JSON. */
@@ -372,6 +372,6 @@ export function startPeer(where: Namespace, ...words: string[]): Promise<Backgro
   return where.start([process.execPath, ...PEER_FLAGS, PEER, ...words], { ready: /^ready$/m, isTyped: true });
 }
 
-/** Where a fifth of the packets is lost, a megabyte may take its time. */
+/** Where a fifth of the packets is lost, a login or a megabyte may take its time. */
 const PEER_MS = 150_000;
 const PEER_FLAGS = ['--disable-warning=ExperimentalWarning', '--conditions=customvpn-source'];

@@ -109,7 +109,8 @@ describe('a client that moves', labOptions(), () => {
     await goesOn('over six');
     await comesBack(() => ip(`address delete ${client6}/64 dev out0`, `address add ${MOVED6}/64 dev out0`));
     await goesOn('moved again');
-    assert.match(await client.log(), new RegExp(`address is ${MOVED6} now`));
+    // What it is in between, while there is no other, says nothing.
+    assert.match(await client.log(), new RegExp(`address is .* now, and was ${client6}`));
   });
 
   test('in a full tunnel behind a kill switch: the way is looked for outside the tunnel, and nothing has to be opened', async () => {
