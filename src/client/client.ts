@@ -12,7 +12,7 @@ import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type Logger, type Secret, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
-import { type IpAddress, parseIp } from '../ip/address.ts';
+import { formatIp, type IpAddress, parseIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import type { TunDevice, TunReader } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
@@ -377,8 +377,12 @@ export class VpnClient {
     if (network === undefined) return;
     const roaming = new Roaming(network, this.#clock, {
       path: () => {
-        const facts = this.#session?.channel.facts;
-        return facts && { local: facts.local.address, remote: facts.remote.address };
+        const session = this.#session;
+        if (session === undefined) return undefined;
+        const { local, remote } = session.channel.facts;
+        const { v4, v6 } = session.config.addresses;
+        const inner = [v4, v6].flatMap((own) => (own === undefined ? [] : formatIp(own.address)));
+        return { local: local.address, remote: remote.address, inner };
       },
       moved: (from, to) => {
         this.#isElsewhere = true;

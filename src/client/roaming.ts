@@ -52,6 +52,8 @@ export function machineNetwork(mark?: number): NetworkView {
 export interface Path {
   readonly local: string;
   readonly remote: string;
+  /** The tunnel's own addresses. A machine that has no other left would send from one, and get no answer. */
+  readonly inner: readonly string[];
 }
 
 export interface RoamingHandlers {
@@ -107,7 +109,7 @@ export class Roaming implements AsyncDisposable {
   #handleChange(): void {
     const path = this.#handlers.path();
     const source = path === undefined ? undefined : this.#network.sourceFor(path.remote);
-    if (path !== undefined && source !== undefined && source !== path.local) {
+    if (path !== undefined && source !== undefined && source !== path.local && !path.inner.includes(source)) {
       clearTimeout(this.#settle);
       this.#settle = undefined;
       this.#handlers.moved(path.local, source);

@@ -76,6 +76,20 @@ test('REQ-ROAM-001: a client whose machine has another address resumes from ther
   assert.equal(network.isWatched, false);
 });
 
+test('REQ-ROAM-001: a machine that has lost its address has no other by its tunnel', async () => {
+  await using world = await World.open();
+  const { network, relay, sim } = await moving(world);
+  await using _ = relay;
+  for (const version of [4, 6] as const) {
+    network.source = addressOf(sim, version);
+    network.change();
+  }
+  // The server still answers, so nothing is to be done.
+  await until(() => sim.client.snapshot.roundTripMs !== undefined, 'the answer to a sign of life');
+  await exchange(world, sim);
+  assert.deepEqual([sim.client.snapshot.reconnects, sim.client.snapshot.resumes], [0, 0]);
+});
+
 test('REQ-ROAM-002: after a change that leaves the address alone, a server that does not answer is given up, one that does is not', async () => {
   await using world = await World.open();
   const { network, relay, sim, addresses } = await moving(world);
