@@ -22,11 +22,12 @@ import { gatewayConfigSchema, resolveFiles } from '../../src/gateway/config.ts';
 import { Dialler, HostDialNetwork } from '../../src/gateway/dialler.ts';
 import { initGateway } from '../../src/gateway/init.ts';
 import { workerToAuth } from '../../src/gateway/ipc/messages.ts';
-import type { SupervisorPort } from '../../src/gateway/ipc/ports.ts';
+import type { ResumeVerdict, SupervisorPort } from '../../src/gateway/ipc/ports.ts';
 import { DetachedSupervisor } from '../../src/gateway/supervisor/detached.ts';
 import { WorkerService } from '../../src/gateway/worker/service.ts';
 import { MemoryTun } from '../../src/os/tun-memory.ts';
 import { DescriptorSender, socketPair } from '../../src/os/unix-socket.ts';
+import type { ResumeEvidence } from '../../src/protocol/resume.ts';
 import { until } from '../support/world.ts';
 
 const HONEST = 0;
@@ -43,7 +44,11 @@ class Siege implements AsyncDisposable {
   /** The whole id of the honest worker's session, which the hostile one could not know. */
   key = '';
 
-  static async open(): Promise<Siege> {
+  /** What auth says to resumes. */
+  readonly verdicts: ResumeVerdict[] = [];
+
+  /** @param bend what the worker of the client makes of a resume before it asks auth; with it, the client resumes every 2 s */
+  static async open(bend?: (evidence: ResumeEvidence) => ResumeEvidence): Promise<Siege> {
     const siege = new Siege();
     const dir = mkdtempSync(join(tmpdir(), 'customvpn-siege-'));
     siege.undo.defer(() => rmSync(dir, { recursive: true }));
@@ -53,6 +58,7 @@ class Siege implements AsyncDisposable {
       port: 0,
       names: ['localhost'],
       pool: ['10.20.0.0/24'],
+      ...(bend === undefined ? {} : { session: { rekeySeconds: 2 } }),
     });
     const config = resolveFiles(parsed, dir);
     const log = silentLogger;
@@ -76,9 +82,16 @@ class Siege implements AsyncDisposable {
       report: async () => ({ counters: {}, warnings: [] }),
     };
     await siege.auth.begin({ supervisor: watched, port: supervisor.port, useCredentials: async () => {} });
+    const gate = siege.auth.gateOf(HONEST);
+    const resume = gate.resume.bind(gate);
+    gate.resume = async (evidence, about) => {
+      const verdict = await resume(bend?.(evidence) ?? evidence, about);
+      siege.verdicts.push(verdict);
+      return verdict;
+    };
     siege.worker = new WorkerService({
       config,
-      auth: siege.auth.gateOf(HONEST),
+      auth: gate,
       devices: supervisor.devices,
       clock: systemClock,
       log,
@@ -291,3 +304,40 @@ test('a hostile worker that closes in the middle of a frame costs nobody else an
   assert.equal(await cut, undefined);
   await siege.check();
 });
+
+/** A copy with one byte changed. */
+function spoilt(bytes: Uint8Array, at: number): Uint8Array {
+  const copy = bytes.slice();
+  copy[at] = (copy[at] ?? 0) ^ 1;
+  return copy;
+}
+
+const KIND = 'server resume\0'.length;
+for (const [what, accepted, bend] of [
+  ['nothing changed: it is accepted', true, (evidence) => evidence],
+  [
+    "what the client's own proof is over",
+    false,
+    (evidence) => ({ ...evidence, serverProofInput: evidence.proofInput }),
+  ],
+  ['another kind of proof', false, (evidence) => withServerInput(evidence, (input) => spoilt(input, 0))],
+  ['another session', false, (evidence) => withServerInput(evidence, (input) => spoilt(input, KIND))],
+  ['another epoch', false, (evidence) => withServerInput(evidence, (input) => spoilt(input, KIND + 16 + 3))],
+  ['another nonce', false, (evidence) => withServerInput(evidence, (input) => spoilt(input, KIND + 16 + 4))],
+  ['more than a proof', false, (evidence) => withServerInput(evidence, (input) => new Uint8Array([...input, 0]))],
+] as const satisfies readonly [string, boolean, (evidence: ResumeEvidence) => ResumeEvidence][]) {
+  test(
+    `REQ-RESUME-002: a worker that has its client's proof gets no proof of auth over bytes of its own choice: ${what}`,
+    options,
+    async () => {
+      await using siege = await Siege.open(bend);
+      const verdict = await until(() => siege.verdicts[0], 'a resume', 20_000);
+      assert.equal(verdict.accepted, accepted);
+      if (!verdict.accepted) assert.equal(verdict.code, 'session_unknown');
+    },
+  );
+}
+
+function withServerInput(evidence: ResumeEvidence, change: (input: Uint8Array) => Uint8Array): ResumeEvidence {
+  return { ...evidence, serverProofInput: change(evidence.serverProofInput) };
+}
