@@ -40,7 +40,7 @@ export type {
 } from './control/operations.ts';
 export { type Profile, parseProfile, readProfile, withoutToken, writeProfile } from './control/profile.ts';
 export type { Administration } from './gateway/administration.ts';
-export type { LoginFacts } from './gateway/auth/auth.ts';
+export type { LoginFacts } from './gateway/auth/rights.ts';
 export type { GatewayConfig, GatewayOptions } from './gateway/config.ts';
 export { type InitOptions, initGateway } from './gateway/init.ts';
 export { readGatewayConfig } from './gateway/layout.ts';

@@ -13,8 +13,9 @@ import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operatio
 import type { CloseReason } from '../protocol/messages.ts';
 import type { ServerCredentials } from '../transport/tls.ts';
 import type { Administration } from './administration.ts';
-import type { LoginFacts, StartedSession } from './auth/auth.ts';
+import type { StartedSession } from './auth/live-session.ts';
 import { gatewayApi, kick } from './auth/operations.ts';
+import type { LoginFacts } from './auth/rights.ts';
 import { AuthService, addressesOf } from './auth/service.ts';
 import { type GatewayConfig, type GatewayOptions, gatewayConfigSchema, resolveFiles } from './config.ts';
 import { Dialler, type DialNetwork, HostDialNetwork } from './dialler.ts';

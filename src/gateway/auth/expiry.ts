@@ -10,7 +10,7 @@ import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
 import { Repeat } from '../../base/repeat.ts';
 import type { CloseReason } from '../../protocol/messages.ts';
-import type { RightsHolder } from './auth.ts';
+import type { RightsHolder } from './rights.ts';
 
 const LOOK_MS = 1_000;
 

@@ -22,7 +22,7 @@ import type {
   SessionKey,
   StreamTraffic,
 } from '../ipc/ports.ts';
-import type { LoginFacts, RightsHolder } from './auth.ts';
+import type { LoginFacts, RightsHolder } from './rights.ts';
 
 const KEY_BYTES = 16;
 /** A program that connects again within this time goes on with its login. */

@@ -15,7 +15,6 @@ import type { AccountSource } from '../../identity/backends/open.ts';
 import { usersNamed } from '../../identity/steps/certificate.ts';
 import { formatIp, parseIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
-import type { CloseReason } from '../../protocol/messages.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
@@ -36,9 +35,10 @@ import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
-import { Auth, type LoginFacts, type RightsHolder, type StartedSession } from './auth.ts';
+import { Auth } from './auth.ts';
 import { Expiry } from './expiry.ts';
 import { HasherProcess } from './hasher.ts';
+import type { StartedSession } from './live-session.ts';
 import {
   argon2Of,
   banPolicyOf,
@@ -49,6 +49,8 @@ import {
 } from './login-config.ts';
 import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
+import type { LoginFacts, RightsHolder } from './rights.ts';
+import type { SessionEvents } from './session-book.ts';
 import { WorkerGate } from './worker-gate.ts';
 
 const DRAIN_LOOK_MS = 500;
@@ -66,10 +68,7 @@ export interface AuthServiceOptions {
   /** Has the last word on a login that the steps have accepted. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
   /** Told of sessions as their clients are. */
-  events?: {
-    started(session: StartedSession): void;
-    ended(session: StartedSession, reason: CloseReason): void;
-  };
+  events?: SessionEvents;
   clock: Clock;
   log: Logger;
 }
@@ -236,9 +235,9 @@ export class AuthService {
     this.#pool.restore(
       (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
     );
-    auth.supervisor = host.supervisor;
+    auth.sessions.supervisor = host.supervisor;
     // Before anybody else can have their addresses.
-    await auth.restore();
+    await auth.sessions.restore();
     const credentials = new Credentials({
       loaded: this.#loaded,
       files: this.#files,
@@ -257,7 +256,7 @@ export class AuthService {
         // The first that names a certificate knows best what to do.
         ...(state.hasPki ? endsOf(await state.pki.show()) : []),
         ...credentials.ends(),
-        ...auth.certificates.map(endOfSession),
+        ...auth.sessions.certificates.map(endOfSession),
       ],
       clock,
       log,
@@ -338,7 +337,7 @@ export class AuthService {
   /** A worker is there. Its sessions are in `sessionsOf`. */
   connect(worker: number, port: WorkerPort): void {
     this.#workers.set(worker, port);
-    this.#auth.connect(worker, port);
+    this.#auth.sessions.connect(worker, port);
     this.#auth.proxies.connect(worker, port);
     port.limit(this.#config.limits);
     port.refuse(this.#refused());
@@ -346,14 +345,14 @@ export class AuthService {
 
   /** The sessions that wait for their clients at a worker. */
   sessionsOf(worker: number): DetachedSession[] {
-    return this.#auth.sessionsOf(worker);
+    return this.#auth.sessions.sessionsOf(worker);
   }
 
   /** A worker is gone, and its connections with it. @throws {VpnError} ERR_STORE */
   async disconnect(worker: number): Promise<void> {
     this.#workers.delete(worker);
     this.#auth.proxies.disconnect(worker);
-    await this.#auth.disconnect(worker);
+    await this.#auth.sessions.disconnect(worker);
   }
 
   /** The workers that are there, by number. */
@@ -377,7 +376,7 @@ export class AuthService {
 
   /** Ends the session whose key begins like this; returns how many there are that do, and ends none if several do. */
   kick(beginning: string): number {
-    return this.#auth.kick(beginning) || this.#auth.proxies.kick(beginning);
+    return this.#auth.sessions.kick(beginning) || this.#auth.proxies.kick(beginning);
   }
 
   /** Sessions with what goes through the proxy, and the programs that use it by an access token; oldest first. */
@@ -406,11 +405,11 @@ export class AuthService {
     this.#auth.isDraining = true;
     this.#drainsUntil = until;
     this.#drain ??= setInterval(() => {
-      if (this.#auth.keys.length > 0 && this.#clock.wallNow() < (this.#drainsUntil ?? 0)) return;
+      if (this.#auth.sessions.size > 0 && this.#clock.wallNow() < (this.#drainsUntil ?? 0)) return;
       clearInterval(this.#drain);
       stop();
     }, DRAIN_LOOK_MS).unref();
-    const sessions = this.#auth.keys.length;
+    const sessions = this.#auth.sessions.size;
     this.#log.info('the gateway is drained', { component: 'server', sessions, until: instantOf(until) });
     return { sessions, until };
   }

@@ -48,51 +48,51 @@ export class WorkerGate implements AuthPort {
 
   async establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void> {
     // One that has been ended since the verdict belongs to nobody: auth knows why.
-    const owner = this.#auth.ownerOf(session);
+    const owner = this.#auth.sessions.get(session)?.worker;
     if (owner !== undefined && owner !== this.#worker) {
       throw new VpnError('ERR_SESSION_UNKNOWN', 'the session belongs to another worker');
     }
-    await this.#auth.establish(session, secret, features);
+    await this.#auth.sessions.establish(session, secret, features);
   }
 
   attach(request: AttachRequest, peer: LoginPeer): Promise<AttachVerdict> {
-    return this.#auth.attach(request, this.#own(peer), this.#worker);
+    return this.#auth.resumption.attach(request, this.#own(peer), this.#worker);
   }
 
-  challengeResume(peer: LoginPeer): Promise<Uint8Array> {
-    return this.#auth.challengeResume(this.#own(peer));
+  async challengeResume(peer: LoginPeer): Promise<Uint8Array> {
+    return this.#auth.nonceFor(this.#own(peer));
   }
 
   resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict> {
-    return this.#auth.resume(evidence, this.#own(peer), this.#worker);
+    return this.#auth.resumption.resume(evidence, this.#own(peer), this.#worker);
   }
 
   proposeResume(resume: GrantedResume, mix: Uint8Array): Promise<void> {
-    return this.#auth.proposeResume(resume, mix, this.#worker);
+    return this.#auth.resumption.proposeResume(resume, mix, this.#worker);
   }
 
   confirmResume(confirmation: ResumeConfirmation, peer: LoginPeer): Promise<ResumedSession> {
-    return this.#auth.confirmResume(confirmation, this.#own(peer), this.#worker);
+    return this.#auth.resumption.confirmResume(confirmation, this.#own(peer), this.#worker);
   }
 
   started(session: SessionKey, remote: string): void {
-    if (this.#owns(session)) this.#auth.started(session, remote);
+    if (this.#owns(session)) this.#auth.sessions.started(session, remote);
   }
 
   traffic(session: SessionKey, traffic: SessionTraffic): void {
-    if (this.#owns(session)) this.#auth.traffic(session, traffic);
+    if (this.#owns(session)) this.#auth.sessions.traffic(session, traffic);
   }
 
   async detach(session: SessionKey, reason?: CloseReason): Promise<void> {
-    if (this.#owns(session)) await this.#auth.detach(session, reason);
+    if (this.#owns(session)) await this.#auth.sessions.detach(session, reason);
   }
 
   async end(session: SessionKey, reason: CloseReason): Promise<void> {
-    if (this.#owns(session)) await this.#auth.end(session, reason);
+    if (this.#owns(session)) await this.#auth.sessions.end(session, reason);
   }
 
   #owns(session: SessionKey): boolean {
-    return this.#auth.ownerOf(session) === this.#worker;
+    return this.#auth.sessions.get(session)?.worker === this.#worker;
   }
 
   #own(peer: LoginPeer): LoginPeer {
