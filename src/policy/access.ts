@@ -82,7 +82,8 @@ export function decide(policy: Policy, rules: readonly Rule[], flow: Flow, surro
   return { action: 'deny', rule: undefined };
 }
 
-function isSubject(subject: Subject, user: string, groups: ReadonlySet<string>): boolean {
+/** Whether somebody of that name, in those groups, is meant. */
+export function isSubject(subject: Subject, user: string, groups: ReadonlySet<string>): boolean {
   switch (subject.kind) {
     case 'any':
       return true;

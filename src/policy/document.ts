@@ -16,6 +16,7 @@ export interface Problem extends TextLocation {
 }
 
 const MAX_RULES = 20_000;
+const MAX_SETTINGS = 1_000;
 const MAX_ENTRIES = 10_000;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/;
 const GROUP = /^[\p{L}\p{N}][\p{L}\p{M}\p{N}._@+-]{0,63}$/u;
@@ -65,12 +66,42 @@ const rule = z.strictObject({
   require: requirement.optional().describe('what the session must have; else the rule is passed over'),
 });
 
+const seconds = z.int().min(60).max(31_536_000);
+const settings = z.strictObject({
+  for: list('any, user:NAME, group:NAME'),
+  routes: z.array(word).max(1000).optional().describe("prefixes that are pushed, in place of the gateway's routes"),
+  mode: z
+    .enum(['full', 'split'])
+    .optional()
+    .describe('full: all traffic is asked for; split: what routes says. Default: as the routes are'),
+  dns: z
+    .array(z.union([z.ipv4(), z.ipv6()], 'expected an IPv4 or IPv6 address'))
+    .max(8)
+    .optional(),
+  dnsDomains: z
+    .array(
+      z
+        .string()
+        .max(253)
+        .regex(/^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/, 'expected a domain name in lower case'),
+    )
+    .max(64)
+    .optional(),
+  absoluteSeconds: seconds.optional().describe('a session ends after this, however busy'),
+  idleSeconds: seconds.optional().describe('a session ends when no packet came for this long'),
+});
+
 export const policySchema = z.strictObject({
   version: z.literal(1),
   groups: z.record(group, list('NAME, group:NAME')).default({}).describe('members beside those that accounts have'),
   networks: z.record(name, list('prefixes, addresses, host names, other networks')).default({}),
   services: z.record(name, list('tcp/443, udp/5000-5010, icmp, icmp/echo, ip/47, other services')).default({}),
   rules: z.array(rule).max(MAX_RULES).default([]).describe('the first that matches counts; none: denied'),
+  settings: z
+    .array(settings)
+    .max(MAX_SETTINGS)
+    .default([])
+    .describe('what sessions get beside access; for each key the first entry that has it counts'),
   tests: z
     .strictObject({
       expect: z
@@ -83,6 +114,7 @@ export const policySchema = z.strictObject({
 
 export type PolicyDocument = z.output<typeof policySchema>;
 export type RuleDocument = PolicyDocument['rules'][number];
+export type SettingsDocument = PolicyDocument['settings'][number];
 
 export interface ReadDocument {
   /** Undefined when there is an error. */

@@ -7,9 +7,17 @@
 
 import { toVpnError } from '../base/errors.ts';
 import { formatPrefix, type Prefix, parseIp, parsePrefix } from '../ip/address.ts';
-import { type PolicyDocument, type Problem, type ReadDocument, type RuleDocument, readDocument } from './document.ts';
+import {
+  type PolicyDocument,
+  type Problem,
+  type ReadDocument,
+  type RuleDocument,
+  readDocument,
+  type SettingsDocument,
+} from './document.ts';
 import { Hours } from './hours.ts';
 import { formatService, parseService, type Service } from './service.ts';
+import type { SettingsEntry } from './settings.ts';
 
 /** Who a rule speaks of. */
 export type Subject =
@@ -45,6 +53,7 @@ export interface Rule {
 
 export interface Policy {
   readonly rules: readonly Rule[];
+  readonly settings: readonly SettingsEntry[];
   /** Groups that the file adds members to: user → groups, through groups in groups. */
   readonly memberships: ReadonlyMap<string, ReadonlySet<string>>;
   /** Groups within groups: group → every group that has it as a member. */
@@ -96,13 +105,14 @@ class PolicyReader {
   }
 
   read(): Policy {
-    const { groups, networks, services, rules, tests } = this.#document;
+    const { groups, networks, services, rules, settings, tests } = this.#document;
     for (const name of Object.keys(networks)) this.#network(name, ['networks', name], []);
     for (const name of Object.keys(services)) this.#service(name, ['services', name], []);
     for (const name of Object.keys(groups)) this.#groups.add(normal(name));
     const { memberships, nesting } = this.#members();
     return {
       rules: rules.map((rule, index) => this.#rule(rule, index)),
+      settings: settings.map((entry, index) => this.#settings(entry, index)),
       memberships,
       nesting,
       groups: this.#groups,
@@ -139,6 +149,21 @@ class PolicyReader {
       needsCertificate: rule.require?.certificate === true,
       mfaMinutes: rule.require?.mfaMinutes,
     };
+  }
+
+  #settings({ for: subjects, routes, ...settings }: SettingsDocument, index: number): SettingsEntry {
+    const path = ['settings', index];
+    return {
+      for: subjects.flatMap((text, at) => this.#subject(text, [...path, 'for', at])),
+      line: this.#locate(path).line,
+      settings: { ...settings, routes: routes?.flatMap((text, at) => this.#route(text, [...path, 'routes', at])) },
+    };
+  }
+
+  #route(text: string, path: readonly PropertyKey[]): Prefix[] {
+    const prefix = prefixOf(text);
+    if (prefix === undefined) this.#error(path, `expected a prefix such as 10.1.0.0/16, found ${JSON.stringify(text)}`);
+    return prefix === undefined ? [] : [prefix];
   }
 
   #subject(text: string, path: readonly PropertyKey[]): Subject[] {

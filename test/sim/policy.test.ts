@@ -87,5 +87,13 @@ test('the schema is one that editors read', async () => {
   const { $schema, title, properties } = JSON.parse(stdout);
   assert.match($schema, /json-schema\.org/);
   assert.equal(title, 'CustomVPN policy');
-  assert.deepEqual(Object.keys(properties), ['version', 'groups', 'networks', 'services', 'rules', 'tests']);
+  assert.deepEqual(Object.keys(properties), [
+    'version',
+    'groups',
+    'networks',
+    'services',
+    'rules',
+    'settings',
+    'tests',
+  ]);
 });
