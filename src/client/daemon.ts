@@ -5,8 +5,8 @@
  * is a `VpnClient` of its own. It runs in the foreground; whoever wants it in the background starts a process.
  */
 
-import { existsSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { existsSync, readFileSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+
 import { dirname, resolve } from 'node:path';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type Logger, Secret } from '../base/log.ts';
@@ -86,7 +86,7 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
   const stop = (): void => void lives.stop();
   signal.addEventListener('abort', stop, { once: true });
   await using _control = await serveControl(paths.control, clientOperations, lives.operations, log);
-  const logCheck = setInterval(() => options.isLogged === true && trimLog(paths.log), LOG_CHECK_MS).unref();
+  const logCheck = setInterval(() => options.isLogged === true && trimLog(paths.log, log), LOG_CHECK_MS).unref();
   try {
     if (signal.aborted) return;
     options.onListening?.();
@@ -335,13 +335,15 @@ export function chooseProxy(setting: Profile['server']['proxy']): ChooseProxy {
 }
 
 /** Whoever has the file open goes on writing at its end. */
-function trimLog(path: string): void {
-  if (!existsSync(path) || statSync(path).size < MAX_LOG_BYTES) return;
-  void readFile(path).then((content) => {
-    writeFileSync(`${path}.1.tmp`, content, { mode: 0o600 });
+function trimLog(path: string, log: Logger): void {
+  try {
+    if (!existsSync(path) || statSync(path).size < MAX_LOG_BYTES) return;
+    writeFileSync(`${path}.1.tmp`, readFileSync(path), { mode: 0o600 });
     renameSync(`${path}.1.tmp`, `${path}.1`);
     truncateSync(path);
-  });
+  } catch (error) {
+    log.warn('the log could not be shortened; it goes on growing', { error });
+  }
 }
 
 /** The token has been used up, and a file that is copied about must not look as if it still opened something. */

@@ -216,6 +216,27 @@ describe('a gateway of several processes', labOptions(), () => {
     );
   });
 
+  test('when auth ends after that, one worker starts with it, and not the one that was given up', async () => {
+    const children = await childrenOf(deployment.server.pid);
+    const auth = children.find(({ part }) => part === 'auth');
+    assert.ok(auth);
+    process.kill(auth.pid, 'SIGKILL');
+    await until(
+      'another auth',
+      async () => {
+        const now = await childrenOf(deployment.server.pid);
+        const isNew = now.some(({ pid, part }) => part === 'auth' && pid !== auth.pid);
+        return isNew && deployment.server.output.split('all processes have been started again').length === 3;
+      },
+      { timeoutMs: 60_000 },
+    );
+    assert.equal((await workers()).length, 1);
+    for (const client of [first, second]) {
+      await client.statusWhen('the client to be back', ({ state }) => state === 'connected', 60_000);
+      await until('the way through', () => client.reaches(BEHIND.host4), { timeoutMs: 60_000 });
+    }
+  });
+
   test('a gateway that is drained lets nobody new in, and stops when the last has gone', async () => {
     await second.down();
     const drained = await deployment.ask<{ sessions: number }>('server', 'drain', '--within', '10m');

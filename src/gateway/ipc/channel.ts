@@ -163,6 +163,7 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
   }
 
   #receive(chunk: Buffer): void {
+    if (this.#isClosed) return;
     this.#chunks.push(chunk);
     this.#bufferedBytes += chunk.length;
     while (!this.#isClosed && this.#bufferedBytes >= LENGTH_BYTES) {
@@ -228,13 +229,13 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
       return;
     }
     const { output } = kind;
-    Promise.try((): unknown => handler(parsed.data as never)).then(
-      (value) => this.#reply({ answer: id, output: encode(output, value, name) }),
-      (cause: unknown) => {
+    Promise.try((): unknown => handler(parsed.data as never))
+      .then((value) => ({ answer: id, output: encode(output, value, name) }))
+      .catch((cause: unknown) => {
         const { code, message } = toVpnError(cause);
-        this.#reply({ answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } });
-      },
-    );
+        return { answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } };
+      })
+      .then((message) => this.#reply(message));
   }
 
   #reply(message: z.input<typeof frame>): void {

@@ -232,7 +232,6 @@ export class GatewayHost implements SupervisorPort {
     const key = formatIp(address);
     const former = this.#placed.get(key)?.device;
     if (former === device) return;
-    this.#placed.set(key, { address, device });
     const away = former === undefined ? '' : moveHost(former, address, 'away');
     await runNft(`${away}${moveHost(device, address, 'here')}`);
     await this.#routes.add({
@@ -240,15 +239,16 @@ export class GatewayHost implements SupervisorPort {
       device: this.#deviceName(device) ?? '',
       ...this.#sourceOf(address),
     });
+    this.#placed.set(key, { address, device });
   }
 
   async #takeHome(address: IpAddress): Promise<void> {
     const key = formatIp(address);
     const former = this.#placed.get(key)?.device;
     if (former === undefined) return;
-    this.#placed.delete(key);
     await this.#routes.remove({ prefix: hostPrefix(address), device: this.#deviceName(former) ?? '' });
     await runNft(moveHost(former, address, 'back'));
+    this.#placed.delete(key);
   }
 
   /** The host speaks to every client from the gateway's own address, whichever device it lives on. */

@@ -4,7 +4,7 @@
  * Hides how they are started, joined and replaced. This process keeps the rights and hears nothing of the network: its input
  * is the configuration and the messages of `ipc/messages`. A worker that ends is started again on the same socket and
  * devices, so that what came for it meanwhile has waited; when auth ends, all start again. The certificates' key goes from
- * here to the workers and to nobody else.
+ * here to the workers; auth, which makes it where the authority is built in, is not told of any other.
  */
 
 import { existsSync, lchownSync, lstatSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -17,6 +17,7 @@ import { closeFd } from '../../os/socket.ts';
 import type { TunDescriptor } from '../../os/tun-linux.ts';
 import { DescriptorSender, listenAtPath, socketPair } from '../../os/unix-socket.ts';
 import type { CloseReason } from '../../protocol/messages.ts';
+import type { ServerCredentials } from '../../transport/tls.ts';
 import { checkCertificateStep, type GatewayConfig } from '../config.ts';
 import {
   type CredentialKind,
@@ -218,14 +219,15 @@ export class GatewayProcesses {
   async #startAll(makeReady: () => Promise<void>, { isCold }: { isCold: boolean }): Promise<void> {
     const { config, workers: count, stateDir, version } = this.#options;
     const auth = this.#startAuth();
-    const workers = Array.from({ length: count }, (_, worker) => this.#spawnWorker(worker, isCold));
-    this.#workers.splice(0, count, ...workers);
+    const numbers = Array.from({ length: count }, (_, worker) => worker).filter((worker) => !this.#givenUp.has(worker));
+    const workers = numbers.map((worker) => [worker, this.#spawnWorker(worker, isCold)] as const);
+    for (const [worker, child] of workers) this.#workers[worker] = child;
     const identity = this.#identities.auth;
     const start = { config, workers: count, state: stateDir, identity };
     await Promise.all([
       makeReady(),
       auth.whileAlive(auth.channel.call('prepare', start)),
-      ...workers.map((worker, number) => this.#prepare(worker, number)),
+      ...workers.map(([worker, child]) => this.#prepare(child, worker)),
     ]);
     const facts = {
       version,
@@ -237,7 +239,7 @@ export class GatewayProcesses {
       devices: this.#host.workers.flatMap(({ primary, plain }) => [deviceFacts(primary), deviceFacts(plain)]),
     };
     await auth.whileAlive(auth.channel.call('begin', { facts }));
-    await Promise.all(workers.map((worker, number) => this.#join(worker, number)));
+    await Promise.all(workers.map(([worker, child]) => this.#join(child, worker)));
     await auth.whileAlive(auth.channel.call('serve', {}));
   }
 
@@ -267,7 +269,10 @@ export class GatewayProcesses {
   /** @param isCold it is waited for, and does not run its code first */
   #spawnWorker(number: number, isCold = false): WorkerChild {
     const descriptors = this.#host.workers[number];
-    if (descriptors === undefined) throw new VpnError('ERR_INVARIANT', `there is no worker ${number}`);
+    // The number of a descriptor that has been closed may be another's by now.
+    if (descriptors === undefined || this.#givenUp.has(number)) {
+      throw new VpnError('ERR_INVARIANT', `there is no worker ${number}`);
+    }
     const { socket, primary, plain } = descriptors;
     const [forWorker, forAuth] = socketPair('stream');
     const child: WorkerChild = new Child({
@@ -356,8 +361,13 @@ export class GatewayProcesses {
       if (this.#workers[worker] !== undefined || this.#auth === undefined) return;
       const next = this.#spawnWorker(worker, true);
       this.#workers[worker] = next;
-      await this.#prepare(next, worker);
-      await this.#join(next, worker);
+      try {
+        await this.#prepare(next, worker);
+        await this.#join(next, worker);
+      } catch (error) {
+        next.kill('it could not be started');
+        throw error;
+      }
       this.#log.info('a worker has been replaced', { worker, pid: next.pid });
     });
   }
@@ -415,8 +425,14 @@ export class GatewayProcesses {
     this.#log.error('auth has ended; all processes start again', { why });
     this.#afterTrouble(this.#countEnd('auth'), async () => {
       await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
-      // The next auth places what it takes up; it knows nothing of where the last one had it.
-      await this.#startAll(() => this.#host.unplaceAll(), { isCold: true });
+      try {
+        // The next auth places what it takes up; it knows nothing of where the last one had it.
+        await this.#startAll(() => this.#host.unplaceAll(), { isCold: true });
+      } catch (error) {
+        // Half of a gateway serves nobody.
+        this.#auth?.child.kill('not everything could be started with it');
+        throw error;
+      }
       this.#log.info('all processes have been started again');
     });
   }
@@ -436,7 +452,7 @@ export class GatewayProcesses {
     setTimeout(() => {
       if (this.#stopping !== undefined) return;
       start().catch((error: unknown) => {
-        // Whoever has ended in the middle has been told of as well, and is tried again.
+        // Whoever is started in vain ends, and is tried again.
         if (this.#stopping === undefined) this.#log.error('a process could not be started', { error });
       });
     }, delay);
@@ -466,7 +482,7 @@ export class GatewayProcesses {
       readCredentials: async ({ what, of }) => {
         const texts = await readCredentialTexts(this.#configOf(of), this.#own, what);
         this.#lastRead = { texts, of };
-        return { ...texts, pem: { ...texts.pem, key: '' } };
+        return { ...texts, pem: publicPart(texts.pem) };
       },
       stampOfLists: async () => {
         const { crlFile } = this.#credentials;
@@ -533,6 +549,23 @@ function deviceFacts({ name, mtu, superPackets, uso }: TunDescriptor) {
 function ownAuthority(certs: string): OwnAuthority | undefined {
   if (!existsSync(join(certs, 'ca.key'))) return undefined;
   return { caPem: readFileSync(join(certs, 'ca.pem'), 'utf8'), crlFile: join(certs, 'crl.pem') };
+}
+
+/**
+ * What auth may see. It may write some of these files: what it puts in the place of one, such as a link to another's key, is
+ * read with the rights of this process and must not come back to it.
+ */
+function publicPart({ cert, ca, crl }: ServerCredentials): ServerCredentials {
+  return {
+    key: '',
+    cert: publicBlocks(cert),
+    ...(ca === undefined ? {} : { ca: publicBlocks(ca) }),
+    ...(crl === undefined ? {} : { crl: publicBlocks(crl) }),
+  };
+}
+
+function publicBlocks(pem: string): string {
+  return (pem.match(/-----BEGIN (CERTIFICATE|X509 CRL)-----[^-]*-----END \1-----\r?\n?/g) ?? []).join('');
 }
 
 /** Auth has closed the store, and may not remove files. A journal that holds anything is left to whoever opens it next. */
