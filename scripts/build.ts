@@ -6,56 +6,35 @@
  * Node imports each export, and the launcher runs.
  */
 
-import { spawnSync } from 'node:child_process';
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { compile, manifest, ROOT, run as runProgram, unpackPublished } from './packaging/installed-tree.ts';
 
-const ROOT = dirname(import.meta.dirname);
 const MODULES = join(ROOT, 'node_modules');
-
-const manifest = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
-  readonly name: string;
-  readonly version: string;
-  readonly exports: Readonly<Record<string, { readonly types: string; readonly default: string }>>;
-  readonly dependencies: Readonly<Record<string, string>>;
-  readonly optionalDependencies: Readonly<Record<string, string>>;
-};
 
 /** What the library's face must offer. */
 const EXPECTED_EXPORTS = ['VpnServer', 'VpnClient'];
 
-rmSync(join(ROOT, 'dist'), { recursive: true, force: true });
-run('compile', process.execPath, [join(MODULES, 'typescript/bin/tsc'), '-p', 'scripts/tsconfig.build.json'], ROOT);
 const consumer = mkdtempSync(join(tmpdir(), 'customvpn-build-'));
 try {
+  compile();
   const installed = install(consumer);
   importExports(consumer);
   checkTypes(consumer);
   runLauncher(installed);
+  console.log(`${manifest.name} ${manifest.version} is in dist/, and works when it is installed`);
+} catch (error) {
+  console.error(`build: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 1;
 } finally {
   rmSync(consumer, { recursive: true, force: true });
 }
-console.log(`${manifest.name} ${manifest.version} is in dist/, and works when it is installed`);
 
 /** Installs what would be published into `folder`; returns where. */
 function install(folder: string): string {
-  const packed = run(
-    'pack',
-    'npm',
-    ['pack', '--silent', '--ignore-scripts', `--pack-destination=${folder}`],
-    ROOT,
-  ).trim();
   const target = join(folder, 'node_modules', manifest.name);
-  mkdirSync(target, { recursive: true });
-  run(
-    'unpack',
-    'tar',
-    ['-xzf', join(folder, packed.split('\n').at(-1) ?? ''), '--strip-components=1', '-C', target],
-    folder,
-  );
-  // npm sets the mode of what `bin` names when it installs.
-  chmodSync(join(target, 'bin', manifest.name), 0o755);
+  unpackPublished(target);
   // Only what a consumer gets: no development packages, which would hide a missing dependency.
   const visible = [...Object.keys(manifest.dependencies), ...Object.keys(manifest.optionalDependencies), '@types/node'];
   for (const name of visible) {
@@ -108,14 +87,15 @@ function runLauncher(installed: string): void {
   if (version !== manifest.version) fail(`the installed launcher says version "${version}", not ${manifest.version}`);
 }
 
-/** Runs a step; its output is returned, and shown only if it fails. */
+/** Runs a step; its output is returned, and is in the error if it fails. */
 function run(step: string, command: string, args: readonly string[], cwd: string): string {
-  const { status, stdout, stderr, error } = spawnSync(command, args, { cwd, encoding: 'utf8' });
-  if (status !== 0) fail(`${step} failed (${error?.message ?? `status ${status}`})\n${stdout}${stderr}`);
-  return stdout;
+  try {
+    return runProgram(command, args, cwd);
+  } catch (error) {
+    fail(`${step}: ${error instanceof Error ? error.message : String(error)}`);
+  }
 }
 
 function fail(message: string): never {
-  console.error(`build: ${message.trimEnd()}`);
-  process.exit(1);
+  throw new Error(message);
 }

@@ -45,6 +45,9 @@ const DEBIAN_PACKAGES = {
   microsocks: 'microsocks',
   pg_ctlcluster: 'postgresql',
   psql: 'postgresql-client',
+  zsh: 'zsh',
+  fish: 'fish',
+  promtool: 'prometheus',
 };
 
 const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
@@ -58,6 +61,9 @@ const TEST_COMMANDS = [
   'microsocks',
   'pg_ctlcluster',
   'psql',
+  'zsh',
+  'fish',
+  'promtool',
 ];
 
 /**
@@ -81,6 +87,7 @@ const SERVICES = {
   slapd: ['slapd.service'],
   freeradius: ['freeradius.service'],
   pg_ctlcluster: ['postgresql.service'],
+  promtool: ['prometheus.service'],
 };
 
 /** An unprivileged user's PATH leaves these out on Debian, where `ip` and `nft` live in them. */

@@ -16,6 +16,7 @@ import { pkiCommand } from './pki.ts';
 import { policyCommand } from './policy.ts';
 import { profileCommand } from './profile.ts';
 import { serverCommand } from './server.ts';
+import { completionsCommand, manualCommand } from './shell.ts';
 import { userCommand } from './user.ts';
 
 const USAGE_STATUS = 64;
@@ -50,6 +51,8 @@ What this machine lacks:
     auditCommand(host),
     clientCommand(host),
     doctorCommand(host),
+    completionsCommand(program),
+    manualCommand(program, version),
   ]) {
     program.addCommand(command);
   }

@@ -21,13 +21,14 @@ import type { Account } from '../identity/accounts.ts';
 import type { Device } from '../identity/devices.ts';
 import { parseName } from '../identity/names.ts';
 import { parseNewPassword } from '../identity/passwords.ts';
-import { type CertificateFacts, spkiPin } from '../identity/pki.ts';
+import type { CertificateFacts } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
 import { AuditEvent, type AuditRecord } from '../store/audit.ts';
 import { readHolder } from '../transport/certificate-facts.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { ServerCredentials } from '../transport/tls.ts';
 import type { GatewayConfig } from './config.ts';
+import { profileTrust } from './profile-trust.ts';
 import type { GatewayState } from './state.ts';
 
 const DAY_MS = 86_400_000;
@@ -191,11 +192,8 @@ export function createAdministration(
       if (name === undefined) {
         throw new VpnError('ERR_CONFIG_VALUE', 'names: a profile needs a name by which clients reach the gateway');
       }
-      const trust = await trustOf(
-        state,
-        pin ?? 'ca',
-        async () => live.credentials?.() ?? loadServerCredentials(config()),
-      );
+      const { cert, ca } = live.credentials?.() ?? (await loadServerCredentials(config()));
+      const trust = await profileTrust(pin ?? 'ca', cert, ca, state.hasPki ? state.pki : undefined);
       const issued =
         account === undefined
           ? undefined
@@ -311,19 +309,4 @@ function deviceInfo(device: Device): DeviceInfo {
     createdAt: new Date(createdAt).toISOString(),
     lastSeenAt: instantOf(lastSeenAt),
   };
-}
-
-/** What a client is to trust: the built-in CA, or what the operator's own certificate comes from. */
-async function trustOf(
-  state: GatewayState,
-  pin: 'ca' | 'leaf',
-  load: () => Promise<Pick<ServerCredentials, 'cert' | 'ca'>>,
-): Promise<{ ca?: string; pins: string[] }> {
-  if (state.hasPki) {
-    const { pki } = state;
-    const pins = await pki.pins();
-    return { ca: pki.caPem, pins: pin === 'leaf' ? [pins.leaf, pins.backup] : [pins.ca] };
-  }
-  const { cert, ca } = await load();
-  return { ...(ca === undefined ? {} : { ca }), pins: [spkiPin(pin === 'ca' && ca !== undefined ? ca : cert)] };
 }

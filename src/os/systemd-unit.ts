@@ -13,17 +13,19 @@ export interface UnitOptions {
   readonly state: string;
   /** Absolute path of the configuration, where it is not in the state directory. */
   readonly config?: string | undefined;
+  /** It comes with a package, and is there before anybody has made a gateway: then it is not started, and that is no failure. */
+  readonly isPackaged?: boolean;
 }
 
 /** The text of a `.service` file. */
-export function gatewayUnit({ program, state, config }: UnitOptions): string {
+export function gatewayUnit({ program, state, config, isPackaged = false }: UnitOptions): string {
   const where = `--state ${word(state)}`;
   const run = config === undefined ? where : `${where} --config ${word(config)}`;
   return `[Unit]
 Description=CustomVPN gateway
 After=network-online.target nss-lookup.target
 Wants=network-online.target
-
+${isPackaged ? `ConditionPathExists=${word(config ?? `${state}/server.toml`)}\n` : ''}
 [Service]
 Type=notify
 NotifyAccess=main
