@@ -11,7 +11,11 @@ import 'reflect-metadata';
 import { createHash } from 'node:crypto';
 import * as x509 from '@peculiar/x509';
 
-/** What a certificate calls its holder; each kind may come more than once. */
+/** More is no name of a user, and would be carried about by whoever speaks of the certificate. */
+const MAX_NAMES = 16;
+const MAX_NAME_LENGTH = 256;
+
+/** What a certificate calls its holder; each kind may come more than once. None where there are too many, or one is too long. */
 export interface CertificateNames {
   readonly commonNames: readonly string[];
   readonly emails: readonly string[];
@@ -37,18 +41,24 @@ export function readHolder(der: Uint8Array): HolderFacts | undefined {
     const certificate = new x509.X509Certificate(Uint8Array.from(der));
     const others = certificate.getExtension(x509.SubjectAlternativeNameExtension)?.names.items ?? [];
     const ofType = (type: x509.GeneralNameType) => others.flatMap((name) => (name.type === type ? [name.value] : []));
-    return {
-      names: {
-        commonNames: certificate.subjectName.getField('CN'),
-        emails: ofType('email'),
-        uris: ofType('url'),
-        upns: ofType('upn'),
-      },
-      authority: authorityOf(certificate.issuerName),
+    const names = {
+      commonNames: certificate.subjectName.getField('CN'),
+      emails: ofType('email'),
+      uris: ofType('url'),
+      upns: ofType('upn'),
     };
+    return { names: isBounded(names) ? names : NO_NAMES, authority: authorityOf(certificate.issuerName) };
   } catch {
     return undefined;
   }
+}
+
+const NO_NAMES: CertificateNames = { commonNames: [], emails: [], uris: [], upns: [] };
+
+/** Leaving some out would not do: who is named twice is nobody, and must not become somebody by that. */
+function isBounded(names: CertificateNames): boolean {
+  const all = Object.values(names).flat();
+  return all.length <= MAX_NAMES && all.every((name) => name.length <= MAX_NAME_LENGTH);
 }
 
 /** An issuer's name in short, hexadecimal; equal for names that are equal by RFC 5280 §7.1, however they are encoded. */

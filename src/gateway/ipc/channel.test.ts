@@ -15,7 +15,14 @@ const contract = {
   wait: { input: z.strictObject({}), output: z.strictObject({}) },
   note: { input: z.strictObject({ text: z.string().max(8) }) },
 };
-const LIMITS: ChannelLimits = { frameBytes: 1024, callsInFlight: 3, framesPerSecond: 10, burstFrames: 100 };
+const LIMITS: ChannelLimits = {
+  frameBytes: 1024,
+  callsInFlight: 3,
+  framesPerSecond: 10,
+  burstFrames: 100,
+  bytesPerSecond: 5000,
+  burstBytes: 9000,
+};
 
 /** A server of the contract, and the bare socket of a process that may say anything. */
 function serve(limits = LIMITS) {
@@ -82,6 +89,21 @@ test('an answer that takes too long is given up, and the channel lives on', opti
   server.close();
 });
 
+test('what is longer than the other end takes is not said, and the channel lives on', options, async () => {
+  const [near, far] = socketPair('stream');
+  const kinds = { text: { input: z.strictObject({ text: z.string() }), output: z.strictObject({ text: z.string() }) } };
+  const closed = (): void => {};
+  const handlers = { text: async ({ text }: { text: string }) => ({ text: text.repeat(3) }) };
+  const limits = { ...LIMITS, burstBytes: 1e6 };
+  const server = new IpcChannel({ fd: near, out: {}, in: kinds, handlers, limits, maxSentBytes: 1024, closed });
+  const client = new IpcChannel({ fd: far, out: kinds, in: {}, handlers: {}, limits, maxSentBytes: 1024, closed });
+  assert.throws(() => client.call('text', { text: 'x'.repeat(1024) }), { code: 'ERR_INVARIANT' });
+  await assert.rejects(client.call('text', { text: 'x'.repeat(500) }), { code: 'ERR_INVARIANT' });
+  assert.deepEqual(await client.call('text', { text: 'ab' }), { text: 'ababab' });
+  client.close();
+  server.close();
+});
+
 test('frames arrive in any pieces', options, async () => {
   const { far, notes, server, closed } = serve();
   const socket = new Socket({ fd: far });
@@ -115,6 +137,12 @@ const broken: readonly [what: string, said: readonly Buffer[], why: RegExp][] = 
     'too many frames',
     Array.from({ length: 101 }, () => frameOf({ tell: 'note', input: { text: '' } })),
     /more than 10 frames a second/,
+  ],
+  [
+    'too many bytes in few frames',
+    // 9,036 bytes; spaces are JSON.
+    Array.from({ length: 9 }, () => frameOf(JSON.stringify({ tell: 'note', input: { text: '' } }).padEnd(1000))),
+    /more than 5000 bytes a second/,
   ],
 ];
 for (const [what, said, why] of broken) {

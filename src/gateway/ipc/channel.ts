@@ -2,7 +2,7 @@
  * A channel between two processes of a gateway: calls with an answer, and words without one, each checked on receipt.
  *
  * Hides framing (u32 length, big-endian, then JSON), numbering of calls, and every bound: bytes of a frame, calls in flight,
- * frames a second, bytes that wait to be read. What crosses a bound, or is not in the contract, ends the channel for good,
+ * frames and bytes a second, bytes that wait to be read. What crosses a bound, or is not in the contract, ends the channel for good,
  * and whoever holds it decides what becomes of the process at the other end. Nothing that comes from there is believed
  * before its schema has passed; nothing is ever read as code. It must not know what the messages mean.
  */
@@ -35,6 +35,9 @@ export interface ChannelLimits {
   /** Frames a second that the other end may go on sending for long, and how many it may be ahead of that. */
   readonly framesPerSecond: number;
   readonly burstFrames: number;
+  /** The same of their bytes. */
+  readonly bytesPerSecond: number;
+  readonly burstBytes: number;
 }
 
 /** Bytes that may wait for the other end to read. */
@@ -65,6 +68,8 @@ export interface ChannelOptions<Out extends Contract, In extends Contract> {
   in: In;
   handlers: Handlers<In>;
   limits: ChannelLimits;
+  /** Of one frame that the other end takes; what is longer is not said. Default: it takes all. */
+  maxSentBytes?: number;
   /** Called once: the other end is gone (undefined), or has broken a rule. */
   closed(error: VpnError | undefined): void;
   /** Monotonic milliseconds. */
@@ -80,14 +85,16 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
   #bufferedBytes = 0;
   #nextId = 0;
   #inFlight = 0;
-  #tokens: number;
+  #frames: number;
+  #bytes: number;
   #filledAt: number;
   #isClosed = false;
 
   constructor(options: ChannelOptions<Out, In>) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
-    this.#tokens = options.limits.burstFrames;
+    this.#frames = options.limits.burstFrames;
+    this.#bytes = options.limits.burstBytes;
     this.#filledAt = this.#now();
     this.#socket = new Socket({ fd: options.fd, readable: true, writable: true });
     this.#socket.on('data', (chunk) => this.#receive(Buffer.from(chunk)));
@@ -99,7 +106,8 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
    * Asks the other end.
    *
    * @param timeoutMs how long the answer may take; default: as long as the channel lives
-   * @throws {VpnError} what the other end answers; ERR_BUSY when there is none in time or the other end is gone
+   * @throws {VpnError} what the other end answers; ERR_BUSY when there is none in time or the other end is gone; ERR_INVARIANT
+   *   for what cannot be said
    */
   call<N extends keyof Out & string>(
     name: N,
@@ -156,6 +164,13 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
   #send(message: z.input<typeof frame>): void {
     if (this.#isClosed) return;
     const body = Buffer.from(JSON.stringify(message));
+    const { maxSentBytes = Number.POSITIVE_INFINITY } = this.#options;
+    if (body.length > maxSentBytes) {
+      throw new VpnError(
+        'ERR_INVARIANT',
+        `a message of ${body.length} bytes, where the other end takes ${maxSentBytes}`,
+      );
+    }
     const head = Buffer.alloc(LENGTH_BYTES);
     head.writeUInt32BE(body.length);
     this.#socket.write(Buffer.concat([head, body]));
@@ -179,20 +194,22 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
       const rest = all.subarray(LENGTH_BYTES + length);
       this.#chunks = rest.length === 0 ? [] : [rest];
       this.#bufferedBytes = rest.length;
-      if (!this.#spend()) {
-        this.#break(`more than ${this.#options.limits.framesPerSecond} frames a second`);
-        return;
-      }
+      if (!this.#spend(LENGTH_BYTES + length)) return;
       this.#handle(all.subarray(LENGTH_BYTES, LENGTH_BYTES + length));
     }
   }
 
-  #spend(): boolean {
-    const { framesPerSecond, burstFrames } = this.#options.limits;
+  /** @returns whether it may go on */
+  #spend(bytes: number): boolean {
+    const { framesPerSecond, burstFrames, bytesPerSecond, burstBytes } = this.#options.limits;
     const now = this.#now();
-    this.#tokens = Math.min(burstFrames, this.#tokens + ((now - this.#filledAt) / 1000) * framesPerSecond) - 1;
+    const seconds = (now - this.#filledAt) / 1000;
     this.#filledAt = now;
-    return this.#tokens >= 0;
+    this.#frames = Math.min(burstFrames, this.#frames + seconds * framesPerSecond) - 1;
+    this.#bytes = Math.min(burstBytes, this.#bytes + seconds * bytesPerSecond) - bytes;
+    if (this.#frames < 0) this.#break(`more than ${framesPerSecond} frames a second`);
+    else if (this.#bytes < 0) this.#break(`more than ${bytesPerSecond} bytes a second`);
+    return !this.#isClosed;
   }
 
   #handle(body: Buffer): void {
@@ -231,16 +248,14 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
     const { output } = kind;
     Promise.try((): unknown => handler(parsed.data as never))
       .then((value) => ({ answer: id, output: encode(output, value, name) }))
+      .then((message) => this.#send(message))
       .catch((cause: unknown) => {
         const { code, message } = toVpnError(cause);
-        return { answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } };
+        this.#send({ answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } });
       })
-      .then((message) => this.#reply(message));
-  }
-
-  #reply(message: z.input<typeof frame>): void {
-    this.#inFlight -= 1;
-    this.#send(message);
+      .finally(() => {
+        this.#inFlight -= 1;
+      });
   }
 
   #told(name: string, input: unknown): void {

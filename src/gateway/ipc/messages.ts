@@ -11,8 +11,10 @@ import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages
 import { STREAM_REFUSALS, type StreamRefusal } from '../../transport/stream-request.ts';
 import { gatewayConfigSchema } from '../config.ts';
 import type { ChannelLimits, Contract } from './channel.ts';
+import { SESSIONS_PER_PAGE } from './ports.ts';
 
 const KIB = 1024;
+const MIB = 1024 * KIB;
 
 /**
  * The first octet of what comes with a connection that auth has made for a worker; the number of the question follows, 16
@@ -22,11 +24,14 @@ export const DIALLED_PACKET = 2;
 
 /** What auth hears from a worker: it parses what strangers say, and may be one of them. */
 export const LIMITS_OF_WORKER: ChannelLimits = {
-  frameBytes: 1024 * KIB,
+  // The longest: a login with a certificate of many names, and a page of sessions.
+  frameBytes: 64 * KIB,
   callsInFlight: 4096,
-  // A login is some ten frames, and a core makes a few hundred logins a second.
+  // A login is some ten frames of a KiB at most, and a core makes a few hundred logins a second.
   framesPerSecond: 6000,
   burstFrames: 20_000,
+  bytesPerSecond: 6 * MIB,
+  burstBytes: 24 * MIB,
 };
 
 /** What the supervisor hears from a worker: next to nothing. */
@@ -35,6 +40,8 @@ export const LIMITS_OF_WORKER_TO_SUPERVISOR: ChannelLimits = {
   callsInFlight: 4,
   framesPerSecond: 20,
   burstFrames: 200,
+  bytesPerSecond: 64 * KIB,
+  burstBytes: 256 * KIB,
 };
 
 /** What the supervisor hears from auth. */
@@ -43,14 +50,18 @@ export const LIMITS_OF_AUTH: ChannelLimits = {
   callsInFlight: 20_000,
   framesPerSecond: 20_000,
   burstFrames: 50_000,
+  bytesPerSecond: 8 * MIB,
+  burstBytes: 32 * MIB,
 };
 
 /** What a process hears from one with more rights than it has itself. */
 export const LIMITS_FROM_ABOVE: ChannelLimits = {
-  frameBytes: 64 * 1024 * KIB,
+  frameBytes: 64 * MIB,
   callsInFlight: 100_000,
   framesPerSecond: 1_000_000,
   burstFrames: 1_000_000,
+  bytesPerSecond: Number.MAX_SAFE_INTEGER,
+  burstBytes: Number.MAX_SAFE_INTEGER,
 };
 
 const text = (maximum: number) => z.string().max(maximum);
@@ -94,13 +105,13 @@ const remote = text(64);
 const user = text(128);
 
 const lease = z.strictObject({ v4: ip.exactOptional(), v6: ip.exactOptional() }).readonly();
-const names = z.array(text(1024)).max(256).readonly();
+const names = z.array(text(256)).max(16).readonly();
 
 const certificate = z
   .strictObject({
     name: text(1024),
     serial: text(128),
-    issuer: text(4096),
+    issuer: text(1024),
     authority: text(128),
     notAfter: z.number(),
     names: z.strictObject({ commonNames: names, emails: names, uris: names, upns: names }).readonly(),
@@ -340,7 +351,10 @@ export const authToWorker = {
     input: nothing,
     output: z.strictObject({ sessions: count, waiting: count, counters: totals, drops: totals }),
   },
-  listSessions: { input: z.strictObject({ after: z.int().min(0) }), output: z.array(sessionInfo).max(500) },
+  listSessions: {
+    input: z.strictObject({ after: z.int().min(0) }),
+    output: z.array(sessionInfo).max(SESSIONS_PER_PAGE),
+  },
 } as const satisfies Contract;
 
 const identity = z.strictObject({ uid: u32, gid: u32 });

@@ -217,7 +217,8 @@ export interface WorkerPort extends ProxyWorkerPort {
   listSessions(after: number): Promise<SessionInfo[]>;
 }
 
-export const SESSIONS_PER_PAGE = 500;
+/** So that a page is a frame of a worker, whatever stands in it. */
+export const SESSIONS_PER_PAGE = 64;
 
 /** Which device of a worker: the one for super-packets, or the one for peers that cannot take them. */
 export type Place = 'primary' | 'plain';

@@ -5,7 +5,7 @@ import type { CloseReason } from '../../protocol/messages.ts';
 import type { ResumeEvidence } from '../../protocol/resume.ts';
 import type { StreamRefusal } from '../../transport/stream-request.ts';
 import { type Handlers, IpcChannel } from '../ipc/channel.ts';
-import { authToWorker, LIMITS_FROM_ABOVE, WAITING_PER_PAGE, workerToAuth } from '../ipc/messages.ts';
+import { authToWorker, LIMITS_FROM_ABOVE, LIMITS_OF_WORKER, WAITING_PER_PAGE, workerToAuth } from '../ipc/messages.ts';
 import type {
   AttachRequest,
   AttachVerdict,
@@ -57,6 +57,7 @@ export class AuthLink implements AuthPort {
       in: authToWorker,
       handlers,
       limits: LIMITS_FROM_ABOVE,
+      maxSentBytes: LIMITS_OF_WORKER.frameBytes,
       closed,
     });
   }

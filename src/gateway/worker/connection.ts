@@ -6,6 +6,7 @@
  * tick ends a connection that takes too long, and a failure costs only this connection.
  */
 
+import { createHash } from 'node:crypto';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { LogFields, Logger } from '../../base/log.ts';
 import { Feature } from '../../protocol/features.ts';
@@ -32,6 +33,8 @@ import type { AuthPort, GrantedResume, LoginPeer, ResumedSession, SessionGrant }
 import type { Session } from './session.ts';
 
 const EMPTY = new Uint8Array(0);
+/** Of a name for people in a certificate. */
+const MAX_NAME_LENGTH = 1024;
 const UNREADABLE: HolderFacts = { names: { commonNames: [], emails: [], uris: [], upns: [] }, authority: '' };
 
 /** What a connection needs of its worker. */
@@ -492,7 +495,14 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
 function certificateOf({ authorized, peerCertificate }: ChannelFacts): LoginPeer['certificate'] {
   if (!authorized || peerCertificate === undefined) return undefined;
   const { name, serial, issuer, notAfter, holder = UNREADABLE } = peerCertificate;
-  return { name, serial, issuer, notAfter, ...holder };
+  return { name: inShort(name), serial, issuer: inShort(issuer), notAfter, ...holder };
+}
+
+/** As it is up to a length; beyond that different names stay different. */
+function inShort(name: string): string {
+  if (name.length <= MAX_NAME_LENGTH) return name;
+  const hash = createHash('sha256').update(name).digest('hex');
+  return `${name.slice(0, MAX_NAME_LENGTH - hash.length)}${hash}`;
 }
 
 function closeReasonOfResume(error: VpnError): CloseReason {

@@ -64,6 +64,22 @@ test('names are read from the bytes: a common name that looks like another field
   assert.equal(readHolder(Uint8Array.of(0x30, 0x03, 1, 2, 3)), undefined);
 });
 
+test('a certificate with too many names, or one that is too long, names nobody, and is known all the same', async () => {
+  const authority = await TestAuthority.create();
+  const read = async (count: number, length: number) => {
+    const alternatives = Array.from({ length: count - 1 }, (_, index) => {
+      return { type: 'email' as const, value: `${String(index).padStart(length - 12, 'x')}@example.org` };
+    });
+    return readHolder(new X509Certificate((await authority.client('ada', { alternatives })).cert).raw);
+  };
+  const [good, many, long] = [await read(16, 256), await read(17, 20), await read(2, 257)];
+  assert.equal(good?.names.emails.length, 15);
+  for (const bad of [many, long]) {
+    assert.deepEqual(bad?.names, { commonNames: [], emails: [], uris: [], upns: [] });
+    assert.equal(bad?.authority, good?.authority);
+  }
+});
+
 test('authorities of other names differ, and one is the same however often it is read', async () => {
   const [one, other] = [await TestAuthority.create('One'), await TestAuthority.create('Other')];
   const read = async (authority: TestAuthority) =>
