@@ -7,7 +7,7 @@
  */
 
 import { VpnError } from '../base/errors.ts';
-import { checkResult, Errno, IoVector, type NativeCalls, NativeMemory, nativeCalls, systemError } from './ffi.ts';
+import { checkResult, Errno, IoVector, type NativeCalls, NativeMemory, nativeCalls } from './ffi.ts';
 import { Poll, PollEvents } from './poll.ts';
 
 const AF_UNIX = 1;
@@ -124,6 +124,7 @@ export class DescriptorReceiver {
   readonly #message = new Message(MAX_DESCRIPTOR_PACKET_BYTES);
   readonly #take: (bytes: Uint8Array, fd: number) => void;
   #fd: number;
+  #isPaused = true;
 
   /**
    * @param take given the bytes, which are good only during the call, and the descriptor, which it has to close
@@ -133,23 +134,41 @@ export class DescriptorReceiver {
     this.#fd = fd;
     this.#take = take;
     this.#poll = new Poll(fd);
+    this.resume();
+  }
+
+  /** Takes no more for now; what is sent meanwhile waits, and then the sender is told. May be called by `take`. */
+  pause(): void {
+    this.#isPaused = true;
+    this.#poll.stop();
+  }
+
+  resume(): void {
+    if (!this.#isPaused || this.#fd < 0) return;
+    this.#isPaused = false;
     this.#poll.start(PollEvents.readable, () => this.#wake());
   }
 
+  /** No more can come: the senders are gone, one of them has ended it for all (shutdown(2)), or it was closed here. */
+  get isOver(): boolean {
+    return this.#fd < 0;
+  }
+
   #wake(): void {
-    for (let count = 0; count < WAKE_PACKETS && this.#fd >= 0; count++) {
+    for (let count = 0; count < WAKE_PACKETS && this.#fd >= 0 && !this.#isPaused; count++) {
       this.#message.prepare(MAX_DESCRIPTOR_PACKET_BYTES, undefined);
       const length = this.#calls.recvmsg(this.#fd, this.#message.address, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
       if (length < 0) {
         const errno = this.#calls.errno();
         if (errno === Errno.EINTR) continue;
         if (errno === Errno.EAGAIN) return;
+        // Whatever a sender has done to the pair: nothing more comes over it.
         void this.close();
-        throw systemError('taking a descriptor from another process', 'recvmsg', errno);
+        return;
       }
       const fd = this.#message.descriptor;
       if (length === 0) {
-        // Every sender is gone.
+        // Every sender is gone, or a sender means to look like that: an empty packet cannot be told from it.
         if (fd !== undefined) this.#calls.close(fd);
         void this.close();
         return;

@@ -138,6 +138,8 @@ interface Connection {
   /** Of the certificate in force when the handshake began; before that, when the connection came. */
   serverId: Uint8Array;
   readonly deadline: NodeJS.Timeout;
+  /** Told when it is in its handshake no more. */
+  readonly over: (() => void) | undefined;
   /** What becomes of it is known and counted: its handshake is complete, or we have ended it. */
   isSettled: boolean;
 }
@@ -300,11 +302,13 @@ export class Listener {
    *
    * @param start what that one has read of it
    * @param isCounted false for a proxy's own connection
+   * @param over told when its handshake is over, whatever came of it; once or more
    */
-  takeOver(raw: Socket, start: Uint8Array, remote: Endpoint, isCounted: boolean): void {
+  takeOver(raw: Socket, start: Uint8Array, remote: Endpoint, isCounted: boolean, over: () => void): void {
     raw.on('error', ignore);
+    raw.once('close', over);
     raw.unshift(start);
-    this.#admit(raw, remote, isCounted ? sourceOf(remote.address) : undefined, true);
+    this.#admit(raw, remote, isCounted ? sourceOf(remote.address) : undefined, over);
   }
 
   #acceptProxied(raw: Socket, proxy: Endpoint): void {
@@ -329,8 +333,8 @@ export class Listener {
     );
   }
 
-  /** Gives a connection to TLS if the limits allow it. */
-  #admit(raw: Socket, remote: Endpoint, source: string | undefined, isHandedOver = false): void {
+  /** Gives a connection to TLS if the limits allow it. @param over told of one that another listener has accepted */
+  #admit(raw: Socket, remote: Endpoint, source: string | undefined, over?: () => void): void {
     if (this.#options.isRefused?.(remote.address) === true) {
       this.counters.refusedBanned += 1;
       this.#refuse(raw, remote, 'banned', 'the source is banned for failed logins');
@@ -357,7 +361,7 @@ export class Listener {
       this.#count(remote, new VpnError('ERR_STAGE_TIMEOUT', 'the TLS handshake took too long'));
       raw.destroy();
     }, this.#options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS).unref();
-    const connection: Connection = { raw, source, remote, serverId: this.#serverId, deadline, isSettled: false };
+    const connection: Connection = { raw, source, remote, serverId: this.#serverId, deadline, over, isSettled: false };
     this.#connections.add(connection);
     this.#handshaking.add(connection);
     let hasBegun = false;
@@ -368,7 +372,7 @@ export class Listener {
     });
     whenFirstRecord(raw, (start) => {
       hasBegun = true;
-      if (!isHandedOver && this.#options.handOver?.(raw, start, remote, source !== undefined) === true) {
+      if (over === undefined && this.#options.handOver?.(raw, start, remote, source !== undefined) === true) {
         this.counters.handedOver += 1;
         this.#settle(connection);
         raw.destroy();
@@ -418,6 +422,7 @@ export class Listener {
   #endHandshake(connection: Connection): void {
     if (!this.#handshaking.delete(connection)) return;
     clearTimeout(connection.deadline);
+    connection.over?.();
     const inHandshake = countOf(this.#handshakesBySource, connection.source);
     setCount(this.#handshakesBySource, connection.source, inHandshake - 1);
   }

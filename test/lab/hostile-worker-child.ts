@@ -10,6 +10,7 @@ import { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createLogger } from '../../src/base/log.ts';
 import { IpcChannel } from '../../src/gateway/ipc/channel.ts';
+import { decodeWorkerDescriptor, type WorkerDescriptor } from '../../src/gateway/ipc/descriptors.ts';
 import {
   LIMITS_FROM_ABOVE,
   LIMITS_OF_WORKER,
@@ -19,24 +20,37 @@ import {
 import { enterCage } from '../../src/os/cage.ts';
 import { errnoName, NativeMemory, nativeCalls } from '../../src/os/ffi.ts';
 import { giveUpRights } from '../../src/os/launcher.ts';
-import { DescriptorSender } from '../../src/os/unix-socket.ts';
+import { DescriptorReceiver, DescriptorSender } from '../../src/os/unix-socket.ts';
 import { icmpPacket } from '../support/packets.ts';
 
 const [attack = '', key = '', victim = '', behind = ''] = process.argv.slice(2);
 const SUPERVISOR_FD = 3;
-const AUTH_FD = 4;
-const LISTEN_FD = 5;
-const TUN_FDS = [6, 7];
-const HANDOVER_FD = 8;
-const WAY_TO_OTHER_FD = 9;
+const DESCRIPTORS_FD = 4;
+/** What it has been given, by use: from the start, and when it joins the others. */
+const given = new Map<WorkerDescriptor['use'], number>();
+const isGiven = Promise.withResolvers<void>();
+const hasJoined = Promise.withResolvers<void>();
+new DescriptorReceiver(DESCRIPTORS_FD, (bytes, fd) => {
+  given.set(decodeWorkerDescriptor(bytes).use, fd);
+  if (given.size === 4) isGiven.resolve();
+  if (given.size === 7) hasJoined.resolve();
+});
+const fdOf = (use: WorkerDescriptor['use']): number => given.get(use) ?? -1;
+const devices = (): number[] => [fdOf('primary'), fdOf('plain')];
 const VNET_HEADER_BYTES = 10;
 
 const calls = nativeCalls();
-const auth = new Socket({ fd: AUTH_FD, readable: true, writable: true });
+let auth: Socket;
 const answers = new Map<number, (answer: unknown) => void>();
 let heard = Buffer.alloc(0);
-auth.on('error', () => {});
-auth.on('data', (chunk: Buffer) => {
+
+function meetAuth(): void {
+  auth = new Socket({ fd: fdOf('auth'), readable: true, writable: true });
+  auth.on('error', () => {});
+  auth.on('data', hear);
+}
+
+function hear(chunk: Buffer): void {
   heard = Buffer.concat([heard, chunk]);
   for (;;) {
     if (heard.length < 4 || heard.length < 4 + heard.readUInt32BE()) return;
@@ -45,7 +59,7 @@ auth.on('data', (chunk: Buffer) => {
     const message = JSON.parse(body.toString()) as { answer?: number };
     if (message.answer !== undefined) answers.get(message.answer)?.(message);
   }
-});
+}
 
 function frameOf(message: unknown): Buffer {
   const body = Buffer.from(typeof message === 'string' ? message : JSON.stringify(message));
@@ -130,7 +144,7 @@ async function speakForOthers(): Promise<Record<string, unknown>> {
   const vector = new NativeMemory(16);
   vector.view.setBigUint64(0, buffer.address, true);
   let written = 0;
-  for (const fd of TUN_FDS) {
+  for (const fd of devices()) {
     vector.view.setBigUint64(8, BigInt(VNET_HEADER_BYTES + packet.length), true);
     for (let count = 0; count < 50; count += 1) if (calls.writev(fd, vector.address, 1) > 0) written += 1;
   }
@@ -138,7 +152,7 @@ async function speakForOthers(): Promise<Record<string, unknown>> {
   vector.view.setBigUint64(8, 2048n, true);
   const end = performance.now() + 2000;
   while (performance.now() < end) {
-    for (const fd of TUN_FDS) {
+    for (const fd of devices()) {
       const got = calls.readv(fd, vector.address, 1);
       if (
         got > 0 &&
@@ -161,11 +175,11 @@ function parts(address: string): number[] {
 
 /** Everything that it has, given to the other worker as if it were a connection. */
 function giveAway(): number {
-  const sender = new DescriptorSender(WAY_TO_OTHER_FD);
+  const sender = new DescriptorSender(fdOf('to'));
   let given = 0;
   const address = Buffer.from(victim);
   for (let round = 0; round < 20; round += 1) {
-    for (const fd of [0, 1, AUTH_FD, LISTEN_FD, ...TUN_FDS, HANDOVER_FD]) {
+    for (const fd of [0, 1, fdOf('auth'), fdOf('listen'), ...devices(), fdOf('from'), fdOf('dialled')]) {
       for (const start of [randomBytes(200), Buffer.of(0x16, 3, 1, 0xff, 0xff, 1), Buffer.alloc(0)]) {
         const packet = Buffer.concat([Buffer.of(1, 0x1f, 0x90, address.length), address, start]);
         if (sender.send(packet, fd)) given += 1;
@@ -192,13 +206,15 @@ function spoil(): Record<string, string> {
     ['TUNATTACHFILTER', 0x4010_54d5n, word.address],
     ['SIOCSIFFLAGS', 0x8914n, word.address],
   ] as const) {
-    for (const fd of TUN_FDS) reports[`${name} ${fd}`] = result(calls.ioctl(fd, request, value));
+    for (const fd of devices()) reports[`${name} ${fd}`] = result(calls.ioctl(fd, request, value));
   }
-  reports.steer = result(calls.setsockopt(LISTEN_FD, 1, 51, word.address, 16));
+  reports.steer = result(calls.setsockopt(fdOf('listen'), 1, 51, word.address, 16));
   const F_SETFL = 4;
-  for (const fd of [...TUN_FDS, LISTEN_FD]) reports[`blocking ${fd}`] = result(calls.fcntl(fd, F_SETFL, 0n));
+  for (const fd of [...devices(), fdOf('listen')]) reports[`blocking ${fd}`] = result(calls.fcntl(fd, F_SETFL, 0n));
   const shutdown = process.arch === 'x64' ? 48n : 210n;
-  reports.shutdown = result(calls.syscall(shutdown, BigInt(LISTEN_FD), 2n, 0n, 0n));
+  for (const use of ['listen', 'to', 'from', 'dialled'] as const) {
+    reports[`shutdown ${use}`] = result(calls.syscall(shutdown, BigInt(fdOf(use)), 2n, 0n, 0n));
+  }
   return reports;
 }
 
@@ -231,12 +247,17 @@ new IpcChannel({
   out: workerToSupervisor,
   in: supervisorToWorker,
   handlers: {
+    alive: async () => ({}),
+    load: async () => ({}),
     prepare: async ({ identity, config }) => {
+      await isGiven.promise;
+      meetAuth();
       giveUpRights(identity);
       enterCage('worker', { log: createLogger(config.log) });
       return {};
     },
     serve: async () => {
+      await hasJoined.promise;
       setTimeout(() => {
         const done = attacks[attack]?.() ?? Promise.reject(new Error(`no attack ${attack}`));
         done.then(

@@ -15,6 +15,8 @@ import { type BackgroundProcess, until } from './process.ts';
 const OUTSIDE = new URL('./hostile-outside.ts', import.meta.url).pathname;
 const NODE = [process.execPath, '--disable-warning=ExperimentalWarning', '--conditions=customvpn-source'];
 
+const LONG = { timeoutMs: 120_000 };
+
 /** What is said of each. */
 const FOUND_OUT = {
   flood: /more than 6000 frames a second/,
@@ -48,17 +50,34 @@ describe('a hostile worker', labOptions({ setpriv: 'util-linux' }), () => {
     await deployment?.[Symbol.asyncDispose]();
   });
 
+  /** The client's session on record. */
+  function sessionOf(client: Client): { id: string; worker: number; lease4: string } | undefined {
+    using store = new DatabaseSync(join(deployment.state, 'store.sqlite'), { readOnly: true });
+    const [row] = store
+      .prepare(
+        `SELECT sessions.id, sessions.worker, sessions.lease4 FROM sessions JOIN users ON users.id = sessions.user_id
+         WHERE users.name = ? AND sessions.detached_at IS NULL ORDER BY opened_at DESC`,
+      )
+      .all(client.user) as { id: string; worker: number; lease4: string }[];
+    return row;
+  }
+
+  /** Connects once: whether its session is at that worker, and its data connection has come to the other one and been given. */
+  async function isGivenTo(worker: number): Promise<boolean> {
+    const given = async () => (await deployment.status).counters.handedOver ?? 0;
+    const before = await given();
+    await other.up();
+    await other.statusWhen('its data connections', ({ channels }) => channels > 0);
+    const isGiven = sessionOf(other)?.worker === worker && (await given()) > before;
+    await other.down();
+    return isGiven;
+  }
+
   /** Comes again until the kernel has given it to the worker wanted. */
   async function connectTo(client: Client, worker: number): Promise<{ key: string; address: string }> {
     for (let tries = 0; tries < 40; tries += 1) {
       await client.up();
-      using store = new DatabaseSync(join(deployment.state, 'store.sqlite'), { readOnly: true });
-      const [row] = store
-        .prepare(
-          `SELECT sessions.id, sessions.worker, sessions.lease4 FROM sessions JOIN users ON users.id = sessions.user_id
-           WHERE users.name = ? AND sessions.detached_at IS NULL ORDER BY opened_at DESC`,
-        )
-        .all(client.user) as { id: string; worker: number; lease4: string }[];
+      const row = sessionOf(client);
       if (row?.worker === worker) return { key: row.id, address: row.lease4 };
       await client.down();
     }
@@ -148,6 +167,7 @@ describe('a hostile worker', labOptions({ setpriv: 'util-linux' }), () => {
     const after = await deployment.status;
     assert.match(after.warnings.join('\n'), /worker 1 does not answer/);
     assert.equal((after.counters.rule_drop_source ?? 0) - (before.rule_drop_source ?? 0), 100);
+    for (const use of ['listen', 'to', 'from', 'dialled']) assert.equal(spoilt[`shutdown ${use}`], 'done', use);
     const device = Object.entries(spoilt).filter(([name]) => /^(TUN|SIOC|steer)/.test(name));
     assert.equal(device.length, 15);
     assert.deepEqual(
@@ -165,6 +185,8 @@ describe('a hostile worker', labOptions({ setpriv: 'util-linux' }), () => {
     // One that waits for the next packet hears nothing else.
     assert.doesNotMatch((await deployment.status).warnings.join('\n'), /does not answer/);
     await other.down();
+    // The ways between the two, which the former one has shut down, are new ones.
+    for (const worker of [1, 0]) await until(`a connection given to worker ${worker}`, () => isGivenTo(worker), LONG);
     await checkVictim();
   });
 

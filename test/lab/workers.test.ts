@@ -4,14 +4,18 @@
  */
 
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { BEHIND, type Client, Deployment, INNER, labOptions, peer, startPeer } from './deployment.ts';
 import { until } from './process.ts';
 
 interface GatewayProcess {
   readonly pid: number;
   readonly part: string;
+  /** Which worker it is. */
+  readonly worker: number | undefined;
 }
 
 /** The children of a gateway's supervisor, in the order in which they were started. */
@@ -20,8 +24,8 @@ async function childrenOf(pid: number): Promise<GatewayProcess[]> {
   const found: GatewayProcess[] = [];
   for (const child of text.trim().split(' ').map(Number)) {
     const command = await readFile(`/proc/${child}/cmdline`, 'utf8').catch(() => '');
-    const part = /gateway\/(auth|worker)\/main/.exec(command)?.[1];
-    if (part !== undefined) found.push({ pid: child, part });
+    const [, part, number = ''] = /gateway\/(auth|worker)\/main\.[jt]s(?:[\0 ](\d+))?/.exec(command) ?? [];
+    if (part !== undefined) found.push({ pid: child, part, worker: number === '' ? undefined : Number(number) });
   }
   return found;
 }
@@ -45,7 +49,7 @@ describe('a gateway of several processes', labOptions(), () => {
     const { stdout } = await deployment.gateway.run(['ip', '-j', 'route', 'get', address]);
     const [{ dev = '' } = {}] = JSON.parse(stdout) as { dev?: string }[];
     const number = Number(/^cvpn0(?:-(\d+))?p?$/.exec(dev)?.[1] ?? 0);
-    const owner = (await workers())[number];
+    const owner = (await workers()).find(({ worker }) => worker === number);
     assert.ok(owner, `no worker has ${dev}`);
     return owner;
   };
@@ -144,6 +148,52 @@ describe('a gateway of several processes', labOptions(), () => {
     await server.stop();
   });
 
+  test('a worker that hangs is replaced: its client is back, with its addresses', async () => {
+    const before = await first.status();
+    const victim = await ownerOf(first);
+    process.kill(victim.pid, 'SIGSTOP');
+    await until('another in its place', async () => !existsSync(`/proc/${victim.pid}`), { timeoutMs: 60_000 });
+    assert.match(deployment.server.output, /a worker has ended; .*no sign of life for 9 s/);
+    const now = await first.statusWhen(
+      'the client to be back',
+      ({ state, reconnects }) => state === 'connected' && reconnects > before.reconnects,
+      60_000,
+    );
+    assert.deepEqual(now.addresses, before.addresses);
+    await until('the way through', () => first.reaches(BEHIND.host4), { timeoutMs: 60_000 });
+  });
+
+  test('nothing is replaced when all of the gateway stood still', async () => {
+    const before = await childrenOf(deployment.server.pid);
+    const all = [deployment.server.pid, ...before.map(({ pid }) => pid)];
+    for (const pid of all) process.kill(pid, 'SIGSTOP');
+    // Longer than one that hangs alone is waited for.
+    await delay(15_000);
+    for (const pid of all) process.kill(pid, 'SIGCONT');
+    await until('the gateway to answer', async () => (await deployment.status).warnings.length >= 0, {
+      timeoutMs: 60_000,
+    });
+    await until('the way through', () => first.reaches(BEHIND.host4), { timeoutMs: 60_000 });
+    assert.deepEqual(await childrenOf(deployment.server.pid), before);
+  });
+
+  test('auth that hangs is replaced: everybody is back with sessions and addresses', async () => {
+    const before = [await first.status(), await second.status()];
+    const auth = (await childrenOf(deployment.server.pid)).find(({ part }) => part === 'auth');
+    assert.ok(auth);
+    process.kill(auth.pid, 'SIGSTOP');
+    await until('its end', async () => !existsSync(`/proc/${auth.pid}`), { timeoutMs: 60_000 });
+    for (const [index, client] of [first, second].entries()) {
+      const now = await client.statusWhen(
+        'the client to be back',
+        ({ state, reconnects }) => state === 'connected' && reconnects > (before[index]?.reconnects ?? 0),
+        60_000,
+      );
+      assert.deepEqual(now.addresses, before[index]?.addresses);
+      await until('the way through', () => client.reaches(BEHIND.host4), { timeoutMs: 60_000 });
+    }
+  });
+
   test('auth is killed: everybody is back with sessions and addresses', async () => {
     const before = [await first.status(), await second.status()];
     const auth = (await childrenOf(deployment.server.pid)).find(({ part }) => part === 'auth');
@@ -226,7 +276,7 @@ describe('a gateway of several processes', labOptions(), () => {
       async () => {
         const now = await childrenOf(deployment.server.pid);
         const isNew = now.some(({ pid, part }) => part === 'auth' && pid !== auth.pid);
-        return isNew && deployment.server.output.split('all processes have been started again').length === 3;
+        return isNew && deployment.server.output.split('all processes have been started again').length === 4;
       },
       { timeoutMs: 60_000 },
     );

@@ -1,15 +1,13 @@
 /**
  * Dials for a worker in a process of its own, and sends it the descriptor of the connection.
  *
- * Hides the descriptor's way: the socket that other workers give connections by, in a packet that says which question it
- * answers. Nothing is read of a connection here, and this process's copy is closed when the worker has its own.
+ * Hides the descriptor's way: a socket that leads to that worker alone, in a packet that says which question it answers. Nothing is read of a connection here, and this process's copy is closed when the worker has its own.
  */
 
 import { datagramFd, socketFd } from '../../os/socket.ts';
 import type { DescriptorSender } from '../../os/unix-socket.ts';
 import type { StreamRefusal } from '../../transport/stream-request.ts';
 import type { Dialler } from '../dialler.ts';
-import { DIALLED_PACKET } from '../ipc/messages.ts';
 import type { DialRequest, ProxyKey } from '../ipc/ports.ts';
 
 /** What a worker is answered; the descriptor is on its way. */
@@ -54,6 +52,6 @@ export class DialDesk {
   }
 
   #send(id: string, fd: number): boolean {
-    return this.#sender.send(Buffer.concat([Buffer.of(DIALLED_PACKET), Buffer.from(id, 'hex')]), fd);
+    return this.#sender.send(Buffer.from(id, 'hex'), fd);
   }
 }

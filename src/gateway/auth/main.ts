@@ -20,7 +20,8 @@ import { closeFd } from '../../os/socket.ts';
 import { DescriptorReceiver, DescriptorSender } from '../../os/unix-socket.ts';
 import { Dialler, HostDialNetwork } from '../dialler.ts';
 import { IpcChannel } from '../ipc/channel.ts';
-import { authToSupervisor, decodeNewcomer, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
+import { decodeNewcomer } from '../ipc/descriptors.ts';
+import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
 import { DialDesk } from './dial-desk.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
 import { AuthService } from './service.ts';
@@ -69,6 +70,7 @@ const channel = new IpcChannel({
   out: authToSupervisor,
   in: supervisorToAuth,
   handlers: {
+    alive: async () => ({}),
     prepare: async ({ config, workers, state, identity }) => {
       const log = createLogger(config.log);
       const service = await AuthService.open({
@@ -132,9 +134,9 @@ const channel = new IpcChannel({
 
 /** By which a worker gets the connections that are made for it. Comes before the worker itself. */
 function takeWay(worker: number, fd: number): void {
-  // It is the same for whichever process takes the worker's place.
-  if (ways.has(worker)) closeFd(fd);
-  else ways.set(worker, fd);
+  const former = ways.get(worker);
+  if (former !== undefined) closeFd(former);
+  ways.set(worker, fd);
 }
 
 function takeWorker(service: AuthService, { worker, pid }: { worker: number; pid: number }, fd: number): void {

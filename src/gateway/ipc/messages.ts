@@ -16,12 +16,6 @@ import { SESSIONS_PER_PAGE } from './ports.ts';
 const KIB = 1024;
 const MIB = 1024 * KIB;
 
-/**
- * The first octet of what comes with a connection that auth has made for a worker; the number of the question follows, 16
- * octets. With a connection that another worker gives it is 0 or 1.
- */
-export const DIALLED_PACKET = 2;
-
 /** What auth hears from a worker: it parses what strangers say, and may be one of them. */
 export const LIMITS_OF_WORKER: ChannelLimits = {
   // The longest: a login with a certificate of many names, and a page of sessions.
@@ -303,7 +297,7 @@ export const workerToAuth = {
   },
   proxyTraffic: { input: z.strictObject({ key: proxyKey, traffic: streamTraffic }) },
   proxyRelease: { input: z.strictObject({ key: proxyKey }) },
-  /** The descriptor comes by itself, in a `DIALLED_PACKET` with this number. */
+  /** The descriptor comes by itself, with this number. */
   dial: {
     input: z.strictObject({ id: dialId, key: proxyKey, kind: streamKind, target }),
     output: z.union([
@@ -372,7 +366,11 @@ const config = gatewayConfigSchema;
 
 /** What the supervisor tells a worker. */
 export const supervisorToWorker = {
-  /** The first: what it is, and whom it becomes. Answered when it is nobody with any right. */
+  /** A sign of life. */
+  alive: { input: nothing, output: nothing },
+  /** Answered when all its code is there and warm. */
+  load: { input: nothing, output: nothing },
+  /** What it is, and whom it becomes; its descriptors are on their way. Answered when it is nobody with any right. */
   prepare: {
     input: z.strictObject({
       worker,
@@ -380,8 +378,6 @@ export const supervisorToWorker = {
       identity,
       primary: deviceFacts,
       plain: deviceFacts,
-      /** The worker that each of the further descriptors leads to. */
-      others: z.array(worker).max(255),
     }),
     output: nothing,
   },
@@ -409,6 +405,8 @@ const facts = z.strictObject({
 
 /** What the supervisor tells auth. */
 export const supervisorToAuth = {
+  /** A sign of life. */
+  alive: { input: nothing, output: nothing },
   /** The first. Answered when everything has been read and it is nobody with any right. */
   prepare: {
     input: z.strictObject({ config, workers: z.int().min(1).max(255), state: text(4096), identity }),
@@ -459,20 +457,3 @@ export const authToSupervisor = {
   /** Somebody wants the gateway to stop. */
   stop: { input: nothing },
 } as const satisfies Contract;
-
-/**
- * What comes to auth with a descriptor: u8 worker, and for a worker's channel u32 process id, big-endian. Without one it is the
- * way by which the worker gets connections.
- */
-export function encodeNewcomer(worker: number, pid?: number): Uint8Array {
-  const bytes = Buffer.alloc(pid === undefined ? 1 : 5);
-  bytes.writeUInt8(worker);
-  if (pid !== undefined) bytes.writeUInt32BE(pid, 1);
-  return bytes;
-}
-
-/** The same, read. */
-export function decodeNewcomer(bytes: Uint8Array): { worker: number; pid: number | undefined } {
-  const packet = Buffer.from(bytes);
-  return { worker: packet.readUInt8(), pid: packet.length < 5 ? undefined : packet.readUInt32BE(1) };
-}

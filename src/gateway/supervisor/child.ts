@@ -20,9 +20,10 @@ const EXTENSION = extname(import.meta.url);
 /** What a child needs to know of the world around. */
 const ENVIRONMENT = ['TZ', 'NODE_EXTRA_CA_CERTS', 'SSL_CERT_FILE', 'SSL_CERT_DIR'];
 
-/** The command line of one of the gateway's programs. */
-export function programOf(part: 'auth' | 'worker'): [string, ...string[]] {
-  const script = fileURLToPath(new URL(`../${part}/main${EXTENSION}`, import.meta.url));
+/** The command line of one of the gateway's programs; `spare`: of a worker that has no place yet. */
+export function programOf(part: 'auth' | 'worker' | 'spare'): [string, ...string[]] {
+  const path = part === 'spare' ? 'worker/spare' : `${part}/main`;
+  const script = fileURLToPath(new URL(`../${path}${EXTENSION}`, import.meta.url));
   return [process.execPath, '--disable-warning=ExperimentalWarning', '--conditions=customvpn-source', script];
 }
 

@@ -1,22 +1,22 @@
 /**
  * A gateway of several processes: this one, auth with its hasher, and workers.
  *
- * Hides how they are started, joined and replaced. This process keeps the rights and hears nothing of the network: its input
- * is the configuration and the messages of `ipc/messages`. A worker that ends is started again on the same socket and
- * devices, so that what came for it meanwhile has waited; when auth ends, all start again. The certificates' key goes from
- * here to the workers; auth, which makes it where the authority is built in, is not told of any other.
+ * Hides how they are started and joined, and what becomes of the gateway when one ends. This process keeps the rights and hears
+ * nothing of the network: its input is the configuration and the messages of `ipc/messages`. A worker that ends is replaced
+ * (`workers.ts`); when auth ends, all start again. The certificates' key goes from here to the workers; auth, which makes it where
+ * the authority is built in, is not told of any other.
  */
 
 import { existsSync, lchownSync, lstatSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { systemClock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { makeRoom } from '../../control/socket.ts';
-import { type Identity, type LaunchCommand, Launcher } from '../../os/launcher.ts';
+import { type Identity, Launcher } from '../../os/launcher.ts';
 import { closeFd } from '../../os/socket.ts';
 import type { TunDescriptor } from '../../os/tun-linux.ts';
 import { DescriptorSender, listenAtPath, socketPair } from '../../os/unix-socket.ts';
-import type { CloseReason } from '../../protocol/messages.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
 import { checkCertificateStep, type GatewayConfig } from '../config.ts';
 import {
@@ -27,34 +27,22 @@ import {
   readCredentialTexts,
 } from '../credential-files.ts';
 import type { Handlers } from '../ipc/channel.ts';
-import {
-  authToSupervisor,
-  encodeNewcomer,
-  LIMITS_OF_AUTH,
-  LIMITS_OF_WORKER_TO_SUPERVISOR,
-  supervisorToAuth,
-  supervisorToWorker,
-  workerToSupervisor,
-} from '../ipc/messages.ts';
+import { encodeNewcomer } from '../ipc/descriptors.ts';
+import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messages.ts';
 import { statePaths } from '../layout.ts';
 import { openPool } from '../pool.ts';
 import { Child, programOf } from './child.ts';
 import { GatewayHost } from './host.ts';
 import { identitiesOf } from './identities.ts';
+import { LifeWatch } from './life-watch.ts';
+import { Trouble } from './trouble.ts';
+import { Workers } from './workers.ts';
 
 /** How long the processes may take to say goodbye. */
-const WORKER_STOP_MS = 5000;
 const AUTH_STOP_MS = 10_000;
 const END_MS = 2000;
-/** Ends within this time count as one trouble. */
-const TROUBLE_MS = 60_000;
-/** A worker that ends so often within that time is given up. */
-const MAX_ENDS = 6;
-const FIRST_DELAY_MS = 250;
-const MAX_DELAY_MS = 30_000;
 
 type AuthChild = Child<typeof supervisorToAuth, typeof authToSupervisor>;
-type WorkerChild = Child<typeof supervisorToWorker, typeof workerToSupervisor>;
 
 export interface GatewayProcessesOptions {
   config: GatewayConfig;
@@ -75,19 +63,16 @@ export class GatewayProcesses {
   readonly #options: GatewayProcessesOptions;
   readonly #log: Logger;
   readonly #launcher: Launcher;
-  readonly #host: GatewayHost;
   readonly #identities: { auth: Identity; worker: Identity };
   readonly #control: { path: string; fd: number };
   readonly #own: OwnAuthority | undefined;
   readonly #stopped = Promise.withResolvers<void>();
-  readonly #workers: (WorkerChild | undefined)[] = [];
-  /** Over which connections are given to each worker: the end that it reads, and the end that all others have. */
-  readonly #handovers: [read: number, write: number][];
-  /** When auth, and each worker, has ended by itself lately, monotonic: one that ends over and over delays no other. */
-  readonly #ends = new Map<'auth' | number, number[]>();
-  readonly #givenUp = new Set<number>();
-  #replacing: Promise<number> = Promise.resolve(0);
-  #auth: { child: AuthChild; workers: DescriptorSender; fd: number } | undefined;
+  readonly #trouble: Trouble;
+  readonly #life = new LifeWatch(systemClock);
+  readonly #workers: Workers;
+  #opened: GatewayHost | undefined;
+  #hasStarted = false;
+  #auth: { child: AuthChild; workers: DescriptorSender; fd: number; unwatch(): void } | undefined;
   #config: GatewayConfig;
   #next: GatewayConfig | undefined;
   #credentials: CredentialTexts;
@@ -113,21 +98,22 @@ export class GatewayProcesses {
     const credentials = await readCredentialTexts(config, own, 'all');
     const launcher = await Launcher.open({ log });
     await makeRoom(paths.control);
-    const host = undo.adopt(await GatewayHost.open({ config, pool, workers, stateDir, log }), (opened) =>
-      opened.close(),
-    );
     handOver(paths.certs, identities.auth);
     const control = { path: paths.control, fd: listenAtPath(paths.control) };
     undo.defer(() => {
       closeFd(control.fd);
       rmSync(control.path, { force: true });
     });
-    const gateway = new GatewayProcesses(
-      { ...options, stateDir },
-      { launcher, host, identities, control, own, credentials },
-    );
+    const gateway = new GatewayProcesses({ ...options, stateDir }, { launcher, identities, control, own, credentials });
+    undo.defer(() => gateway.#opened?.close());
     undo.defer(() => gateway.#end());
-    await gateway.#startAll(() => host.configure(), { isCold: false });
+    // Loading their code is what takes longest.
+    gateway.#spawnAll({ isCold: false });
+    gateway.#life.start();
+    const host = await GatewayHost.open({ config, pool, workers, stateDir, log });
+    gateway.#opened = host;
+    await gateway.#startAll(() => host.configure());
+    gateway.#hasStarted = true;
     undo.move();
     log.info('gateway runs', {
       component: 'server',
@@ -143,7 +129,6 @@ export class GatewayProcesses {
     options: GatewayProcessesOptions,
     parts: {
       launcher: Launcher;
-      host: GatewayHost;
       identities: { auth: Identity; worker: Identity };
       control: { path: string; fd: number };
       own: OwnAuthority | undefined;
@@ -154,12 +139,35 @@ export class GatewayProcesses {
     this.#config = options.config;
     this.#log = options.log.child({ component: 'supervisor' });
     this.#launcher = parts.launcher;
-    this.#host = parts.host;
     this.#identities = parts.identities;
     this.#control = parts.control;
     this.#own = parts.own;
     this.#credentials = parts.credentials;
-    this.#handovers = Array.from({ length: options.workers }, () => socketPair('packets'));
+    this.#trouble = new Trouble(this.#log, () => this.#stopping !== undefined);
+    this.#workers = new Workers({
+      count: options.workers,
+      config: options.config,
+      identity: parts.identities.worker,
+      launcher: parts.launcher,
+      program: options.workerProgram,
+      descriptorsOf: (worker) => this.#host.workers[worker],
+      introduce: (...newcomer) => this.#introduce(...newcomer),
+      credentials: () => this.#credentials.pem,
+      isServing: () => this.#hasStarted && this.#stopping === undefined && this.#auth !== undefined,
+      givenUp: (worker) => this.#host.closeSocket(worker),
+      lost: () => {
+        this.#log.error('no worker is left; the gateway stops');
+        this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
+      },
+      trouble: this.#trouble,
+      life: this.#life,
+      log: this.#log,
+    });
+  }
+
+  get #host(): GatewayHost {
+    if (this.#opened === undefined) throw new VpnError('ERR_INVARIANT', 'the host has not been opened');
+    return this.#opened;
   }
 
   /** Address and port that clients connect to. */
@@ -194,41 +202,33 @@ export class GatewayProcesses {
     undo.defer(() => this.#end());
     const auth = this.#auth?.child;
     await auth?.channel.call('pause', {}, AUTH_STOP_MS).catch(() => {});
-    await this.#stopWorkers('shutdown');
+    await this.#workers.stop();
     await auth?.channel.call('stop', {}, AUTH_STOP_MS).catch(() => {});
-  }
-
-  async #stopWorkers(reason: CloseReason): Promise<void> {
-    const asked = this.#workers.map((worker) =>
-      worker?.channel.call('stop', { reason }, WORKER_STOP_MS).catch(() => {}),
-    );
-    await Promise.all(asked);
   }
 
   /** Ends all processes. */
   async #end(): Promise<void> {
     this.#stopping ??= Promise.resolve();
-    await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
+    this.#life.stop();
+    await this.#workers.close();
     await this.#auth?.child.end(END_MS);
     if (this.#auth !== undefined) closeFd(this.#auth.fd);
     this.#auth = undefined;
-    for (const fd of this.#handovers.splice(0).flat()) closeFd(fd);
   }
 
-  /** Starts auth and all workers, and meanwhile makes the host ready. */
-  async #startAll(makeReady: () => Promise<void>, { isCold }: { isCold: boolean }): Promise<void> {
-    const { config, workers: count, stateDir, version } = this.#options;
-    const auth = this.#startAuth();
-    const numbers = Array.from({ length: count }, (_, worker) => worker).filter((worker) => !this.#givenUp.has(worker));
-    const workers = numbers.map((worker) => [worker, this.#spawnWorker(worker, isCold)] as const);
-    for (const [worker, child] of workers) this.#workers[worker] = child;
-    const identity = this.#identities.auth;
-    const start = { config, workers: count, state: stateDir, identity };
-    await Promise.all([
-      makeReady(),
-      auth.whileAlive(auth.channel.call('prepare', start)),
-      ...workers.map(([worker, child]) => this.#prepare(child, worker)),
-    ]);
+  /** Starts auth and all workers, which load their code side by side. */
+  #spawnAll({ isCold }: { isCold: boolean }): void {
+    this.#startAuth();
+    this.#workers.spawn({ isCold });
+  }
+
+  /** Joins what has been started, and meanwhile makes the host ready. */
+  async #startAll(makeReady: () => Promise<void>): Promise<void> {
+    const { config, workers, stateDir: state, version } = this.#options;
+    const auth = this.#auth?.child;
+    if (auth === undefined) throw new VpnError('ERR_INVARIANT', 'auth has ended before anything could begin');
+    const start = { config, workers, state, identity: this.#identities.auth };
+    await Promise.all([makeReady(), auth.whileAlive(auth.channel.call('prepare', start)), this.#workers.prepare()]);
     const facts = {
       version,
       pid: process.pid,
@@ -239,11 +239,11 @@ export class GatewayProcesses {
       devices: this.#host.workers.flatMap(({ primary, plain }) => [deviceFacts(primary), deviceFacts(plain)]),
     };
     await auth.whileAlive(auth.channel.call('begin', { facts }));
-    await Promise.all(workers.map(([worker, child]) => this.#join(child, worker)));
+    await this.#workers.join();
     await auth.whileAlive(auth.channel.call('serve', {}));
   }
 
-  #startAuth(): AuthChild {
+  #startAuth(): void {
     const [near, far] = socketPair('packets');
     const { certs } = statePaths(this.#options.stateDir);
     const child: AuthChild = new Child({
@@ -259,175 +259,32 @@ export class GatewayProcesses {
       log: this.#log,
     });
     closeFd(far);
-    this.#auth = { child, workers: new DescriptorSender(near), fd: near };
-    return child;
+    const lost = (why: string): void => child.kill(why);
+    const unwatch = this.#life.add({ ask: () => child.channel.call('alive', {}), lost });
+    this.#auth = { child, workers: new DescriptorSender(near), fd: near, unwatch };
   }
 
-  /** The ends of a worker's channel to auth, until both have theirs. */
-  readonly #authEnds = new Map<WorkerChild, number>();
-
-  /** @param isCold it is waited for, and does not run its code first */
-  #spawnWorker(number: number, isCold = false): WorkerChild {
-    const descriptors = this.#host.workers[number];
-    // The number of a descriptor that has been closed may be another's by now.
-    if (descriptors === undefined || this.#givenUp.has(number)) {
-      throw new VpnError('ERR_INVARIANT', `there is no worker ${number}`);
-    }
-    const { socket, primary, plain } = descriptors;
-    const [forWorker, forAuth] = socketPair('stream');
-    const child: WorkerChild = new Child({
-      name: `worker ${number}`,
-      command: this.#workerCommand(number, isCold ? ['--cold'] : []),
-      cwd: '/',
-      descriptors: [
-        forWorker,
-        socket,
-        primary.fd,
-        plain.fd,
-        this.#handovers[number]?.[0] ?? -1,
-        ...this.#othersOf(number).map((other) => this.#handovers[other]?.[1] ?? -1),
-      ],
-      out: supervisorToWorker,
-      in: workerToSupervisor,
-      handlers: {} as Handlers<typeof workerToSupervisor>,
-      limits: LIMITS_OF_WORKER_TO_SUPERVISOR,
-      ended: (why) => this.#workerEnded(child, number, why),
-      log: this.#log,
-    });
-    closeFd(forWorker);
-    this.#authEnds.set(child, forAuth);
-    return child;
-  }
-
-  #workerCommand(worker: number, flags: readonly string[]): LaunchCommand {
-    const [file, ...words] = this.#options.workerProgram?.(worker) ?? programOf('worker');
-    const program: [string, ...string[]] = [file, ...words, ...flags];
-    const script = words.filter((word) => word.startsWith('/')).slice(0, 1);
-    try {
-      return this.#launcher.command(this.#identities.worker, program, script);
-    } catch (error) {
-      // It can load its program as root, and become that user afterwards.
-      this.#log.debug('workers change their user themselves', { reason: toVpnError(error).message });
-      return this.#launcher.commandAsRoot(program);
-    }
-  }
-
-  /** The worker becomes nobody with any right. */
-  async #prepare(child: WorkerChild, worker: number): Promise<void> {
-    const descriptors = this.#host.workers[worker];
-    if (descriptors === undefined) throw new VpnError('ERR_INVARIANT', `there is no worker ${worker}`);
-    const primary = factsOf(descriptors.primary);
-    const plain = factsOf(descriptors.plain);
-    const identity = this.#identities.worker;
-    const { config } = this.#options;
-    const others = this.#othersOf(worker);
-    await child.whileAlive(child.channel.call('prepare', { worker, config, identity, primary, plain, others }));
-  }
-
-  #othersOf(worker: number): number[] {
-    return [...this.#handovers.keys()].filter((other) => other !== worker);
-  }
-
-  /** The worker meets auth, and serves clients. */
-  async #join(child: WorkerChild, worker: number): Promise<void> {
-    const fd = this.#authEnds.get(child);
-    if (fd === undefined || this.#auth === undefined)
-      throw new VpnError('ERR_INVARIANT', 'a worker has no way to auth');
-    // First the way by which the worker gets the connections that auth makes for it.
-    const way = this.#handovers[worker]?.[1] ?? -1;
-    const { workers } = this.#auth;
-    const isSent = workers.send(encodeNewcomer(worker), way) && workers.send(encodeNewcomer(worker, child.pid), fd);
-    this.#authEnds.delete(child);
-    closeFd(fd);
-    if (!isSent) throw new VpnError('ERR_INVARIANT', 'auth takes no worker');
-    await child.whileAlive(child.channel.call('serve', { credentials: this.#credentials.pem }));
-  }
-
-  #workerEnded(child: WorkerChild, worker: number, why: string): void {
-    const fd = this.#authEnds.get(child);
-    if (fd !== undefined) closeFd(fd);
-    this.#authEnds.delete(child);
-    if (this.#workers[worker] !== child) return;
-    this.#workers[worker] = undefined;
-    if (this.#stopping !== undefined || this.#auth === undefined) return;
-    const ends = this.#countEnd(worker);
-    if (ends >= MAX_ENDS) {
-      this.#giveUp(worker, why);
-      return;
-    }
-    this.#log.error('a worker has ended; another takes its place', { worker, why });
-    this.#afterTrouble(ends, async () => {
-      // All have started again meanwhile, or are about to.
-      if (this.#workers[worker] !== undefined || this.#auth === undefined) return;
-      const next = this.#spawnWorker(worker, true);
-      this.#workers[worker] = next;
-      try {
-        await this.#prepare(next, worker);
-        await this.#join(next, worker);
-      } catch (error) {
-        next.kill('it could not be started');
-        throw error;
-      }
-      this.#log.info('a worker has been replaced', { worker, pid: next.pid });
-    });
-  }
-
-  /** Its socket is closed, so that the others get who comes; sessions that it had are resumed there, with their addresses. */
-  #giveUp(worker: number, why: string): void {
-    this.#log.error(`a worker has ended ${MAX_ENDS} times in a minute, and is given up; start the gateway again`, {
-      worker,
-      why,
-    });
-    this.#givenUp.add(worker);
-    this.#host.closeSocket(worker);
-    // One that is being started again is left.
-    if (this.#givenUp.size < this.#options.workers) return;
-    this.#log.error('no worker is left; the gateway stops');
-    this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
-  }
-
-  /**
-   * Puts another process in the place of each worker that there is, one after the other: the next one is ready before the
-   * former one lets its clients go, who come back at once.
-   *
-   * @throws {VpnError} when one cannot be started; the former one stays
-   */
-  #replaceWorkers(): Promise<number> {
-    const replaced = this.#replacing.then(async () => {
-      let count = 0;
-      for (const [worker, former] of [...this.#workers.entries()]) {
-        if (former === undefined || this.#stopping !== undefined) continue;
-        const next = this.#spawnWorker(worker);
-        try {
-          await this.#prepare(next, worker);
-        } catch (error) {
-          next.kill();
-          throw error;
-        }
-        this.#workers[worker] = next;
-        await former.channel.call('stop', { reason: 'shutdown' }, WORKER_STOP_MS).catch(() => {});
-        await former.end(END_MS);
-        await this.#join(next, worker);
-        this.#log.info('a worker has been replaced', { worker, pid: next.pid });
-        count += 1;
-      }
-      return count;
-    });
-    this.#replacing = replaced.catch(() => 0);
-    return replaced;
+  /** First the way by which the worker gets the connections that auth makes for it. */
+  #introduce(worker: number, pid: number, way: number, channel: number): boolean {
+    const workers = this.#auth?.workers;
+    if (workers === undefined) return false;
+    const isSent = workers.send(encodeNewcomer({ worker, pid: undefined }), way);
+    return isSent && workers.send(encodeNewcomer({ worker, pid }), channel);
   }
 
   #authEnded(child: AuthChild, why: string): void {
     if (this.#auth?.child !== child) return;
     closeFd(this.#auth.fd);
+    this.#auth.unwatch();
     this.#auth = undefined;
-    if (this.#stopping !== undefined) return;
+    if (this.#stopping !== undefined || !this.#hasStarted) return;
     this.#log.error('auth has ended; all processes start again', { why });
-    this.#afterTrouble(this.#countEnd('auth'), async () => {
-      await Promise.all(this.#workers.map((worker) => worker?.end(END_MS)));
+    this.#trouble.after(this.#trouble.count('auth'), async () => {
+      await this.#workers.end();
       try {
+        this.#spawnAll({ isCold: true });
         // The next auth places what it takes up; it knows nothing of where the last one had it.
-        await this.#startAll(() => this.#host.unplaceAll(), { isCold: true });
+        await this.#startAll(() => this.#host.unplaceAll());
       } catch (error) {
         // Half of a gateway serves nobody.
         this.#auth?.child.kill('not everything could be started with it');
@@ -435,27 +292,6 @@ export class GatewayProcesses {
       }
       this.#log.info('all processes have been started again');
     });
-  }
-
-  /** How often this one has ended lately, with this time. */
-  #countEnd(part: 'auth' | number): number {
-    const now = performance.now();
-    const ends = [...(this.#ends.get(part) ?? []), now].filter((at) => at > now - TROUBLE_MS);
-    this.#ends.set(part, ends);
-    return ends.length;
-  }
-
-  /** At once the first time, later and later when it goes on. */
-  #afterTrouble(ends: number, start: () => Promise<void>): void {
-    const repeated = ends - 2;
-    const delay = repeated < 0 ? 0 : Math.min(FIRST_DELAY_MS * 2 ** repeated, MAX_DELAY_MS);
-    setTimeout(() => {
-      if (this.#stopping !== undefined) return;
-      start().catch((error: unknown) => {
-        // Whoever is started in vain ends, and is tried again.
-        if (this.#stopping === undefined) this.#log.error('a process could not be started', { error });
-      });
-    }, delay);
   }
 
   #authHandlers(): Handlers<typeof authToSupervisor> {
@@ -468,11 +304,7 @@ export class GatewayProcesses {
       unplace: ({ lease }) => done(this.#host.unplace(lease)),
       report: async () => {
         const { counters, warnings } = await this.#host.report();
-        const lost = [...this.#givenUp].map(
-          (worker) =>
-            `worker ${worker} ended again and again and is given up: look into the log, and start the gateway again`,
-        );
-        return { counters: { ...counters }, warnings: [...warnings, ...lost] };
+        return { counters: { ...counters }, warnings: [...warnings, ...this.#workers.warnings] };
       },
       readConfig: async () => {
         this.#next = await this.#options.readConfig();
@@ -490,11 +322,9 @@ export class GatewayProcesses {
       },
       useCredentials: ({ what }) => done(this.#useCredentials(what)),
       replace: ({ worker, pid, isSilent }) => {
-        const child = this.#workers[worker];
-        // Another may have taken its place meanwhile.
-        if (child?.pid === pid) child.kill(isSilent ? 'it has closed its channel to auth' : 'auth has cut it off');
+        this.#workers.cutOff(worker, pid, isSilent ? 'it has closed its channel to auth' : 'auth has cut it off');
       },
-      replaceWorkers: async () => ({ replaced: await this.#replaceWorkers() }),
+      replaceWorkers: async () => ({ replaced: await this.#workers.replaceAll() }),
       stop: () => {
         this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
       },
@@ -523,23 +353,10 @@ export class GatewayProcesses {
     const { texts, of } = read;
     const former = this.#credentials;
     const next = what === 'all' ? texts : { ...texts, pem: { ...former.pem, crl: texts.pem.crl } };
-    const live = this.#workers.filter((worker) => worker !== undefined);
-    const put = (credentials: CredentialTexts) =>
-      Promise.all(live.map((worker) => worker.channel.call('useCredentials', { credentials: credentials.pem })));
-    try {
-      await put(next);
-    } catch (error) {
-      // All have the new ones, or none.
-      await put(former).catch(() => {});
-      throw error;
-    }
+    await this.#workers.useCredentials(next.pem, former.pem);
     this.#credentials = next;
     if (what === 'all') this.#config = this.#configOf(of);
   }
-}
-
-function factsOf({ name, mtu, superPackets, uso }: TunDescriptor) {
-  return { name, mtu, superPackets, uso };
 }
 
 function deviceFacts({ name, mtu, superPackets, uso }: TunDescriptor) {

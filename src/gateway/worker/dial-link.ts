@@ -1,6 +1,6 @@
 /**
- * Who dials, as a worker in a process of its own reaches it: auth makes the connection, and its descriptor comes over the
- * socket by which other workers give connections, under a number that only this worker and auth know.
+ * Who dials, as a worker in a process of its own reaches it: auth makes the connection, and its descriptor comes over a
+ * socket of its own, under a number that only this worker and auth know.
  *
  * Hides that answer and descriptor come apart, in either order, and how many questions are on their way.
  */

@@ -1,10 +1,11 @@
 /**
  * Connections that belong to another worker.
  *
- * Hides how a connection gets there: its descriptor, what has been read of it and who the client is go in one packet to the
- * socket of that worker, whose sending end every worker has. What comes from another worker is believed no more than what comes
- * from the network: it is a connection, whatever is said of it. One that cannot be given away stays, and its client is told where its
- * session is.
+ * Hides how a connection gets there: its descriptor, what has been read of it and who the client is go in one packet to that
+ * worker. There is a way of its own from each worker to each other one, and from auth: what one sender does to its way, or sends
+ * by it, is between the two. What comes from another worker is believed no more than what comes from the network: it is a
+ * connection, whatever is said of it, and so many of one sender may come in a second and be in their handshake. One that cannot be
+ * given away stays, and its client is told where its session is.
  *
  *     u8 counted | u16 port | u8 length | address | what has been read
  */
@@ -13,59 +14,157 @@ import { Socket } from 'node:net';
 import { closeFd, socketFd } from '../../os/socket.ts';
 import { DescriptorReceiver, DescriptorSender, MAX_DESCRIPTOR_PACKET_BYTES } from '../../os/unix-socket.ts';
 import { hintedWorker } from '../../transport/client-hello.ts';
-import type { Endpoint } from '../../transport/endpoint.ts';
+import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
 import type { Listener } from '../../transport/listener.ts';
-import { DIALLED_PACKET } from '../ipc/messages.ts';
 
 const HEADER_BYTES = 4;
+/** Of a connection that auth has made: the number of the question. */
+const DIALLED_BYTES = 16;
+/** A core accepts fewer. More wait, and then the sender keeps its own. */
+const PACKETS_PER_SECOND = 1000;
+const REFILL_MS = 100;
+const PACKETS_PER_REFILL = (PACKETS_PER_SECOND * REFILL_MS) / 1000;
+
+/** Who takes connections over. */
+export type HandoverListener = Pick<Listener, 'takeOver'>;
+
+export interface HandoverOptions {
+  /** This worker's number. */
+  worker: number;
+  /** How many connections of one sender may be in their handshake at once; asked for each. */
+  maxInHandshake: () => number;
+}
 
 export class Handover {
   /** Told of connections that auth has made, by the number of the question; the descriptor is whoever's it is told. */
   onDialled: (id: string, fd: number) => void = (_id, fd) => closeFd(fd);
-  readonly #worker: number;
-  readonly #senders = new Map<number, DescriptorSender>();
+  readonly #options: HandoverOptions;
+  readonly #ways = new Map<number, { readonly fd: number; readonly sender: DescriptorSender }>();
+  readonly #senders = new Map<number, Inbound>();
+  #dialled: DescriptorReceiver | undefined;
+  #listener: HandoverListener | undefined;
 
-  /** @param others sending ends, by worker */
-  constructor(worker: number, others: ReadonlyMap<number, number>) {
-    this.#worker = worker;
-    for (const [other, fd] of others) this.#senders.set(other, new DescriptorSender(fd));
+  constructor(options: HandoverOptions) {
+    this.#options = options;
+  }
+
+  /** The way to another worker, in place of the one to the process that it was before. The descriptor is this one's from now on. */
+  addWay(worker: number, fd: number): void {
+    const former = this.#ways.get(worker);
+    this.#ways.set(worker, { fd, sender: new DescriptorSender(fd) });
+    if (former !== undefined) closeFd(former.fd);
+  }
+
+  /** The way from another worker, likewise. */
+  addSender(worker: number, fd: number): void {
+    this.#senders.get(worker)?.close();
+    const inbound = new Inbound(fd, this.#options.maxInHandshake);
+    this.#senders.set(worker, inbound);
+    if (this.#listener !== undefined) inbound.start(this.#listener);
+  }
+
+  /** The way by which auth gives the connections that it makes for this worker. */
+  addDialled(fd: number): void {
+    void this.#dialled?.close();
+    this.#dialled = new DescriptorReceiver(fd, (packet, descriptor) => {
+      if (packet.length === DIALLED_BYTES) this.onDialled(Buffer.from(packet).toString('hex'), descriptor);
+      else closeFd(descriptor);
+    });
+  }
+
+  /** Takes what other workers give from now on. */
+  start(listener: HandoverListener): void {
+    this.#listener = listener;
+    for (const sender of this.#senders.values()) sender.start(listener);
   }
 
   /** Gives a connection to the worker that its client asks for; false: it stays here. */
   give(raw: Socket, start: Buffer, remote: Endpoint, isCounted: boolean): boolean {
     const worker = hintedWorker(start);
-    if (worker === undefined || worker === this.#worker) return false;
-    const sender = this.#senders.get(worker);
+    if (worker === undefined || worker === this.#options.worker) return false;
+    const way = this.#ways.get(worker);
     const address = Buffer.from(remote.address);
     const length = HEADER_BYTES + address.length + start.length;
-    if (sender === undefined || address.length > 255 || length > MAX_DESCRIPTOR_PACKET_BYTES) return false;
+    if (way === undefined || address.length > 255 || length > MAX_DESCRIPTOR_PACKET_BYTES) return false;
     const head = Buffer.of(isCounted ? 1 : 0, remote.port >> 8, remote.port & 0xff, address.length);
-    return sender.send(Buffer.concat([head, address, start]), socketFd(raw));
+    return way.sender.send(Buffer.concat([head, address, start]), socketFd(raw));
+  }
+}
+
+/** What one other worker gives. */
+class Inbound {
+  readonly #fd: number;
+  readonly #maxInHandshake: () => number;
+  /** Connections that are not through their handshake, by source, in the order in which they came. */
+  readonly #inHandshake = new Map<Socket, string>();
+  #left = PACKETS_PER_REFILL;
+  #receiver: DescriptorReceiver | undefined;
+  #refill: NodeJS.Timeout | undefined;
+  #isClosed = false;
+
+  constructor(fd: number, maxInHandshake: () => number) {
+    this.#fd = fd;
+    this.#maxInHandshake = maxInHandshake;
   }
 
-  /** Takes what other workers give from `fd`, which it takes over, for a listener. */
-  receive(fd: number, listener: Listener): DescriptorReceiver {
-    return new DescriptorReceiver(fd, (packet, descriptor) => {
-      const bytes = Buffer.from(packet);
-      if (bytes[0] === DIALLED_PACKET) {
-        this.onDialled(bytes.toString('hex', 1), descriptor);
-        return;
-      }
-      const addressEnd = HEADER_BYTES + (bytes[3] ?? 0);
-      let raw: Socket;
-      try {
-        raw = new Socket({ fd: descriptor });
-      } catch {
-        // Not even a socket.
-        closeFd(descriptor);
-        return;
-      }
-      if (raw.remoteAddress === undefined || bytes.length <= addressEnd) {
-        raw.destroy();
-        return;
-      }
-      const remote = { address: bytes.toString('utf8', HEADER_BYTES, addressEnd), port: bytes.readUInt16BE(1) };
-      listener.takeOver(raw, bytes.subarray(addressEnd), remote, bytes[0] === 1);
+  start(listener: HandoverListener): void {
+    if (this.#receiver !== undefined || this.#isClosed) return;
+    this.#receiver = new DescriptorReceiver(this.#fd, (packet, descriptor) => {
+      this.#spend();
+      this.#take(Buffer.from(packet), descriptor, listener);
     });
+  }
+
+  /** What has been taken stays. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearTimeout(this.#refill);
+    if (this.#receiver === undefined) closeFd(this.#fd);
+    else void this.#receiver.close();
+  }
+
+  #spend(): void {
+    this.#left -= 1;
+    if (this.#left <= 0) this.#receiver?.pause();
+    // The first of a flock starts the time, so that nothing runs while nothing comes.
+    this.#refill ??= setTimeout(() => {
+      this.#refill = undefined;
+      this.#left = PACKETS_PER_REFILL;
+      this.#receiver?.resume();
+    }, REFILL_MS).unref();
+  }
+
+  #take(bytes: Buffer, descriptor: number, listener: HandoverListener): void {
+    const addressEnd = HEADER_BYTES + (bytes[3] ?? 0);
+    let raw: Socket;
+    try {
+      raw = new Socket({ fd: descriptor });
+    } catch {
+      // Not even a socket.
+      closeFd(descriptor);
+      return;
+    }
+    if (raw.remoteAddress === undefined || bytes.length <= addressEnd) {
+      raw.destroy();
+      return;
+    }
+    const remote = { address: bytes.toString('utf8', HEADER_BYTES, addressEnd), port: bytes.readUInt16BE(1) };
+    while (this.#inHandshake.size >= Math.max(1, this.#maxInHandshake())) this.#makeRoom();
+    this.#inHandshake.set(raw, sourceOf(remote.address));
+    listener.takeOver(raw, bytes.subarray(addressEnd), remote, bytes[0] === 1, () => this.#inHandshake.delete(raw));
+  }
+
+  /** As the listener does with those that come from outside: of the source that has the most, the oldest goes. */
+  #makeRoom(): void {
+    const counts = new Map<string, number>();
+    for (const source of this.#inHandshake.values()) counts.set(source, (counts.get(source) ?? 0) + 1);
+    const most = Math.max(...counts.values());
+    for (const [raw, source] of this.#inHandshake) {
+      if (counts.get(source) !== most) continue;
+      this.#inHandshake.delete(raw);
+      raw.resetAndDestroy();
+      return;
+    }
   }
 }

@@ -2,21 +2,23 @@
  * The program of a worker's process.
  *
  * Hides the order in which it becomes what it is: load everything, run the packet path once over, take the descriptors that
- * it was started with, give up every right, and only then hear what comes from the network. It ends with the supervisor, and
- * with auth.
+ * it is given, give up every right, and only then hear what comes from the network. It ends with the supervisor, and with auth.
  *
- * Descriptors: 3 supervisor, 4 auth, 5 listening socket, 6 primary device, 7 plain device, 8 connections that other workers
- * give, then one way to each other worker.
+ * Descriptors: 3 supervisor, 4 packets with all further ones (`ipc/descriptors`). Arguments: its number, or another word while it has
+ * none; `--cold`: it is waited for.
  */
 
+import { fileURLToPath } from 'node:url';
 import { systemClock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import { createLogger } from '../../base/log.ts';
 import { enterCage } from '../../os/cage.ts';
 import { giveUpRights } from '../../os/launcher.ts';
 import { tunOf } from '../../os/tun-linux.ts';
+import { DescriptorReceiver } from '../../os/unix-socket.ts';
 import { warmUp } from '../../transport/warm-up.ts';
 import { IpcChannel } from '../ipc/channel.ts';
+import { decodeWorkerDescriptor, type WorkerDescriptor } from '../ipc/descriptors.ts';
 import { LIMITS_FROM_ABOVE, supervisorToWorker, workerToSupervisor } from '../ipc/messages.ts';
 import { AuthLink } from './auth-link.ts';
 import { DialLink } from './dial-link.ts';
@@ -24,12 +26,7 @@ import { Handover } from './handover.ts';
 import { WorkerService } from './service.ts';
 
 const SUPERVISOR_FD = 3;
-const AUTH_FD = 4;
-const LISTEN_FD = 5;
-const PRIMARY_FD = 6;
-const PLAIN_FD = 7;
-const HANDOVER_FD = 8;
-const FIRST_WAY_FD = 9;
+const DESCRIPTORS_FD = 4;
 
 /** Some 4,000 packets make the code fast; `npm run bench` shows what they are worth. */
 const WARM_UP = { rounds: 4000, timeMs: 1500 };
@@ -41,6 +38,15 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal
 const warm = process.argv.includes('--cold') ? Promise.resolve(0) : warmUp(WARM_UP).catch(() => 0);
 let service: WorkerService | undefined;
 let auth: AuthLink | undefined;
+let handover: Handover | undefined;
+/** What it is to work with, by use; what comes for other workers' connections waits here until it is one itself. */
+const inherited = {
+  auth: Promise.withResolvers<number>(),
+  listen: Promise.withResolvers<number>(),
+  primary: Promise.withResolvers<number>(),
+  plain: Promise.withResolvers<number>(),
+};
+const ways: [WorkerDescriptor, number][] = [];
 
 function running(): WorkerService {
   if (service === undefined) throw new VpnError('ERR_NOT_RUNNING', 'the worker is not prepared');
@@ -53,26 +59,53 @@ function fail(error: unknown): never {
 }
 process.on('uncaughtException', fail);
 
+new DescriptorReceiver(DESCRIPTORS_FD, (bytes, fd) => {
+  const descriptor = decodeWorkerDescriptor(bytes);
+  const { use } = descriptor;
+  if (use === 'auth' || use === 'listen' || use === 'primary' || use === 'plain') inherited[use].resolve(fd);
+  else if (handover === undefined) ways.push([descriptor, fd]);
+  else addWay(handover, descriptor, fd);
+});
+
+function addWay(to: Handover, descriptor: WorkerDescriptor, fd: number): void {
+  if (descriptor.use === 'to') to.addWay(descriptor.worker, fd);
+  else if (descriptor.use === 'from') to.addSender(descriptor.worker, fd);
+  else to.addDialled(fd);
+}
+
+/** What others see of it in a list of processes: which worker it is, also of one that was started as none. */
+function showNumber(worker: number): void {
+  const script = fileURLToPath(import.meta.url);
+  process.title = [process.execPath, ...process.execArgv, script, worker].join(' ');
+}
+
 new IpcChannel({
   fd: SUPERVISOR_FD,
   out: workerToSupervisor,
   in: supervisorToWorker,
   handlers: {
-    prepare: async ({ worker, config, identity, primary, plain, others }) => {
+    alive: async () => ({}),
+    load: async () => {
+      await warm;
+      return {};
+    },
+    prepare: async ({ worker, config, identity, primary, plain }) => {
       const log = createLogger(config.log).child({ worker });
       const devices = {
-        primary: tunOf({ fd: PRIMARY_FD, ...primary }),
-        plain: tunOf({ fd: PLAIN_FD, ...plain }),
+        primary: tunOf({ fd: await inherited.primary.promise, ...primary }),
+        plain: tunOf({ fd: await inherited.plain.promise, ...plain }),
       };
-      const link = new AuthLink(AUTH_FD, running, () => process.exit(0));
+      const link = new AuthLink(await inherited.auth.promise, running, () => process.exit(0));
       auth = link;
-      const ways = new Map(others.map((other, index) => [other, FIRST_WAY_FD + index]));
-      const handover = { ways: new Handover(worker, ways), fd: HANDOVER_FD };
+      const given = new Handover({ worker, maxInHandshake: () => Math.floor(running().maxHandshakes / 2) });
+      handover = given;
+      for (const [descriptor, fd] of ways.splice(0)) addWay(given, descriptor, fd);
       const dialler = new DialLink(() => link);
-      handover.ways.onDialled = (id, fd) => dialler.take(id, fd);
+      given.onDialled = (id, fd) => dialler.take(id, fd);
       const proxy = config.proxy.enabled ? { auth: link.proxies, dialler } : undefined;
       service = new WorkerService({ config, auth, proxy, devices, handover, clock: systemClock, log });
       await warm;
+      showNumber(worker);
       giveUpRights(identity);
       enterCage('worker', { log });
       return {};
@@ -80,7 +113,7 @@ new IpcChannel({
     serve: async ({ credentials }) => {
       const worker = running();
       worker.restore((await auth?.waiting()) ?? []);
-      await worker.start(LISTEN_FD, credentials);
+      await worker.start(await inherited.listen.promise, credentials);
       return {};
     },
     useCredentials: async ({ credentials }) => {

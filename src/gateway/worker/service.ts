@@ -40,8 +40,8 @@ export interface WorkerServiceOptions {
   config: GatewayConfig;
   auth: AuthPort;
   devices: WorkerDevices;
-  /** Ways to the other workers, and the socket over which they give connections. */
-  handover?: { ways: Handover; fd: number } | undefined;
+  /** The ways to the other workers and from them. */
+  handover?: Handover | undefined;
   /** For those who use the gateway as a proxy; undefined: it is none. */
   proxy?: { readonly auth: ProxyPort; readonly dialler: DialPort } | undefined;
   clock: Clock;
@@ -94,13 +94,13 @@ export class WorkerService implements WorkerPort {
         : { camouflage: { path: config.camouflage, only: config.camouflageOnly } }),
       dataQueueBytes: config.data.queueBytes,
       queues: this.#worker.queues,
-      ...(handover === undefined ? {} : { handOver: (...connection) => handover.ways.give(...connection) }),
+      ...(handover === undefined ? {} : { handOver: (...connection) => handover.give(...connection) }),
       onChannel: (channel) => this.#worker.accept(channel),
       ...(streams === undefined ? {} : { onProxyRequest: (request) => streams.handle(request) }),
       log,
       clock,
     });
-    handover?.ways.receive(handover.fd, this.#listener);
+    handover?.start(this.#listener);
     this.#worker.start();
   }
 
@@ -172,6 +172,11 @@ export class WorkerService implements WorkerPort {
 
   async listSessions(after: number): Promise<SessionInfo[]> {
     return this.#worker.sessions.slice(after, after + SESSIONS_PER_PAGE).map(sessionInfo);
+  }
+
+  /** How many handshakes may be in flight; those of other workers' connections among them. */
+  get maxHandshakes(): number {
+    return this.#limits.handshakesInFlight;
   }
 
   /** Nobody connects any more. Idempotent. */
