@@ -97,6 +97,8 @@ export const DropReason = {
   queueSignal: 37,
   /** All queues together hold what they may; taken from the longest. */
   queueBudget: 38,
+  /** Its user has carried as much as the quota allows. */
+  quota: 39,
 } as const;
 export type DropReason = (typeof DropReason)[keyof typeof DropReason];
 

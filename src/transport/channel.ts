@@ -11,12 +11,15 @@
 
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, VpnError } from '../base/errors.ts';
+import type { TrafficClasses } from '../ip/traffic-class.ts';
 import { type PathFacts, socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
 import type { HolderFacts } from './certificate-facts.ts';
+import { batchCost, frameCost } from './data-frame.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
 import { FairQueue } from './fair-queue.ts';
 import { FlightLimit } from './flight-limit.ts';
+import { PaceGate, type Pacer } from './pacer.ts';
 import { PacketQueue } from './packet-queue.ts';
 import { PathWatch } from './path-watch.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -139,6 +142,8 @@ export class Channel {
   readonly #data: FairQueue;
   /** The one callback of every write and of every wait for the gate. */
   readonly #resume: (error?: Error | null) => void;
+  /** Holds data back to keep a rate. */
+  readonly #pace: PaceGate;
   #handler: ChannelHandler | undefined;
   /** A write is in flight, or the gate is shut. */
   #isBusy = false;
@@ -168,6 +173,7 @@ export class Channel {
       budget: options.queues,
       roundTripMs: () => (this.#gate?.read(this.#facts) === true ? this.#facts.rttMs : 0),
     });
+    this.#pace = new PaceGate(() => this.flush());
     this.#resume = (error) => {
       this.#isBusy = false;
       if (error == null) this.#pump();
@@ -192,6 +198,16 @@ export class Channel {
 
   get isClosed(): boolean {
     return this.#isClosed || this.#isClosing;
+  }
+
+  /** Data keeps these rates from now on; undefined: none. Control frames keep none. */
+  set pacer(pacer: Pacer | undefined) {
+    if (!this.isClosed) this.#pace.pacer = pacer;
+  }
+
+  /** Data frames that come belong to these classes of traffic. */
+  set classes(classes: TrafficClasses) {
+    this.#data.classes = classes;
   }
 
   /**
@@ -255,7 +271,7 @@ export class Channel {
     if (this.#isFinished) return false;
     if (this.#openGate !== undefined) this.#findGate();
     const isFirst = this.#data.queuedBytes === 0;
-    if (isFirst && end - start <= this.#data.unitBytes && this.#isReady()) {
+    if (isFirst && end - start <= this.#data.unitBytes && this.#isReady() && this.#isPaid(bytes, start, end)) {
       this.#write(viewOf(bytes, start, end));
       return true;
     }
@@ -323,6 +339,7 @@ export class Channel {
     this.#isFinished = true;
     this.#last = undefined;
     this.#data.close();
+    this.#pace.close();
     if (finalFrame !== undefined) this.#control.push(finalFrame, 0, finalFrame.length);
     this.#linger = setTimeout(() => this.destroy(), LINGER_MS);
     this.#linger.unref();
@@ -364,6 +381,20 @@ export class Channel {
     return false;
   }
 
+  #isPaid(bytes: Uint8Array, start: number, end: number): boolean {
+    return this.#pace.pacer === undefined || this.#pace.tryPay(frameCost(bytes, start, end - start));
+  }
+
+  #takeData(): Buffer | undefined {
+    const pace = this.#pace;
+    if (pace.pacer === undefined) return this.#data.take();
+    if (!pace.isOpen()) return undefined;
+    const batch = this.#data.take(pace.batchBytes);
+    if (batch !== undefined) pace.spent(batchCost(batch));
+    if (this.#data.queuedBytes === 0) pace.idle();
+    return batch;
+  }
+
   /** Sends the next batch. Nothing is in flight. */
   #pump(): void {
     if (this.#isClosed) return;
@@ -376,8 +407,9 @@ export class Channel {
       } else if (this.#isClosing) this.#socket.end();
       return;
     }
+    if (this.#pace.isWaiting && this.#control.queuedBytes === 0) return;
     if (!this.#isGateOpen()) return;
-    const batch = this.#control.take(CONTROL_BATCH_BYTES) ?? this.#data.take();
+    const batch = this.#control.take(CONTROL_BATCH_BYTES) ?? this.#takeData();
     if (batch !== undefined) this.#write(batch);
     if (this.#isRefusing && this.#data.queuedBytes <= this.#data.limitBytes / 2) {
       this.#isRefusing = false;
@@ -411,6 +443,7 @@ export class Channel {
     this.#isFinished = true;
     this.#last = undefined;
     this.#data.close();
+    this.#pace.close();
     this.#control.clear();
     clearTimeout(this.#linger);
     clearTimeout(this.#flightTimer);

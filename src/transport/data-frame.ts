@@ -45,6 +45,27 @@ export function frameSegments(bytes: Uint8Array, at: number, length: number): nu
   return segmentCount(packetLength, headerBytes(bytes, at + SUPER_PACKET_OFFSET, packetLength), gsoSize);
 }
 
+/** Bytes of the packets that a frame stands for, as they are on a network: every segment with its headers. */
+export function frameCost(bytes: Uint8Array, at: number, length: number): number {
+  const offset = packetOffset(bytes, at);
+  const packetLength = length - offset;
+  const gsoSize = segmentSize(bytes, at);
+  if (gsoSize === 0) return packetLength;
+  const header = headerBytes(bytes, at + offset, packetLength);
+  return packetLength + (segmentCount(packetLength, header, gsoSize) - 1) * header;
+}
+
+/** The same for whole frames, one behind the other. */
+export function batchCost(batch: Uint8Array): number {
+  let cost = 0;
+  for (let at = 0; at < batch.length; ) {
+    const length = frameLength(batch, at);
+    cost += frameCost(batch, at, length);
+    at += length;
+  }
+  return cost;
+}
+
 /** Says "congestion experienced" to a sender that understands. @returns false for one that does not */
 export function markFrame(bytes: Uint8Array, at: number, length: number): boolean {
   const offset = packetOffset(bytes, at);

@@ -1,8 +1,9 @@
 /**
  * The queue of a connection's data frames: fair between flows, short for those who respond, bounded for those who do not.
  *
- * Hides which frame goes next and which has to go. Flows with little to send pass those with much (fq_codel, RFC 8290);
- * the others take turns by bytes. A flow whose packets wait too long, or that is the longest of a queue that is half full,
+ * Hides which frame goes next and which has to go. Three classes of traffic share the connection by weight, and the more
+ * urgent goes first; within a class, flows with little to send pass those with much (fq_codel, RFC 8290) and the others
+ * take turns by bytes. A flow whose packets wait too long, or that is the longest of a queue that is half full,
  * is told: by a mark where it understands marks, else by the loss of one segment, not of a whole super-packet. At the bound,
  * whole packets go from the head of the longest flow. On a slow connection super-packets leave in parts, so that nothing
  * waits long behind one. Frames that carry no packet are never dropped: they are refused when there is no room.
@@ -15,7 +16,8 @@
 
 import { VpnError } from '../base/errors.ts';
 import { DropReason } from '../ip/drop-reason.ts';
-import { type FlowKey, flowHash } from '../ip/packet.ts';
+import type { FlowKey } from '../ip/packet.ts';
+import { TrafficClasses } from '../ip/traffic-class.ts';
 import {
   frameLength,
   frameSegments,
@@ -25,18 +27,9 @@ import {
   splitFrame,
   trimFrame,
 } from './data-frame.ts';
-import { FLOWS, FrameStore, LEAST_STORE_BYTES } from './frame-store.ts';
+import { FlowTable, NO_FLOW, OTHER_FLOW, QUANTUM_BYTES } from './flow-table.ts';
+import { LEAST_STORE_BYTES } from './frame-store.ts';
 import { type BudgetedQueue, QueueBudget } from './queue-budget.ts';
-
-/** What a flow may send in its turn: about two packets. */
-const QUANTUM_BYTES = 3000;
-/** New flows pass the others, but not for longer than this: an endless stream of new flows would stop them. */
-const NEW_RUN_BYTES = 16 * 1024;
-/** A flow has one of so many places, chosen by its hash. */
-const WAYS = 8;
-const SETS = (FLOWS - 1) >>> 3;
-/** Frames that carry no packet are one flow, which has the last place for itself. */
-const OTHER_FLOW = FLOWS - 1;
 
 /** One batch is at most this much, or one frame. */
 const BATCH_BYTES = 16 * 1024;
@@ -65,11 +58,6 @@ const TIGHT_PART = 32;
 /** The queue was empty: what was before the next look does not count. */
 const NOT_LOOKED = -1;
 
-const NOT_LISTED = 0;
-const NEW = 1;
-const OLD = 2;
-const NO_FLOW = -1;
-
 export interface FairQueueOptions {
   /** Neither the frames nor the memory for them ever exceed this. */
   limitBytes: number;
@@ -81,29 +69,8 @@ export interface FairQueueOptions {
   now?: () => number;
   /** Spreads flows over places; what it is must not be known to who sends the packets. */
   key?: FlowKey;
-}
-
-/** Memory of a queue that is in use. */
-class Flows {
-  readonly store: FrameStore;
-  readonly hashes = new Int32Array(FLOWS);
-  /** Flows that are not the one of `hashes` wait here, too. */
-  readonly isShared = new Uint8Array(FLOWS);
-  readonly bytes = new Int32Array(FLOWS);
-  readonly deficits = new Int32Array(FLOWS);
-  /** NOT_LISTED, NEW or OLD. */
-  readonly lists = new Uint8Array(FLOWS);
-  readonly next = new Int16Array(FLOWS);
-  /** When the flow is told the next time, in counted milliseconds; 0 while its packets do not wait long. */
-  readonly signalAt = new Float64Array(FLOWS);
-  readonly signals = new Uint16Array(FLOWS);
-  /** First and last of the lists, by NEW and OLD. */
-  readonly first = Int16Array.of(NO_FLOW, NO_FLOW, NO_FLOW);
-  readonly last = Int16Array.of(NO_FLOW, NO_FLOW, NO_FLOW);
-
-  constructor(bytes: number) {
-    this.store = new FrameStore(bytes);
-  }
+  /** Says which class a packet belongs to. Default: its DSCP. */
+  classes?: TrafficClasses | undefined;
 }
 
 /** Data frames on their way to one connection. Not for use by two readers. */
@@ -113,9 +80,10 @@ export class FairQueue implements BudgetedQueue {
   readonly #roundTripMs: () => number;
   readonly #now: () => number;
   readonly #key: FlowKey;
-  #flows: Flows | undefined;
+  #flows: FlowTable | undefined;
   #wasUsed = false;
-  #newRun = 0;
+  /** May be replaced at any time, for flows that come. */
+  classes: TrafficClasses;
 
   /** Counted time: it stands still while the queue is empty and while the connection stalls. */
   #time = 0;
@@ -141,6 +109,7 @@ export class FairQueue implements BudgetedQueue {
     this.#roundTripMs = options.roundTripMs ?? (() => 0);
     this.#now = options.now ?? (() => performance.now());
     this.#key = options.key ?? processKey;
+    this.classes = options.classes ?? BY_DSCP;
   }
 
   /** Bytes that wait. */
@@ -188,21 +157,18 @@ export class FairQueue implements BudgetedQueue {
     ) {
       return false;
     }
-    store.put(bytes, start, end, flow, this.#time);
-    flows.bytes[flow] = (flows.bytes[flow] ?? 0) + length;
+    flows.put(bytes, start, end, flow, this.#time);
     this.#wasUsed = true;
-    if (flows.lists[flow] === NOT_LISTED) {
-      flows.deficits[flow] = QUANTUM_BYTES;
-      append(flows, NEW, flow);
-    }
     return true;
   }
 
   /**
    * Removes and returns what goes next: frames, or a part of one, that take the connection about 2 ms; at least one, or two
    * segments of one. `undefined` when empty. What is returned is overwritten by the next call of anything.
+   *
+   * @param mostBytes a batch is no longer than this, either
    */
-  take(): Buffer | undefined {
+  take(mostBytes: number = NO_UNIT): Buffer | undefined {
     const flows = this.#flows;
     if (flows === undefined || flows.store.usedBytes === 0) return undefined;
     this.#look();
@@ -211,7 +177,7 @@ export class FairQueue implements BudgetedQueue {
     if (store.usedBytes > this.limitBytes / (this.#budget.isTight ? TIGHT_PART : 2)) this.#signalLongest(flows);
     else this.#lengthSignals = 0;
 
-    const unit = this.#unitBytes;
+    const unit = Math.min(this.#unitBytes, mostBytes);
     const most = Math.min(BATCH_BYTES, unit);
     let start = 0;
     let end = 0;
@@ -225,9 +191,8 @@ export class FairQueue implements BudgetedQueue {
         const cut = length > unit ? splitFrame(store.ring, offset, length, unit, batch, 0) : 0;
         if (cut > 0) {
           const part = frameLength(batch, 0);
-          store.cutFront(flow, cut);
-          flows.bytes[flow] = (flows.bytes[flow] ?? 0) - cut;
-          this.#charge(flows, flow, part);
+          flows.shorten(flow, cut, true);
+          flows.charge(flow, part);
           this.#budget.counters.parts += 1;
           this.#batchBytes = part;
           return batch.subarray(0, part);
@@ -248,8 +213,8 @@ export class FairQueue implements BudgetedQueue {
         store.ring.copy(batch, end, offset, offset + length);
         end += length;
       }
-      this.#leave(flows, flow);
-      this.#charge(flows, flow, length);
+      flows.leave(flow);
+      flows.charge(flow, length);
       if (end - start >= most) break;
     }
     if (end === start) return undefined;
@@ -259,13 +224,7 @@ export class FairQueue implements BudgetedQueue {
 
   /** Forgets every frame; keeps the memory. */
   clear(): void {
-    const flows = this.#flows;
-    if (flows === undefined) return;
-    flows.store.clear();
-    flows.bytes.fill(0);
-    flows.lists.fill(NOT_LISTED);
-    flows.first.fill(NO_FLOW);
-    flows.last.fill(NO_FLOW);
+    this.#flows?.clear();
   }
 
   /** Forgets every frame and gives the memory back. */
@@ -298,10 +257,10 @@ export class FairQueue implements BudgetedQueue {
     else flows.store.resize(half);
   }
 
-  #open(length: number): Flows | undefined {
+  #open(length: number): FlowTable | undefined {
     const size = this.#sizeFor(length);
     if (length > this.limitBytes || !this.#budget.grant(this, size)) return undefined;
-    this.#flows = new Flows(size);
+    this.#flows = new FlowTable(size);
     return this.#flows;
   }
 
@@ -312,30 +271,15 @@ export class FairQueue implements BudgetedQueue {
     return Math.min(size, this.limitBytes);
   }
 
-  #findFlow(flows: Flows, bytes: Uint8Array, at: number, length: number): number {
-    const offset = packetOffset(bytes, at);
-    const hash = flowHash(bytes, at + offset, length - offset, this.#key);
-    const first = (hash % SETS) * WAYS;
-    let free = NO_FLOW;
-    for (let flow = first; flow < first + WAYS; flow++) {
-      if (flows.hashes[flow] === hash) return flow;
-      if (flows.lists[flow] === NOT_LISTED) free = flow;
-    }
-    // More flows than places: two share one, until all of that place has left, so that no flow is put out of order.
-    const shared = first + ((hash >>> 16) & (WAYS - 1));
-    if (flows.isShared[shared] === 1 && flows.store.isEmpty(shared)) flows.isShared[shared] = 0;
-    if (flows.isShared[shared] === 1) return shared;
-    if (free === NO_FLOW) {
-      flows.isShared[shared] = 1;
-      return shared;
-    }
-    flows.hashes[free] = hash;
-    flows.signals[free] = 0;
-    return free;
+  #findFlow(flows: FlowTable, bytes: Uint8Array, start: number, length: number): number {
+    const offset = packetOffset(bytes, start);
+    const at = start + offset;
+    const trafficClass = this.classes.classOf(bytes, at, length - offset);
+    return flows.find(bytes, at, length - offset, trafficClass, this.#key);
   }
 
   /** Called when the frame does not fit as things are. */
-  #makeRoom(flows: Flows, flow: number, length: number): boolean {
+  #makeRoom(flows: FlowTable, flow: number, length: number): boolean {
     const { store } = flows;
     if (length > this.limitBytes) return false;
     for (;;) {
@@ -353,7 +297,7 @@ export class FairQueue implements BudgetedQueue {
     }
   }
 
-  #grow(flows: Flows, length: number): boolean {
+  #grow(flows: FlowTable, length: number): boolean {
     const { store } = flows;
     const needed = store.usedBytes + length;
     // Half empty, it is the gaps that are in the way.
@@ -365,18 +309,18 @@ export class FairQueue implements BudgetedQueue {
   }
 
   /** Drops a packet at the head of the longest flow. @returns its bytes; 0 when there is none to drop */
-  #evict(flows: Flows, reason: DropReason): number {
-    const flow = longestFlow(flows);
+  #evict(flows: FlowTable, reason: DropReason): number {
+    const flow = flows.longest();
     if (flow === NO_FLOW) return 0;
     const length = flows.store.length(flow);
     this.#drop(flows, flow, reason);
     return length;
   }
 
-  #drop(flows: Flows, flow: number, reason: DropReason): void {
+  #drop(flows: FlowTable, flow: number, reason: DropReason): void {
     const { store } = flows;
     this.#count(reason, frameSegments(store.ring, store.offset(flow), store.length(flow)));
-    this.#leave(flows, flow);
+    flows.leave(flow);
   }
 
   #count(reason: DropReason, segments: number): void {
@@ -384,47 +328,16 @@ export class FairQueue implements BudgetedQueue {
     drops[reason] = (drops[reason] ?? 0) + segments;
   }
 
-  /** Takes a flow's oldest frame out. The flow keeps its place in its list until its turn. */
-  #leave(flows: Flows, flow: number): void {
-    flows.bytes[flow] = (flows.bytes[flow] ?? 0) - flows.store.length(flow);
-    flows.store.remove(flow);
-  }
-
-  #charge(flows: Flows, flow: number, bytes: number): void {
-    flows.deficits[flow] = (flows.deficits[flow] ?? 0) - bytes;
-    if (flows.lists[flow] === NEW) this.#newRun += Math.min(bytes, QUANTUM_BYTES);
-    else this.#newRun = 0;
-  }
-
   /** The flow whose turn it is; its oldest frame may go. */
-  #select(flows: Flows): number {
-    const { store, first } = flows;
+  #select(flows: FlowTable): number {
     for (;;) {
-      const isNewFirst = first[NEW] !== NO_FLOW && (this.#newRun < NEW_RUN_BYTES || first[OLD] === NO_FLOW);
-      const list = isNewFirst ? NEW : OLD;
-      const flow = first[list] ?? NO_FLOW;
-      if (flow === NO_FLOW) return NO_FLOW;
-      if (store.isEmpty(flow)) {
-        removeFirst(flows, list);
-        flows.signalAt[flow] = 0;
-        // One that comes and goes must not be new each time.
-        if (list === NEW && first[OLD] !== NO_FLOW) append(flows, OLD, flow);
-        continue;
-      }
-      const deficit = flows.deficits[flow] ?? 0;
-      if (deficit > 0 || (first[NEW] === NO_FLOW && flows.last[OLD] === flow)) {
-        if (deficit <= 0) flows.deficits[flow] = QUANTUM_BYTES;
-        if (this.#isTimely(flows, flow)) return flow;
-        continue;
-      }
-      flows.deficits[flow] = deficit + QUANTUM_BYTES;
-      removeFirst(flows, list);
-      append(flows, OLD, flow);
+      const flow = flows.select();
+      if (flow === NO_FLOW || this.#isTimely(flows, flow)) return flow;
     }
   }
 
   /** CoDel: tells a flow whose packets wait too long. @returns false when its oldest frame was dropped for that */
-  #isTimely(flows: Flows, flow: number): boolean {
+  #isTimely(flows: FlowTable, flow: number): boolean {
     const waited = this.#time - flows.store.time(flow);
     const isShort = (flows.bytes[flow] ?? 0) <= QUANTUM_BYTES;
     if (waited < TARGET_MS || isShort || waited < this.#target()) {
@@ -455,9 +368,9 @@ export class FairQueue implements BudgetedQueue {
     return this.#targetMs;
   }
 
-  #signalLongest(flows: Flows): void {
+  #signalLongest(flows: FlowTable): void {
     if (this.#time < this.#lengthSignalAt) return;
-    const flow = longestFlow(flows);
+    const flow = flows.longest();
     if (flow === NO_FLOW) return;
     this.#lengthSignals += 1;
     this.#lengthSignalAt =
@@ -467,7 +380,7 @@ export class FairQueue implements BudgetedQueue {
   }
 
   /** Tells a flow that it sends too fast. @returns false when its oldest frame is gone for that */
-  #signal(flows: Flows, flow: number): boolean {
+  #signal(flows: FlowTable, flow: number): boolean {
     const { store } = flows;
     const offset = store.offset(flow);
     const length = store.length(flow);
@@ -481,8 +394,7 @@ export class FairQueue implements BudgetedQueue {
       this.#drop(flows, flow, DropReason.queueSignal);
       return false;
     }
-    store.cutBack(flow, length - trimmed);
-    flows.bytes[flow] = (flows.bytes[flow] ?? 0) - (length - trimmed);
+    flows.shorten(flow, length - trimmed, false);
     this.#count(DropReason.queueTrimmed, 1);
     return true;
   }
@@ -508,41 +420,10 @@ export class FairQueue implements BudgetedQueue {
   }
 }
 
-function append(flows: Flows, list: number, flow: number): void {
-  const last = flows.last[list] ?? NO_FLOW;
-  if (last === NO_FLOW) flows.first[list] = flow;
-  else flows.next[last] = flow;
-  flows.last[list] = flow;
-  flows.next[flow] = NO_FLOW;
-  flows.lists[flow] = list;
-}
-
-function removeFirst(flows: Flows, list: number): void {
-  const flow = flows.first[list] ?? NO_FLOW;
-  const next = flows.next[flow] ?? NO_FLOW;
-  flows.first[list] = next;
-  if (next === NO_FLOW) flows.last[list] = NO_FLOW;
-  flows.lists[flow] = NOT_LISTED;
-}
-
-/** The flow with most bytes, of those that may lose packets. */
-function longestFlow(flows: Flows): number {
-  const { bytes } = flows;
-  let longest = NO_FLOW;
-  let most = 0;
-  for (let flow = 0; flow < OTHER_FLOW; flow++) {
-    const waiting = bytes[flow] ?? 0;
-    if (waiting > most) {
-      most = waiting;
-      longest = flow;
-    }
-  }
-  return longest;
-}
-
 /** The longest frame, and then some: as long a unit splits nothing. */
 const WHOLE_BYTES = 66_000;
 /** For one batch of any queue: it is used up before the next is made. */
 const batch = Buffer.allocUnsafeSlow(BATCH_BYTES + WHOLE_BYTES);
+const BY_DSCP = new TrafficClasses([]);
 const random = crypto.getRandomValues(new Int32Array(2));
 const processKey: FlowKey = [random[0] ?? 0, random[1] ?? 0];

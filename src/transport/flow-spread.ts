@@ -9,7 +9,9 @@
  */
 
 import { type FlowKey, flowHash } from '../ip/packet.ts';
+import type { TrafficClasses } from '../ip/traffic-class.ts';
 import type { Channel } from './channel.ts';
+import type { Pacer } from './pacer.ts';
 
 export const BUCKETS = 256;
 /** A bucket that had a packet is left alone until it was quiet for one to two ticks. */
@@ -27,6 +29,8 @@ export class FlowSpread {
   /** While there is no choice. */
   #only: Channel | undefined;
   #wasUsed = false;
+  #pacer: Pacer | undefined;
+  #classes: TrafficClasses | undefined;
 
   constructor(key: FlowKey = randomKey()) {
     this.#key = key;
@@ -51,6 +55,7 @@ export class FlowSpread {
   set(slot: number, channel: Channel | undefined): void {
     const former = this.#channels[slot];
     this.#channels[slot] = channel;
+    if (channel !== undefined) this.#prepare(channel);
     const live = this.#channels.filter((one) => one !== undefined);
     this.#only = live[0];
     this.#count = live.length;
@@ -59,6 +64,18 @@ export class FlowSpread {
     if (this.#count === 2 && channel !== undefined) this.#quietIn.fill(this.#wasUsed ? QUIET_TICKS : 0);
     this.#wasUsed = false;
     this.#settle();
+  }
+
+  /** What is sent keeps these rates, on all channels together, and belongs to these classes of traffic. */
+  shape(pacer: Pacer | undefined, classes: TrafficClasses | undefined): void {
+    this.#pacer = pacer;
+    this.#classes = classes;
+    for (const channel of this.#channels) if (channel !== undefined) this.#prepare(channel);
+  }
+
+  #prepare(channel: Channel): void {
+    channel.pacer = this.#pacer;
+    if (this.#classes !== undefined) channel.classes = this.#classes;
   }
 
   /** The channel for the packet `bytes[offset, offset + length)`; undefined when there is none. */

@@ -30,8 +30,12 @@ import {
 } from '../ip/super-packet.ts';
 import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
 import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
+import type { TrafficClasses } from '../ip/traffic-class.ts';
 import type { Channel } from './channel.ts';
 import { FlowSpread } from './flow-spread.ts';
+import { PacedDelivery } from './paced-delivery.ts';
+import type { Pacer } from './pacer.ts';
+import type { QueueBudget } from './queue-budget.ts';
 
 const PACKET_FRAME_OFFSET = PACKET_OFFSET - FRAME_HEADER_BYTES;
 const SUPER_PAYLOAD_OFFSET = PACKET_OFFSET - SUPER_HEADER_BYTES;
@@ -87,7 +91,10 @@ export class SendBatch {
   }
 }
 
-/** What a link counts; plain integers, read at scrape. A super-packet counts as the segments that it stands for. */
+/**
+ * What a link counts; plain integers, read at scrape. A super-packet counts as the segments that it stands for, each with its
+ * headers.
+ */
 export interface LinkCounters {
   sentPackets: number;
   sentBytes: number;
@@ -110,6 +117,20 @@ export interface PacketLinkOptions {
   drops: Float64Array;
 }
 
+/** What a session's packets have to keep beside the rules. */
+export interface Shape {
+  /** Rates of what is sent. */
+  readonly sending?: Pacer | undefined;
+  /** Rates of what has been received, before it goes on. */
+  readonly receiving?: Pacer | undefined;
+  readonly classes?: TrafficClasses | undefined;
+  /** Nothing is carried, either way: the quota is used up. */
+  readonly isRefused: boolean;
+  /** Bound of what waits to go on, and of all that waits. */
+  readonly queueBytes: number;
+  readonly queues?: QueueBudget | undefined;
+}
+
 /** One session's way between a TUN device and its data channels. */
 export class PacketLink {
   readonly counters: LinkCounters = { sentPackets: 0, sentBytes: 0, receivedPackets: 0, receivedBytes: 0 };
@@ -129,6 +150,9 @@ export class PacketLink {
   /** Which channel a packet goes to; without one it is dropped. */
   readonly spread = new FlowSpread();
   #isDeferring = false;
+  #isRefused = false;
+  /** Where received packets wait for their time, while they have to keep a rate. */
+  #delivery: PacedDelivery | undefined;
 
   constructor(options: PacketLinkOptions) {
     this.#device = options.device;
@@ -149,9 +173,10 @@ export class PacketLink {
   /** Sends a packet that the device has just read; see `TunReader.packet` for the arguments. */
   send(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void {
     const channel = this.spread.pick(bytes, PACKET_OFFSET, length);
-    const segments = gsoSize === 0 ? 1 : segmentCount(length, headerBytes(bytes, PACKET_OFFSET, length), gsoSize);
-    if (channel === undefined) {
-      this.#drop(DropReason.noChannel, segments);
+    const header = gsoSize === 0 ? 0 : headerBytes(bytes, PACKET_OFFSET, length);
+    const segments = segmentCount(length, header, gsoSize);
+    if (channel === undefined || this.#isRefused) {
+      this.#drop(this.#isRefused ? DropReason.quota : DropReason.noChannel, segments);
       return;
     }
     let start = PACKET_FRAME_OFFSET;
@@ -177,7 +202,7 @@ export class PacketLink {
       return;
     }
     this.counters.sentPackets += segments;
-    this.counters.sentBytes += length;
+    this.counters.sentBytes += length + (segments - 1) * header;
   }
 
   #defer(channel: Channel, bytes: Uint8Array, start: number, end: number): boolean {
@@ -186,6 +211,40 @@ export class PacketLink {
       this.#batch.add(this);
     }
     return channel.deferData(bytes, start, end);
+  }
+
+  /** What its packets keep from now on. */
+  shape(shape: Shape): void {
+    const { sending, receiving, classes, isRefused, queueBytes, queues } = shape;
+    this.#isRefused = isRefused;
+    this.spread.shape(sending, classes);
+    if (this.#delivery !== undefined) this.#delivery.pacer = receiving;
+    else if (receiving !== undefined) {
+      this.#delivery = new PacedDelivery({
+        pacer: receiving,
+        limitBytes: queueBytes,
+        budget: queues,
+        deliver: (bytes, at, frameBytes) => this.#goOn(bytes, at, frameBytes),
+      });
+    }
+    if (this.#delivery !== undefined && classes !== undefined) this.#delivery.classes = classes;
+    if (receiving === undefined && this.#delivery?.queuedBytes === 0) {
+      this.#delivery.close();
+      this.#delivery = undefined;
+    }
+  }
+
+  /** Called about once a second. */
+  handleTick(): void {
+    this.spread.handleTick();
+    this.#delivery?.releaseIfIdle();
+  }
+
+  /** Nothing comes or goes any more. */
+  close(): void {
+    this.#isRefused = true;
+    this.#delivery?.close();
+    this.#delivery = undefined;
   }
 
   /** Sends the small packets that wait. */
@@ -258,42 +317,71 @@ export class PacketLink {
   }
 
   #receive(buffer: PacketBuffer, type: number, payloadLength: number): void {
-    const bytes = buffer.bytes;
-    let length = payloadLength;
-    let reason: number;
-    let offload = NO_OFFLOAD;
-    if (type === FrameType.super) {
-      length -= SUPER_HEADER_BYTES;
-      if (!this.#superPackets) {
-        reason = DropReason.notNegotiated;
-      } else {
-        offload = this.#offload;
-        reason = rebuildOffload(
-          bytes,
-          PACKET_OFFSET,
-          length,
-          bytes[SUPER_PAYLOAD_OFFSET] ?? 0,
-          bytes[SUPER_PAYLOAD_OFFSET + 1] ?? 0,
-          ((bytes[SUPER_PAYLOAD_OFFSET + 2] ?? 0) << 8) | (bytes[SUPER_PAYLOAD_OFFSET + 3] ?? 0),
-          this.#limits,
-          this.#offload,
-        );
-      }
-    } else {
-      reason = checkPacket(bytes, PACKET_OFFSET, length);
-    }
+    const { bytes } = buffer;
+    const isSuper = type === FrameType.super;
+    const length = isSuper ? payloadLength - SUPER_HEADER_BYTES : payloadLength;
+    const offload = isSuper ? this.#offload : NO_OFFLOAD;
+    let reason = this.#check(bytes, isSuper, length);
     if (reason === DropReason.none && !this.#isOwn(bytes)) reason = DropReason.sourceNotLeased;
     if (reason !== DropReason.none) {
       this.#drop(reason);
       return;
     }
     const segments = segmentCount(length, offload.headerLength, offload.gsoSize);
+    if (this.#isRefused) {
+      this.#drop(DropReason.quota, segments);
+      return;
+    }
+    const delivery = this.#delivery;
+    if (delivery !== undefined) {
+      const start = isSuper ? SUPER_FRAME_OFFSET : PACKET_FRAME_OFFSET;
+      const end = PACKET_OFFSET + length;
+      writeFrameHeader(bytes, start, type, payloadLength);
+      if (!delivery.mayPass(bytes, start, end)) {
+        if (!delivery.push(bytes, start, end)) this.#drop(DropReason.queueFull, segments);
+        return;
+      }
+    }
+    this.#write(buffer, length, offload, segments);
+  }
+
+  /** Whether what a frame carries is taken; fills `#offload` for a super-packet. */
+  #check(bytes: Uint8Array, isSuper: boolean, length: number): DropReason {
+    if (!isSuper) return checkPacket(bytes, PACKET_OFFSET, length);
+    if (!this.#superPackets) return DropReason.notNegotiated;
+    return rebuildOffload(
+      bytes,
+      PACKET_OFFSET,
+      length,
+      bytes[SUPER_PAYLOAD_OFFSET] ?? 0,
+      bytes[SUPER_PAYLOAD_OFFSET + 1] ?? 0,
+      ((bytes[SUPER_PAYLOAD_OFFSET + 2] ?? 0) << 8) | (bytes[SUPER_PAYLOAD_OFFSET + 3] ?? 0),
+      this.#limits,
+      this.#offload,
+    );
+  }
+
+  /** A frame that has been checked and has waited for its time. It may be a part of what came. */
+  #goOn(frame: Uint8Array, at: number, frameBytes: number): void {
+    const isSuper = frame[at] === FrameType.super;
+    const start = isSuper ? SUPER_FRAME_OFFSET : PACKET_FRAME_OFFSET;
+    // Free here: a received frame is done with it within one call.
+    const buffer = this.#buffers.shared;
+    buffer.bytes.set(frame.subarray(at, at + frameBytes), start);
+    const length = start + frameBytes - PACKET_OFFSET;
+    const offload = isSuper ? this.#offload : NO_OFFLOAD;
+    const reason = this.#check(buffer.bytes, isSuper, length);
+    if (reason !== DropReason.none) this.#drop(reason);
+    else this.#write(buffer, length, offload, segmentCount(length, offload.headerLength, offload.gsoSize));
+  }
+
+  #write(buffer: PacketBuffer, length: number, offload: Readonly<Offload>, segments: number): void {
     if (!this.#device.write(buffer, length, offload)) {
       this.#drop(DropReason.tunRefused, segments);
       return;
     }
     this.counters.receivedPackets += segments;
-    this.counters.receivedBytes += length;
+    this.counters.receivedBytes += length + (segments - 1) * offload.headerLength;
   }
 
   #isOwn(bytes: Uint8Array): boolean {
