@@ -390,8 +390,7 @@ export class Channel {
     if (pace.pacer === undefined) return this.#data.take();
     if (!pace.isOpen()) return undefined;
     const batch = this.#data.take(pace.batchBytes);
-    if (batch !== undefined) pace.spent(batchCost(batch));
-    if (this.#data.queuedBytes === 0) pace.idle();
+    pace.spent(batch === undefined ? 0 : batchCost(batch));
     return batch;
   }
 

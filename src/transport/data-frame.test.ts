@@ -17,7 +17,7 @@ import { DropReason } from '../ip/drop-reason.ts';
 import { writeSegment } from '../ip/segment.ts';
 import { GsoType, NO_OFFLOAD, rebuildOffload, segmentCount } from '../ip/super-packet.ts';
 import { encodeFrame, FrameType } from '../protocol/frame.ts';
-import { frameLength, frameSegments, markFrame, splitFrame, trimFrame } from './data-frame.ts';
+import { frameCost, frameLength, frameSegments, markFrame, splitFrame, trimFrame } from './data-frame.ts';
 
 const LIMITS = { mtu: 1500, uso: true };
 
@@ -171,4 +171,15 @@ test('what is no packet, or no super-packet of ours, is left as it is', () => {
     assert.equal(markFrame(frame, 0, frame.length), false);
     assert.deepEqual(frame, Buffer.from(original));
   }
+});
+
+test('a super-packet costs what its segments are on a network, each with its headers', () => {
+  fc.assert(
+    fc.property(anySuper, ({ frame }) => {
+      const cost = segmentsOf(frame).reduce((sum, segment) => sum + segment.length, 0);
+      assert.equal(frameCost(frame, 0, frame.length), cost);
+    }),
+  );
+  const plain = encodeFrame(FrameType.packet, udpPacket({ payload: 100 }));
+  assert.equal(frameCost(plain, 0, plain.length), 128);
 });

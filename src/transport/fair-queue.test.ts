@@ -262,6 +262,60 @@ test('an endless stream of new flows does not stop the others', () => {
   assert.ok(bulk > 100_000, `${bulk} bytes of the old flow`);
 });
 
+/** Traffic class fields: EF, none, LE. */
+const [EF, BEST_EFFORT, LE] = [46 << 2, 0, 1 << 2];
+
+test('a class that has little to send does not wait for the others, however many flows those have', () => {
+  const rig = new Rig();
+  for (let port = 1; port <= 20; port++) rig.push(tcpFrame(port, 0, 20 * MSS, port % 2 === 0 ? LE : BEST_EFFORT));
+  rig.drain(1000, 50);
+  for (let turn = 0; turn < 20; turn++) {
+    // Not new any more, and yet first.
+    rig.push(tcpFrame(50, turn * 200, 200, EF));
+    assert.equal(rig.take()[0]?.port, 50, `turn ${turn}`);
+    rig.drain(1000, 5);
+  }
+});
+
+test('classes that send as much as they can share by weight: bulk is never passed over for long', () => {
+  const rig = new Rig();
+  const sent = new Map<number, number>();
+  const classOf = (port: number): number => [EF, BEST_EFFORT, LE][port % 3] ?? 0;
+  const sequences = new Map<number, number>();
+  const reached = new Map<number, number>();
+  const refill = (): void => {
+    for (let port = 0; port < 9; port++) {
+      const sequence = sequences.get(port) ?? 0;
+      if (sequence - (reached.get(port) ?? 0) > 50_000) continue;
+      rig.push(tcpFrame(port, sequence, 1000 + 400 * (port % 2), classOf(port)));
+      sequences.set(port, sequence + 1000 + 400 * (port % 2));
+    }
+  };
+  let longest = 0;
+  let bulkAt = rig.now;
+  for (let step = 0; step < 3000; step++) {
+    for (let more = 0; more < 8; more++) refill();
+    for (const frame of rig.take()) {
+      reached.set(frame.port, frame.sequence + frame.payload);
+      sent.set(frame.port, (sent.get(frame.port) ?? 0) + frame.bytes.length);
+      rig.now += frame.bytes.length / 1000;
+      if (classOf(frame.port) !== LE) continue;
+      longest = Math.max(longest, rig.now - bulkAt);
+      bulkAt = rig.now;
+    }
+  }
+  const total = (first: number) => [0, 3, 6].reduce((sum, more) => sum + (sent.get(first + more) ?? 0), 0);
+  const [interactive, normal, bulk] = [total(0), total(1), total(2)];
+  assert.ok(Math.abs(interactive / bulk / 8 - 1) < 0.05, `${interactive}, ${bulk}`);
+  assert.ok(Math.abs(normal / bulk / 4 - 1) < 0.05, `${normal}, ${bulk}`);
+  // At 1 MB/s a packet of bulk is passed by some 18 kB.
+  assert.ok(longest < 60, `bulk waited ${longest} ms`);
+  for (const first of [0, 1, 2]) {
+    const shares = [0, 3, 6].map((more) => sent.get(first + more) ?? 0);
+    assert.ok(Math.max(...shares) / Math.min(...shares) < 1.05, `within a class: ${shares.join()}`);
+  }
+});
+
 test('more flows than places: every flow keeps its order', () => {
   const rig = new Rig({ limitBytes: 4 * MIB });
   const last = new Map<number, number>();

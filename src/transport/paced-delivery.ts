@@ -5,11 +5,11 @@
  * small packets stand behind what waits in the kernel, and its senders are slowed down by what the queue tells them
  * (`FairQueue`): marks, lost segments. Must not know what becomes of a frame.
  *
- * @see docs/decisions/0024-shaping.md
+ * @see docs/decisions/0031-shaping.md
  */
 
 import type { TrafficClasses } from '../ip/traffic-class.ts';
-import { frameCost, frameLength } from './data-frame.ts';
+import { batchCost, frameCost, frameLength } from './data-frame.ts';
 import { FairQueue } from './fair-queue.ts';
 import { PaceGate, type Pacer } from './pacer.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -33,7 +33,7 @@ export class PacedDelivery {
   constructor(options: PacedDeliveryOptions) {
     const { limitBytes, budget, classes, now, deliver } = options;
     this.#queue = new FairQueue({ limitBytes, budget, classes, ...(now === undefined ? {} : { now }) });
-    this.#gate = new PaceGate(() => this.#pump(), now);
+    this.#gate = new PaceGate(() => this.#pump());
     this.#gate.pacer = options.pacer;
     this.#deliver = deliver;
   }
@@ -81,14 +81,13 @@ export class PacedDelivery {
     const gate = this.#gate;
     while (queue.queuedBytes > 0 && gate.isOpen()) {
       const batch = queue.take(gate.batchBytes);
+      gate.spent(batch === undefined ? 0 : batchCost(batch));
       if (batch === undefined) break;
       for (let at = 0; at < batch.length; ) {
         const length = frameLength(batch, at);
-        gate.spent(frameCost(batch, at, length));
         this.#deliver(batch, at, length);
         at += length;
       }
     }
-    if (queue.queuedBytes === 0) gate.idle();
   }
 }

@@ -17,6 +17,7 @@ import { FLAG_PARTIAL_CHECKSUM, GsoType, VirtioGsoType } from '../ip/super-packe
 import { PACKET_OFFSET } from '../os/tun.ts';
 import { MemoryTun } from '../os/tun-memory.ts';
 import { FrameDecoder, FrameType } from '../protocol/frame.ts';
+import { Pacer, TokenBucket } from './pacer.ts';
 import { PacketBufferPool, PacketLink, type PacketLinkOptions, SendBatch } from './packet-link.ts';
 
 const OWN4 = '10.8.0.2';
@@ -231,6 +232,82 @@ test('REQ-PACKET-003: a partial checksum is completed for a peer without super-p
     assert.ok(transportChecksumOk(frame.payload));
     assert.equal(frame.payload.length, packet.length);
   }
+});
+
+/** A bucket whose time stands still: what is in it is all that goes. */
+function stopped(burstBytes: number): Pacer {
+  return new Pacer([new TokenBucket({ bytesPerSecond: 1000, burstBytes }, () => 0)], 1500);
+}
+
+const bigFrame = (sequence: number, trafficClass = 0) =>
+  superFrame(tcpPacket({ sequence, trafficClass, payload: 45 * 1448, partial: true }), GsoType.tcp4, 1, 1448);
+
+test('what has arrived keeps a rate before it goes on: a super-packet in parts, DSCP and ECN as they came', async () => {
+  const r = rig();
+  r.link.shape({ receiving: stopped(20_000), isRefused: false, queueBytes: 1_000_000 });
+  receive(r, bigFrame(0, (46 << 2) | 1));
+  const bytesOf = () => r.link.counters.receivedBytes;
+  assert.ok(bytesOf() <= 20_000 && bytesOf() >= 14_000, `${bytesOf()} bytes of a burst of 20,000`);
+  const before = r.device.written.length;
+  receive(r, { type: FrameType.packet, payload: icmpPacket() });
+  assert.equal(r.device.written.length, before, 'it waits, too');
+  r.link.shape({ isRefused: false, queueBytes: 1_000_000 });
+  await new Promise(setImmediate);
+  assert.equal(bytesOf(), 45 * (1448 + 40) + 84, 'without a rate all goes on');
+  assert.equal(r.link.counters.receivedPackets, 46);
+  for (const { bytes } of r.device.written) assert.equal(bytes[1], bytes[9] === 1 ? 0 : (46 << 2) | 1);
+  assert.deepEqual(droppedAs(r), {});
+  r.link.shape({ receiving: stopped(20_000), isRefused: false, queueBytes: 1_000_000 });
+  receive(r, bigFrame(0));
+  r.link.close();
+  receive(r, { type: FrameType.packet, payload: icmpPacket() });
+  assert.deepEqual(droppedAs(r), { quota: 1 });
+});
+
+test('what is sent keeps a rate, control frames do not wait for it, and without a rate all goes', async () => {
+  const own = await openChannelPair();
+  try {
+    const r = rig();
+    r.link.spread.set(0, own.server);
+    let bytes = 0;
+    const pong = Promise.withResolvers<void>();
+    const all = Promise.withResolvers<void>();
+    const frames = new FrameCollector((type, payload) => {
+      if (type === FrameType.pong) pong.resolve();
+      else bytes += payload.length - 8;
+      if (bytes >= 65_000) all.resolve();
+    });
+    own.server.start({ bytes: () => {}, closed: () => {} });
+    own.client.start(frames);
+    r.link.shape({ sending: stopped(20_000), isRefused: false, queueBytes: 1_000_000 });
+    const packet = tcpPacket({ payload: 45 * 1448, partial: true });
+    const memory = new Uint8Array(PACKET_OFFSET + packet.length);
+    memory.set(packet, PACKET_OFFSET);
+    r.link.send(memory, packet.length, GsoType.tcp4, FLAG_PARTIAL_CHECKSUM, 1448);
+    // What is in flight goes first.
+    while (bytes < 13_000) await new Promise(setImmediate);
+    own.server.sendControl(Uint8Array.of(FrameType.pong, 0, 0, 0));
+    await frames.until(pong.promise);
+    assert.ok(bytes <= 20_000, `${bytes} bytes of a burst of 20,000`);
+    assert.ok(own.server.queuedBytes > 40_000, 'the rest waits');
+    r.link.shape({ isRefused: false, queueBytes: 1_000_000 });
+    await frames.until(all.promise);
+  } finally {
+    own.server.destroy();
+    own.client.destroy();
+  }
+});
+
+test('while a quota is used up nothing is carried, either way, and each packet is counted', async () => {
+  const r = rig();
+  r.link.shape({ isRefused: true, queueBytes: 1_000_000 });
+  assert.deepEqual(await send(r, icmpPacket()), []);
+  receive(r, bigFrame(0), { type: FrameType.packet, payload: icmpPacket() });
+  assert.deepEqual(droppedAs(r), { quota: 47 });
+  assert.equal(r.device.written.length, 0);
+  r.link.shape({ isRefused: false, queueBytes: 1_000_000 });
+  receive(r, bigFrame(0));
+  assert.equal(r.device.written.length, 1);
 });
 
 test('segments that a peer takes are not cut', async () => {

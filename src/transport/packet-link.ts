@@ -28,9 +28,9 @@ import {
   segmentCount,
   VirtioGsoType,
 } from '../ip/super-packet.ts';
+import type { TrafficClasses } from '../ip/traffic-class.ts';
 import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
 import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
-import type { TrafficClasses } from '../ip/traffic-class.ts';
 import type { Channel } from './channel.ts';
 import { FlowSpread } from './flow-spread.ts';
 import { PacedDelivery } from './paced-delivery.ts';
