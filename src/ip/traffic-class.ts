@@ -4,7 +4,7 @@
  * Hides where the DSCP stands and which of its values mean what (RFC 4594, RFC 8622), and how ports are looked up. The
  * field itself is carried as it came. Runs per packet: nothing here allocates or throws.
  *
- * @see docs/decisions/0031-shaping.md
+ * @see docs/decisions/0023-shaping.md
  */
 
 import { readU8, readU16 } from './bytes.ts';

@@ -5,7 +5,7 @@
  * small packets stand behind what waits in the kernel, and its senders are slowed down by what the queue tells them
  * (`FairQueue`): marks, lost segments. Must not know what becomes of a frame.
  *
- * @see docs/decisions/0031-shaping.md
+ * @see docs/decisions/0023-shaping.md
  */
 
 import type { TrafficClasses } from '../ip/traffic-class.ts';
