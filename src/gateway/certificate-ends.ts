@@ -24,6 +24,8 @@ export interface End {
   readonly at: number;
   /** What to do about it. */
   readonly remedy?: string;
+  /** What part it has in the gateway's own TLS. */
+  readonly kind?: 'server' | 'intermediate' | 'authority' | 'revocation_list';
 }
 
 export interface CertificateEndsOptions {

@@ -382,6 +382,19 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  metrics: z
+    .strictObject({
+      listen: z
+        .string()
+        .regex(
+          /^(?:\[[0-9a-fA-F:.]{2,45}\]|[0-9.]{7,15}):\d{1,5}$/,
+          'expected ADDRESS:PORT, such as 127.0.0.1:9464 or [::1]:9464',
+        )
+        .optional()
+        .describe('where /metrics, /healthz and /readyz are answered, over plain HTTP; default: nowhere'),
+    })
+    .prefault({}),
+
   audit: z
     .strictObject({
       file: text.optional().describe('the audit record as JSON lines, beside the table'),
@@ -432,6 +445,13 @@ export function checkCertificateStep({ login, requireClientAuth }: GatewayConfig
     'login: the step "certificate" needs requireClientAuth = true or "optional", got false: nobody could log in',
     { details: { key: 'requireClientAuth' } },
   );
+}
+
+/** Where metrics are answered. */
+export function metricsEndpoint({ metrics }: GatewayConfig): { host: string; port: number } | undefined {
+  const [, bracketed, plain, port] = /^(?:\[(.+)\]|(.+)):(\d+)$/.exec(metrics.listen ?? '') ?? [];
+  const host = bracketed ?? plain;
+  return host === undefined ? undefined : { host, port: Number(port) };
 }
 
 /** The configuration with its file names made absolute. */

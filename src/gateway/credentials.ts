@@ -99,13 +99,29 @@ export class Credentials {
     const [leaf, ...others] = certificatesIn(pem.cert);
     const authorities = config.requireClientAuth === false ? [] : certificatesIn(pem.ca ?? '');
     return [
-      ...(leaf === undefined ? [] : [endOf('server certificate', leaf, config.certFile)]),
-      ...others.map((certificate) => endOf('intermediate certificate', certificate, config.certFile)),
-      ...authorities.map((certificate) => endOf('CA certificate', certificate, config.caFile)),
+      ...(leaf === undefined
+        ? []
+        : [{ ...endOf('server certificate', leaf, config.certFile), kind: 'server' as const }]),
+      ...others.map((certificate) => ({
+        ...endOf('intermediate certificate', certificate, config.certFile),
+        kind: 'intermediate' as const,
+      })),
+      ...authorities.map((certificate) => ({
+        ...endOf('CA certificate', certificate, config.caFile),
+        kind: 'authority' as const,
+      })),
       ...lists.flatMap(({ authority, issuer, nextUpdate }) => {
         if (nextUpdate === undefined) return [];
         const remedy = `put a newer one in its place: ${crlFile}`;
-        return [{ key: `list ${authority}`, what: `the revocation list of ${issuer}`, at: nextUpdate, remedy }];
+        return [
+          {
+            key: `list ${authority}`,
+            what: `the revocation list of ${issuer}`,
+            at: nextUpdate,
+            remedy,
+            kind: 'revocation_list' as const,
+          },
+        ];
       }),
     ];
   }

@@ -14,10 +14,18 @@ import type { CloseReason } from '../protocol/messages.ts';
 import type { ServerCredentials } from '../transport/tls.ts';
 import type { Administration } from './administration.ts';
 import type { StartedSession } from './auth/live-session.ts';
-import { gatewayApi, kick } from './auth/operations.ts';
+import { GatewayMetrics } from './auth/metrics.ts';
+import { MetricsServer } from './auth/metrics-server.ts';
+import { type GatewayFacts, gatewayApi, kick } from './auth/operations.ts';
 import type { LoginFacts } from './auth/rights.ts';
 import { AuthService, addressesOf } from './auth/service.ts';
-import { type GatewayConfig, type GatewayOptions, gatewayConfigSchema, resolveFiles } from './config.ts';
+import {
+  type GatewayConfig,
+  type GatewayOptions,
+  gatewayConfigSchema,
+  metricsEndpoint,
+  resolveFiles,
+} from './config.ts';
 import { Dialler, type DialNetwork, HostDialNetwork } from './dialler.ts';
 import { openPool } from './pool.ts';
 import { DetachedSupervisor } from './supervisor/detached.ts';
@@ -74,6 +82,7 @@ interface Running {
   auth: AuthService;
   supervisor: Supervisor;
   worker: WorkerService;
+  metrics: MetricsServer | undefined;
   since: number;
 }
 
@@ -157,7 +166,10 @@ export class VpnServer {
     undo.defer(() => worker.stop('shutdown'));
     await worker.start(supervisor.takeListenSocket(), auth.credentials);
     auth.start();
-    this.#running = { auth, supervisor, worker, since: clock.wallNow() };
+    const running = { auth, supervisor, worker, since: clock.wallNow() };
+    const metrics = await this.#openMetrics(running);
+    if (metrics !== undefined) undo.use(metrics);
+    this.#running = { ...running, metrics };
     undo.move();
     this.#log.info('gateway runs', {
       component: 'server',
@@ -201,6 +213,7 @@ export class VpnServer {
     undo.defer(() => running.supervisor.close());
     undo.defer(() => running.worker.stop('shutdown'));
     undo.defer(() => running.auth.pause());
+    if (running.metrics !== undefined) undo.use(running.metrics);
   }
 
   /**
@@ -221,15 +234,9 @@ export class VpnServer {
 
   /** The whole control API; `readConfig` says where `server.reload` finds the new configuration. */
   api(readConfig: () => Promise<GatewayConfig>): GatewayApi {
-    const { auth, supervisor, since } = this.#live();
-    const facts = {
-      version: this.#version,
-      pid: process.pid,
-      since,
-      listen: this.#listenText(),
-      congestion: supervisor.congestion,
-      devices: devicesOf(supervisor),
-    };
+    const running = this.#live();
+    const { auth, supervisor } = running;
+    const facts = this.#factsOf(running);
     const stop = (): void => {
       this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
     };
@@ -237,6 +244,31 @@ export class VpnServer {
       throw new VpnError('ERR_UNSUPPORTED', 'this gateway is one process: there is no worker to replace');
     };
     return gatewayApi(auth, facts, { readConfig, stop, report: () => supervisor.report(), replaceWorkers });
+  }
+
+  /** Where metrics are answered; undefined: nowhere. */
+  get metricsPort(): number | undefined {
+    return this.#live().metrics?.port;
+  }
+
+  async #openMetrics(running: Omit<Running, 'metrics'>): Promise<MetricsServer | undefined> {
+    const at = metricsEndpoint(this.#config);
+    if (at === undefined) return undefined;
+    const { auth: service, supervisor } = running;
+    const facts = this.#factsOf(running);
+    const metrics = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
+    return await MetricsServer.open({ at, metrics, log: this.#log });
+  }
+
+  #factsOf({ supervisor, worker, since }: Omit<Running, 'metrics'>): GatewayFacts {
+    return {
+      version: this.#version,
+      pid: process.pid,
+      since,
+      listen: endpointText(worker.address),
+      congestion: supervisor.congestion,
+      devices: devicesOf(supervisor),
+    };
   }
 
   /** The live sessions, oldest first. */
@@ -267,8 +299,7 @@ export class VpnServer {
   }
 
   #listenText(): string {
-    const { address, port } = this.address;
-    return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
+    return endpointText(this.address);
   }
 
   #tellHook(call: () => void): void {
@@ -278,6 +309,10 @@ export class VpnServer {
       this.#log.error('a session hook failed', { component: 'server', error });
     }
   }
+}
+
+function endpointText({ address, port }: { address: string; port: number }): string {
+  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 function devicesOf({ devices: { primary, plain } }: Supervisor): GatewayStatus['devices'] {

@@ -122,6 +122,14 @@ export class FairQueue implements BudgetedQueue {
     return this.#flows?.store.sizeBytes ?? 0;
   }
 
+  /** How long the oldest frame has waited, in counted time. */
+  get waitingMs(): number {
+    const flows = this.#flows;
+    if (flows === undefined || flows.store.usedBytes === 0) return 0;
+    const sinceLook = this.#lookedAt === NOT_LOOKED ? 0 : this.#now() - this.#lookedAt;
+    return this.#time - flows.store.oldestTime + sinceLook;
+  }
+
   /** Whether the connection has been measured, and found so slow that super-packets leave in parts. */
   get isSlow(): boolean {
     return this.#unitBytes !== NO_UNIT;

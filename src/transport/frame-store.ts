@@ -85,6 +85,11 @@ export class FrameStore {
     return this.#times[this.#headIndex(flow)] ?? 0;
   }
 
+  /** What `put` was told with the oldest frame of all. */
+  get oldestTime(): number {
+    return this.#times[this.#first & this.#mask] ?? 0;
+  }
+
   /** Whether `put` finds room in one piece. */
   hasRoom(length: number): boolean {
     if (this.#usedBytes === 0) return length <= this.#ring.length;

@@ -12,6 +12,7 @@ import { createServer as createTcpServer, type Socket, type Server as TcpServer 
 import { createServer as createTlsServer, type TLSSocket, type Server as TlsServer } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { type ErrorCode, toVpnError, VpnError } from '../base/errors.ts';
+import { Histogram } from '../base/histogram.ts';
 import type { Logger } from '../base/log.ts';
 import { encodeGreeting } from '../protocol/frame.ts';
 import { encodeMessage } from '../protocol/messages.ts';
@@ -129,9 +130,14 @@ export interface ListenerCounters {
   failed: Partial<Record<ErrorCode, number>>;
 }
 
+/** Upper bounds of `handshakeSeconds`. */
+export const HANDSHAKE_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
 /** One accepted connection, until its socket closes. */
 interface Connection {
   readonly raw: Socket;
+  /** When its first TLS record was there, monotonic milliseconds. */
+  begunAt: number;
   /** Undefined: a proxy's own connection, which is not counted. */
   readonly source: string | undefined;
   readonly remote: Endpoint;
@@ -156,6 +162,8 @@ export class Listener {
     refusedHandshakes: 0,
     failed: {},
   };
+  /** From the first TLS record to the end of each handshake that came to one. */
+  readonly handshakeSeconds = new Histogram(HANDSHAKE_BOUNDS);
   #options: ListenerOptions;
   readonly #log: Logger;
   readonly #lines: LogLimit;
@@ -361,7 +369,16 @@ export class Listener {
       this.#count(remote, new VpnError('ERR_STAGE_TIMEOUT', 'the TLS handshake took too long'));
       raw.destroy();
     }, this.#options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS).unref();
-    const connection: Connection = { raw, source, remote, serverId: this.#serverId, deadline, over, isSettled: false };
+    const connection: Connection = {
+      raw,
+      source,
+      remote,
+      begunAt: 0,
+      serverId: this.#serverId,
+      deadline,
+      over,
+      isSettled: false,
+    };
     this.#connections.add(connection);
     this.#handshaking.add(connection);
     let hasBegun = false;
@@ -378,6 +395,7 @@ export class Listener {
         raw.destroy();
         return;
       }
+      connection.begunAt = performance.now();
       connection.serverId = this.#serverId;
       this.#known.set(raw, connection);
       this.#tls.emit('connection', raw);
@@ -440,6 +458,7 @@ export class Listener {
       return;
     }
     this.#settle(connection);
+    this.handshakeSeconds.observe((performance.now() - connection.begunAt) / 1000);
     // Until somebody takes the socket over, an error must find a listener.
     socket.on('error', ignore);
     const broken = checkHandshake(socket);

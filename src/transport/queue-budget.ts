@@ -13,6 +13,8 @@ export interface BudgetedQueue {
   readonly heldBytes: number;
   /** Bytes that wait in it. */
   readonly queuedBytes: number;
+  /** How long the oldest of them have waited. */
+  readonly waitingMs?: number;
   /** Gives back all of an unused memory, or at least half of a used one, dropping what no longer fits. */
   give(): void;
 }
@@ -49,6 +51,17 @@ export class QueueBudget {
   /** Memory held by all queues. */
   get heldBytes(): number {
     return this.#heldBytes;
+  }
+
+  /** What waits in all queues, and how long the oldest of it has. For whoever asks now and then. */
+  get waiting(): { bytes: number; ms: number } {
+    let bytes = 0;
+    let ms = 0;
+    for (const queue of this.#queues.flatMap((queues) => [...queues])) {
+      bytes += queue.queuedBytes;
+      ms = Math.max(ms, queue.waitingMs ?? 0);
+    }
+    return { bytes, ms };
   }
 
   /** Whether so much is held that every queue should be short. */

@@ -6,7 +6,8 @@
  * directory it can reach nothing afterwards but the folder of certificates, in which it was started. It ends with the
  * supervisor.
  *
- * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket.
+ * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket, 6 that of metrics if the
+ * configuration has one.
  */
 
 import { systemClock } from '../../base/clock.ts';
@@ -23,6 +24,8 @@ import { IpcChannel } from '../ipc/channel.ts';
 import { decodeNewcomer } from '../ipc/descriptors.ts';
 import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
 import { DialDesk } from './dial-desk.ts';
+import { GatewayMetrics } from './metrics.ts';
+import { MetricsServer } from './metrics-server.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
 import { AuthService } from './service.ts';
 import { SupervisorLink } from './supervisor-link.ts';
@@ -33,6 +36,7 @@ const WORKERS_FD = 4;
 /** A process that has closed its channel ends within this time, or it does not mean to. */
 const ENDING_MS = 1000;
 const CONTROL_FD = 5;
+const METRICS_FD = 6;
 
 /** The folder in which it was started, which it may not be able to reach by its name. */
 const CERTS = '/proc/self/cwd';
@@ -57,6 +61,7 @@ const supervisor = new SupervisorLink(() => channel);
 let prepared: Prepared | undefined;
 let facts: GatewayFacts | undefined;
 let control: AsyncDisposable | undefined;
+let metrics: AsyncDisposable | undefined;
 let isStopping = false;
 const ways = new Map<number, number>();
 
@@ -109,6 +114,10 @@ const channel = new IpcChannel({
         replaceWorkers: () => supervisor.replaceWorkers(),
       });
       control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, inTheirWords(api, folder), log);
+      if (service.config.metrics.listen !== undefined) {
+        const gathered = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
+        metrics = await MetricsServer.open({ at: { fd: METRICS_FD }, metrics: gathered, log });
+      }
       await service.lookAtEnds();
       for (const warning of await service.warnings({ ends: false })) log.warn(warning, { component: 'server' });
       return {};
@@ -124,6 +133,7 @@ const channel = new IpcChannel({
     stop: async () => {
       isStopping = true;
       await control?.[Symbol.asyncDispose]();
+      await metrics?.[Symbol.asyncDispose]();
       await prepared?.service.close();
       return {};
     },

@@ -87,7 +87,7 @@ async function listSessions(worker: WorkerPort): Promise<SessionInfo[]> {
 }
 
 /** What each worker says of itself; undefined: it does not answer, of which nothing else may depend. */
-async function reportsOf(service: AuthService): Promise<{ worker: number; report: WorkerReport | undefined }[]> {
+export async function reportsOf(service: AuthService): Promise<{ worker: number; report: WorkerReport | undefined }[]> {
   return await Promise.all(
     [...service.workers].map(async ([worker, port]) => ({
       worker,

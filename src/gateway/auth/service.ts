@@ -103,6 +103,7 @@ export class AuthService {
   readonly #pool: LeasePool;
   readonly #auth: Auth;
   readonly #workers = new Map<number, WorkerPort>();
+  readonly #starts = new Map<number, number>();
   #loaded: Loaded;
   #config: GatewayConfig;
   #begun: Begun | undefined;
@@ -337,6 +338,7 @@ export class AuthService {
   /** A worker is there. Its sessions are in `sessionsOf`. */
   connect(worker: number, port: WorkerPort): void {
     this.#workers.set(worker, port);
+    this.#starts.set(worker, (this.#starts.get(worker) ?? 0) + 1);
     this.#auth.sessions.connect(worker, port);
     this.#auth.proxies.connect(worker, port);
     port.limit(this.#config.limits);
@@ -412,6 +414,40 @@ export class AuthService {
     const sessions = this.#auth.sessions.size;
     this.#log.info('the gateway is drained', { component: 'server', sessions, until: instantOf(until) });
     return { sessions, until };
+  }
+
+  /** When the first of each kind ends that the gateway's own TLS rests on, milliseconds since the Unix epoch. */
+  certificateEnds(): Map<string, number> {
+    const ends = new Map<string, number>();
+    for (const { kind, at } of this.#live().credentials.ends()) {
+      if (kind !== undefined) ends.set(kind, Math.min(at, ends.get(kind) ?? Number.POSITIVE_INFINITY));
+    }
+    return ends;
+  }
+
+  /** Banned for failed logins, by kind. */
+  get banCounts(): Record<string, number> {
+    const counts: Record<string, number> = { source: 0, user: 0, device: 0 };
+    for (const { kind, banned } of this.#state.bans.list()) if (banned) counts[kind] = (counts[kind] ?? 0) + 1;
+    return counts;
+  }
+
+  /** Reads something small. @throws {VpnError} ERR_STORE */
+  async lookAtStore(): Promise<void> {
+    await this.#state.audit.list({ limit: 1 });
+  }
+
+  /** How often each worker has come. */
+  get workerStarts(): ReadonlyMap<number, number> {
+    return this.#starts;
+  }
+
+  get isDraining(): boolean {
+    return this.#auth.isDraining;
+  }
+
+  wallNow(): number {
+    return this.#clock.wallNow();
   }
 
   /** Says what ends soon, in the log. Never rejects. */

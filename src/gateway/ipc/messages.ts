@@ -330,6 +330,10 @@ const sessionInfo = z.strictObject({
 });
 const totals = z.record(text(64), z.number()).refine((all) => Object.keys(all).length <= 1024, 'too many');
 
+const histograms = z
+  .record(text(32), z.strictObject({ counts: z.array(count).max(32).readonly(), sum: count }))
+  .refine((all) => Object.keys(all).length <= 16, 'too many');
+
 /** What auth may tell a worker. */
 export const authToWorker = {
   close: { input: z.strictObject({ session: sessionKey, reason: closeReason }) },
@@ -343,7 +347,15 @@ export const authToWorker = {
   recheckStreams: { input: nothing },
   report: {
     input: nothing,
-    output: z.strictObject({ sessions: count, waiting: count, counters: totals, drops: totals }),
+    output: z.strictObject({
+      sessions: count,
+      waiting: count,
+      counters: totals,
+      drops: totals,
+      traffic,
+      gauges: totals,
+      histograms,
+    }),
   },
   listSessions: {
     input: z.strictObject({ after: z.int().min(0) }),

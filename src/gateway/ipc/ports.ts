@@ -8,6 +8,7 @@
 
 import type { Socket as DatagramSocket } from 'node:dgram';
 import type { Socket } from 'node:net';
+import type { HistogramCounts } from '../../base/histogram.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import type { ProxyCredentials } from '../../identity/proxy-login.ts';
 import type { ClientCertificate } from '../../identity/steps/step.ts';
@@ -191,6 +192,12 @@ export interface WorkerReport {
   readonly counters: Readonly<Record<string, number>>;
   /** By reason. */
   readonly drops: Readonly<Record<string, number>>;
+  /** What all its sessions have carried, those that have ended included. */
+  readonly traffic: Readonly<SessionTraffic>;
+  /** How things are now. */
+  readonly gauges: Readonly<Record<string, number>>;
+  /** How long things took, counted with the bounds of `telemetry/gateway-metrics`. */
+  readonly histograms: Readonly<Record<string, HistogramCounts>>;
 }
 
 /** A source of connections that are refused unread. */

@@ -14,11 +14,11 @@ import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { makeRoom } from '../../control/socket.ts';
 import { type Identity, Launcher } from '../../os/launcher.ts';
-import { closeFd } from '../../os/socket.ts';
+import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDescriptor } from '../../os/tun-linux.ts';
 import { DescriptorSender, listenAtPath, socketPair } from '../../os/unix-socket.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
-import { checkCertificateStep, type GatewayConfig } from '../config.ts';
+import { checkCertificateStep, type GatewayConfig, metricsEndpoint } from '../config.ts';
 import {
   type CredentialKind,
   type CredentialTexts,
@@ -65,6 +65,8 @@ export class GatewayProcesses {
   readonly #launcher: Launcher;
   readonly #identities: { auth: Identity; worker: Identity };
   readonly #control: { path: string; fd: number };
+  /** The listening socket for those who watch the gateway. */
+  readonly #metrics: number | undefined;
   readonly #own: OwnAuthority | undefined;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #trouble: Trouble;
@@ -104,7 +106,13 @@ export class GatewayProcesses {
       closeFd(control.fd);
       rmSync(control.path, { force: true });
     });
-    const gateway = new GatewayProcesses({ ...options, stateDir }, { launcher, identities, control, own, credentials });
+    const watched = metricsEndpoint(config);
+    const metrics = watched === undefined ? undefined : openListenSocket({ address: watched.host, port: watched.port });
+    if (metrics !== undefined) undo.defer(() => closeFd(metrics.fd));
+    const gateway = new GatewayProcesses(
+      { ...options, stateDir },
+      { launcher, identities, control, metrics: metrics?.fd, own, credentials },
+    );
     undo.defer(() => gateway.#opened?.close());
     undo.defer(() => gateway.#end());
     // Loading their code is what takes longest.
@@ -131,6 +139,7 @@ export class GatewayProcesses {
       launcher: Launcher;
       identities: { auth: Identity; worker: Identity };
       control: { path: string; fd: number };
+      metrics: number | undefined;
       own: OwnAuthority | undefined;
       credentials: CredentialTexts;
     },
@@ -141,6 +150,7 @@ export class GatewayProcesses {
     this.#launcher = parts.launcher;
     this.#identities = parts.identities;
     this.#control = parts.control;
+    this.#metrics = parts.metrics;
     this.#own = parts.own;
     this.#credentials = parts.credentials;
     this.#trouble = new Trouble(this.#log, () => this.#stopping !== undefined);
@@ -197,6 +207,9 @@ export class GatewayProcesses {
     await using undo = new AsyncDisposableStack();
     undo.defer(() => rmSync(this.#control.path, { force: true }));
     undo.defer(() => closeFd(this.#control.fd));
+    undo.defer(() => {
+      if (this.#metrics !== undefined) closeFd(this.#metrics);
+    });
     undo.defer(() => clearJournal(statePaths(this.#options.stateDir).store));
     undo.defer(() => this.#host.close());
     undo.defer(() => this.#end());
@@ -250,7 +263,7 @@ export class GatewayProcesses {
       name: 'auth',
       command: this.#launcher.commandAsRoot(programOf('auth')),
       cwd: existsSync(certs) ? certs : '/',
-      descriptors: [far, this.#control.fd],
+      descriptors: [far, this.#control.fd, ...(this.#metrics === undefined ? [] : [this.#metrics])],
       out: supervisorToAuth,
       in: authToSupervisor,
       handlers: this.#authHandlers(),

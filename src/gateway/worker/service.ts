@@ -12,6 +12,7 @@ import { nodePrimitives } from '../../base/primitives.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import { formatIp } from '../../ip/address.ts';
 import { DROP_REASON_NAMES } from '../../ip/drop-reason.ts';
+import { processUsage } from '../../os/process-usage.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
 import { Listener, type ListenerLimits } from '../../transport/listener.ts';
@@ -167,6 +168,12 @@ export class WorkerService implements WorkerPort {
         ...prefixed('refused_', refusals),
       },
       drops: Object.fromEntries(DROP_REASON_NAMES.map((name, reason) => [name, drops[reason] ?? 0])),
+      traffic: this.#worker.traffic,
+      gauges: { ...processUsage(), ...queueGauges(queues), ...roundTrips(sessions) },
+      histograms: {
+        loop_delay: this.#worker.loop.histogram.read(),
+        ...(this.#listener === undefined ? {} : { handshake: this.#listener.handshakeSeconds.read() }),
+      },
     };
   }
 
@@ -221,6 +228,18 @@ function queueCounters({ counters, heldBytes }: QueueBudget): Record<string, num
     queue_signals_by_length: counters.signalsByLength,
     queue_signals_by_time: counters.signalsByTime,
   };
+}
+
+function queueGauges({ waiting: { bytes, ms } }: QueueBudget): Record<string, number> {
+  return { queue_bytes: bytes, queue_delay_seconds: ms / 1000 };
+}
+
+/** In seconds, by quantile; none where no session has been asked yet. */
+function roundTrips(sessions: readonly Session[]): Record<string, number> {
+  const sorted = sessions.flatMap(({ roundTripMs }) => roundTripMs ?? []).sort((a, b) => a - b);
+  if (sorted.length === 0) return {};
+  const at = (quantile: number): number => (sorted[Math.ceil(quantile * sorted.length) - 1] ?? 0) / 1000;
+  return { 'round_trip_0.5': at(0.5), 'round_trip_0.9': at(0.9), round_trip_1: at(1) };
 }
 
 function sessionInfo(session: Session): SessionInfo {

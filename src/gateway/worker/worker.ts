@@ -8,6 +8,7 @@
 
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
+import { LoopDelay } from '../../base/histogram.ts';
 import type { Logger } from '../../base/log.ts';
 import { SleepWatch } from '../../base/sleep-watch.ts';
 import type { IpAddress } from '../../ip/address.ts';
@@ -17,6 +18,7 @@ import { PACKET_OFFSET, type TunDevice, type TunReader } from '../../os/tun.ts';
 import { Feature } from '../../protocol/features.ts';
 import type { Primitives } from '../../protocol/keys.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
+import { LOOP_DELAY_BOUNDS } from '../../telemetry/gateway-metrics.ts';
 import type { Channel } from '../../transport/channel.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
@@ -83,6 +85,8 @@ export class Worker implements ConnectionHost {
     rekeyGaps: 0,
   };
   readonly #refusals: Record<string, number> = {};
+  /** How late the tick comes. */
+  readonly loop = new LoopDelay(TICK_MS, LOOP_DELAY_BOUNDS);
   readonly strangers: LogLimit;
   /** How long the stages of a login may take. May be replaced at any time. */
   limits: StageLimits;
@@ -98,6 +102,8 @@ export class Worker implements ConnectionHost {
   readonly #endings = new Set<Promise<void>>();
   /** Packets of each session that auth has heard of. */
   readonly #told = new Map<Session, number>();
+  /** What the sessions that have ended had carried. */
+  readonly #ended: SessionTraffic = { receivedBytes: 0, receivedPackets: 0, sentBytes: 0, sentPackets: 0 };
   #ticks = 0;
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
@@ -152,6 +158,13 @@ export class Worker implements ConnectionHost {
   /** The live sessions, oldest first. */
   get sessions(): readonly Session[] {
     return [...this.#sessions.values()];
+  }
+
+  /** What all sessions have carried, those that have ended included. */
+  get traffic(): SessionTraffic {
+    const sum = { ...this.#ended };
+    for (const session of this.#sessions.values()) addTraffic(sum, session);
+    return sum;
   }
 
   now(): number {
@@ -283,6 +296,7 @@ export class Worker implements ConnectionHost {
     const { granted } = session;
     if (this.#sessions.get(granted.key) !== session) return false;
     this.#sessions.delete(granted.key);
+    addTraffic(this.#ended, session);
     this.#told.delete(session);
     for (const address of addressesOf(granted)) {
       // A device that logs in twice at once has the same addresses twice for a moment.
@@ -316,6 +330,7 @@ export class Worker implements ConnectionHost {
 
   #handleTick(): void {
     const now = this.#options.clock.now();
+    this.loop.tick(performance.now());
     const { sleptMs } = this.#sleep.look();
     if (sleptMs > 0) this.#log.warn('this machine slept', { seconds: Math.round(sleptMs / 1000) });
     this.#ticks += 1;
@@ -355,6 +370,14 @@ class SessionReader implements TunReader {
   idle(): void {
     this.#batch.flush();
   }
+}
+
+function addTraffic(sum: SessionTraffic, { link }: Session): void {
+  const { receivedBytes, receivedPackets, sentBytes, sentPackets } = link.counters;
+  sum.receivedBytes += receivedBytes;
+  sum.receivedPackets += receivedPackets;
+  sum.sentBytes += sentBytes;
+  sum.sentPackets += sentPackets;
 }
 
 function addressesOf({ lease }: SessionGrant): IpAddress[] {
