@@ -7,6 +7,7 @@
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
 import { type TextLocation, TomlLocations } from '../base/toml-location.ts';
+import { CLASS_NAMES } from '../ip/traffic-class.ts';
 import { DAYS, isZone } from './hours.ts';
 
 /** Something to say about a policy file; an error keeps it from being used. */
@@ -67,6 +68,9 @@ const rule = z.strictObject({
 });
 
 const seconds = z.int().min(60).max(31_536_000);
+const mbit = z.number().min(0.064).max(100_000);
+const burst = z.int().min(8).max(65_536);
+const gib = z.number().min(0.000_001).max(1_000_000);
 const settings = z.strictObject({
   for: list('any, user:NAME, group:NAME'),
   routes: z.array(word).max(1000).optional().describe("prefixes that are pushed, in place of the gateway's routes"),
@@ -89,6 +93,25 @@ const settings = z.strictObject({
     .optional(),
   absoluteSeconds: seconds.optional().describe('a session ends after this, however busy'),
   idleSeconds: seconds.optional().describe('a session ends when no packet came for this long'),
+  downMbit: mbit.optional().describe('what all sessions of a user get together, to the client'),
+  upMbit: mbit.optional().describe('the same from the client'),
+  burstKiB: burst.optional().describe('what may come at once; default: 20 ms at the rate'),
+  quotaDayGiB: gib.optional().describe('what a user may carry in a day (UTC), both directions together'),
+  quotaMonthGiB: gib.optional().describe('the same in a month'),
+  overQuota: z.enum(['slow', 'refuse']).optional().describe('what happens to a user who has; default: slow'),
+  slowMbit: mbit.optional().describe('rate of a user who has, each way; default: 1'),
+  compression: z.boolean().optional().describe('a client that asks for it may compress; default: no'),
+});
+
+const groupLimit = z.strictObject({
+  downMbit: mbit.optional().describe('what all members get together, to them'),
+  upMbit: mbit.optional().describe('the same from them'),
+  burstKiB: burst.optional(),
+});
+
+const trafficClass = z.strictObject({
+  class: z.enum(CLASS_NAMES),
+  services: list('tcp/443, udp/5000-5010, a named service: of TCP and UDP only'),
 });
 
 export const policySchema = z.strictObject({
@@ -102,6 +125,12 @@ export const policySchema = z.strictObject({
     .max(MAX_SETTINGS)
     .default([])
     .describe('what sessions get beside access; for each key the first entry that has it counts'),
+  groupLimits: z.record(group, groupLimit).default({}).describe('rates that the members of a group share'),
+  classes: z
+    .array(trafficClass)
+    .max(MAX_SETTINGS)
+    .default([])
+    .describe('which traffic is interactive, normal or bulk, before what its DSCP says; the first that matches counts'),
   tests: z
     .strictObject({
       expect: z

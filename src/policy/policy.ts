@@ -7,6 +7,7 @@
 
 import { toVpnError } from '../base/errors.ts';
 import { formatPrefix, type Prefix, parseIp, parsePrefix } from '../ip/address.ts';
+import { type ClassRule, TrafficClass } from '../ip/traffic-class.ts';
 import {
   type PolicyDocument,
   type Problem,
@@ -16,8 +17,8 @@ import {
   type SettingsDocument,
 } from './document.ts';
 import { Hours } from './hours.ts';
-import { formatService, parseService, type Service } from './service.ts';
-import type { SettingsEntry } from './settings.ts';
+import { formatService, parseService, type Service, TCP } from './service.ts';
+import type { GroupLimit, SettingsEntry } from './settings.ts';
 
 /** Who a rule speaks of. */
 export type Subject =
@@ -54,6 +55,10 @@ export interface Rule {
 export interface Policy {
   readonly rules: readonly Rule[];
   readonly settings: readonly SettingsEntry[];
+  /** Rates that groups share, by group. */
+  readonly groupLimits: ReadonlyMap<string, GroupLimit>;
+  /** Which traffic belongs to which class; the first counts. */
+  readonly classes: readonly ClassRule[];
   /** Groups that the file adds members to: user → groups, through groups in groups. */
   readonly memberships: ReadonlyMap<string, ReadonlySet<string>>;
   /** Groups within groups: group → every group that has it as a member. */
@@ -105,7 +110,7 @@ class PolicyReader {
   }
 
   read(): Policy {
-    const { groups, networks, services, rules, settings, tests } = this.#document;
+    const { groups, networks, services, rules, settings, groupLimits, classes, tests } = this.#document;
     for (const name of Object.keys(networks)) this.#network(name, ['networks', name], []);
     for (const name of Object.keys(services)) this.#service(name, ['services', name], []);
     for (const name of Object.keys(groups)) this.#groups.add(normal(name));
@@ -113,6 +118,8 @@ class PolicyReader {
     return {
       rules: rules.map((rule, index) => this.#rule(rule, index)),
       settings: settings.map((entry, index) => this.#settings(entry, index)),
+      groupLimits: new Map(Object.entries(groupLimits).map(([name, limit]) => [this.#limited(name), limit])),
+      classes: classes.flatMap((entry, index) => this.#classRules(entry, index)),
       memberships,
       nesting,
       groups: this.#groups,
@@ -158,6 +165,25 @@ class PolicyReader {
       line: this.#locate(path).line,
       settings: { ...settings, routes: routes?.flatMap((text, at) => this.#route(text, [...path, 'routes', at])) },
     };
+  }
+
+  #limited(name: string): string {
+    this.#groups.add(normal(name));
+    return normal(name);
+  }
+
+  #classRules({ class: name, services }: PolicyDocument['classes'][number], index: number): ClassRule[] {
+    return services.flatMap((text, at) => {
+      const path = ['classes', index, 'services', at];
+      return this.#service(text, path, []).flatMap((service): ClassRule[] => {
+        if (service.kind !== 'ports') {
+          this.#error(path, `expected TCP or UDP ports, found ${formatService(service)}: other traffic has its DSCP`);
+          return [];
+        }
+        const { low: from, high: to } = service;
+        return [{ class: TrafficClass[name], protocol: service.protocol === TCP ? 'tcp' : 'udp', from, to }];
+      });
+    });
   }
 
   #route(text: string, path: readonly PropertyKey[]): Prefix[] {

@@ -1,5 +1,5 @@
 /**
- * What the sessions of some get beside access: routes, name servers, limits of time.
+ * What the sessions of some get beside access: routes, name servers, limits of time, rates and quotas.
  *
  * Hides the order in which entries count: for each key the first entry that speaks of the session and has it. A key that no
  * entry has is as the gateway's configuration says.
@@ -22,7 +22,19 @@ export interface Settings {
   readonly absoluteSeconds?: number | undefined;
   /** A session ends when no packet came for this long. */
   readonly idleSeconds?: number | undefined;
+  /** For all sessions of a user together. */
+  readonly downMbit?: number | undefined;
+  readonly upMbit?: number | undefined;
+  readonly burstKiB?: number | undefined;
+  readonly quotaDayGiB?: number | undefined;
+  readonly quotaMonthGiB?: number | undefined;
+  readonly overQuota?: 'slow' | 'refuse' | undefined;
+  readonly slowMbit?: number | undefined;
+  readonly compression?: boolean | undefined;
 }
+
+/** Rates that the members of a group share. */
+export type GroupLimit = Pick<Settings, 'downMbit' | 'upMbit' | 'burstKiB'>;
 
 /** Some settings, and for whom. */
 export interface SettingsEntry {
