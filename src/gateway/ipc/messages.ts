@@ -66,25 +66,38 @@ const seconds = u32;
 const worker = z.int().min(0).max(255);
 const nothing = z.strictObject({});
 
+/**
+ * A string that stands for a value. What is no such value is encoded as nothing instead of being given to `encode`: inside of
+ * an array with a limit zod encodes once without looking, and then what an optional key does not have, too.
+ */
+function standsFor<T>(
+  written: z.ZodType<string, string>,
+  isValue: (value: unknown) => value is T,
+  { decode, encode, expected }: { decode: (text: string) => T; encode: (value: T) => string; expected: string },
+) {
+  return z.codec(written, z.custom<T>(isValue, expected), {
+    decode,
+    encode: (value) => (isValue(value) ? encode(value) : (undefined as unknown as string)),
+  });
+}
+
 /** Bytes ↔ base64. */
 function bytes(minimum: number, maximum: number = minimum) {
-  return z.codec(
+  return standsFor(
     z.base64().max(Math.ceil(maximum / 3) * 4),
-    z.custom<Uint8Array>(
-      (value) => value instanceof Uint8Array && value.length >= minimum && value.length <= maximum,
-      `expected ${minimum} to ${maximum} bytes`,
-    ),
-    { decode: (encoded) => Uint8Array.fromBase64(encoded), encode: (value) => value.toBase64() },
+    (value): value is Uint8Array => value instanceof Uint8Array && value.length >= minimum && value.length <= maximum,
+    {
+      decode: (encoded): Uint8Array => Uint8Array.fromBase64(encoded),
+      encode: (value) => value.toBase64(),
+      expected: `expected ${minimum} to ${maximum} bytes`,
+    },
   );
 }
 
-const ip = z.codec(
+const ip = standsFor(
   z.union([z.ipv4(), z.ipv6()]),
-  z.custom<IpAddress>((value) => typeof value === 'object' && value !== null),
-  {
-    decode: (written) => parseIp(written),
-    encode: (address) => formatIp(address),
-  },
+  (value): value is IpAddress => typeof value === 'object' && value !== null && 'version' in value,
+  { decode: parseIp, encode: formatIp, expected: 'expected an address' },
 );
 
 const sessionKey = z.string().regex(/^[0-9a-f]{32}$/);
