@@ -40,8 +40,11 @@ const EVERYBODY: FileAccess = {
     '/lib64',
     '/etc/ld.so.cache',
     '/etc/localtime',
-    '/etc/ssl',
-    '/etc/pki',
+    '/etc/ssl/certs',
+    '/etc/ssl/openssl.cnf',
+    '/etc/pki/ca-trust/extracted',
+    '/etc/pki/tls/certs',
+    '/etc/pki/tls/openssl.cnf',
     // Looking names up.
     '/etc/hosts',
     '/etc/host.conf',
@@ -69,7 +72,16 @@ const EVERYBODY: FileAccess = {
 };
 
 const CONFINE = fileURLToPath(new URL(`confine${extname(import.meta.url)}`, import.meta.url));
-const PACKAGE = dirname(dirname(dirname(CONFINE)));
+/** This package, and the packages beside it and above, which it may be made of. */
+const CODE = codeOf(dirname(dirname(dirname(CONFINE))));
+
+function codeOf(folder: string): string[] {
+  const above: string[] = [folder];
+  for (let at = folder; ; at = dirname(at)) {
+    above.push(join(at, 'node_modules'));
+    if (at === dirname(at)) return above;
+  }
+}
 
 /** Confines a program to files of its own, on a kernel that can; its descriptors have to be named. */
 export interface Confinement {
@@ -123,9 +135,12 @@ export class Launcher {
   }
 
   /**
-   * The command that runs `argv` as root with no right but to open any file and to become somebody else, by `giveUpRights`.
+   * The command that runs a program as root with no right but to open any file and to become somebody else, by `giveUpRights`.
+   *
+   * @param confinement the only files that it can reach then, as root and later; it can start nothing but `program[0]`
    */
-  commandAsRoot(argv: readonly [string, ...string[]]): LaunchCommand {
+  commandAsRoot(program: readonly [string, ...string[]], confinement?: Confinement): LaunchCommand {
+    const argv = confinement === undefined ? program : confined(program, confinement);
     const [file, ...args] = argv;
     if (this.#setpriv === undefined) return { file, args, options: {} };
     return {
@@ -181,7 +196,7 @@ export class Launcher {
 
 function confined(program: readonly [string, ...string[]], confinement: Confinement): [string, ...string[]] {
   const files: FileAccess = {
-    read: [...EVERYBODY.read, PACKAGE, ...confinement.read],
+    read: [...EVERYBODY.read, ...CODE, ...confinement.read],
     write: [...EVERYBODY.write, ...confinement.write],
     execute: [...EVERYBODY.execute, program[0]],
   };

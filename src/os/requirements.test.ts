@@ -24,6 +24,7 @@ function machine(over: Partial<Machine> = {}, files: Record<string, string | und
     hasProgram: async () => true,
     run: async (program) => `${program} 1.0\n`,
     tryTun: async () => ({ uso: true }),
+    landlockVersion: () => 7,
     foreignDrops: async () => [],
     ...over,
   };
@@ -39,7 +40,7 @@ test('a machine that has everything lacks nothing', async () => {
     all.filter(({ ok }) => !ok),
     [],
   );
-  assert.equal(all.length, 14);
+  assert.equal(all.length, 15);
   assert.ok(all.every(({ mend }) => mend === undefined));
 });
 
@@ -55,6 +56,7 @@ const CASES: [string, Partial<Machine>, Record<string, string | undefined>, stri
   ['a broken tun', { tryTun: fail }, {}, 'TUN device with super-packets', true, /modprobe tun/],
   ['an older kernel', { tryTun: async () => ({ uso: false }) }, {}, 'UDP super-packets', false, /6\.2/],
   ['no ip', { hasProgram: async (name) => name !== 'ip' }, {}, 'ip', true, /apt-get install iproute2/],
+  ['a kernel without Landlock', { landlockVersion: () => 0 }, {}, 'Landlock (gateway)', false, /lsm=/],
   ['no nft', { hasProgram: async (name) => name !== 'nft' }, {}, 'nft', true, /apt-get install nftables/],
   [
     'a kernel without NAT',

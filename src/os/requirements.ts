@@ -9,6 +9,7 @@ import { constants } from 'node:fs';
 import { access, readFile } from 'node:fs/promises';
 import { toVpnError } from '../base/errors.ts';
 import { hasProgram, runCommand } from './command.ts';
+import { landlockVersion } from './landlock.ts';
 import { findForeignDrops } from './nft.ts';
 import { openTun } from './tun-linux.ts';
 
@@ -38,6 +39,8 @@ export interface Machine {
   run(program: string, args: readonly string[], input?: string): Promise<string>;
   /** Opens a device of the kind that the product uses and closes it again. @throws {VpnError} */
   tryTun(): Promise<{ uso: boolean }>;
+  /** The version of Landlock that the kernel has; 0: none. */
+  landlockVersion(): number;
   /** Other firewalls that drop our traffic, in words, with the command that mends it. @throws {VpnError} */
   foreignDrops(): Promise<{ found: string; mend: string }[]>;
 }
@@ -75,7 +78,7 @@ export async function findRequirements(machine: Machine = thisMachine): Promise<
   found.push(ip, nft);
   if (privilege.ok && nft.ok) found.push(await packetRules(machine));
   if (privilege.ok) found.push(await forwarding(machine));
-  found.push(await bbr(machine), await ipv6(machine), await openFiles(machine));
+  found.push(await bbr(machine), await ipv6(machine), await openFiles(machine), landlock(machine));
   if (privilege.ok && nft.ok) found.push(...(await firewalls(machine)));
   return found;
 }
@@ -211,6 +214,20 @@ async function ipv6(machine: Machine): Promise<Requirement> {
   };
 }
 
+function landlock(machine: Machine): Requirement {
+  const version = machine.landlockVersion();
+  const ok = version > 0;
+  return {
+    name: 'Landlock (gateway)',
+    ok,
+    required: false,
+    found: ok
+      ? `version ${version}`
+      : 'missing: a process that holds accounts is kept from other files by its user alone',
+    ...(ok ? {} : { mend: 'use Linux 5.13 or later, and name landlock in the kernel parameter lsm=' }),
+  };
+}
+
 async function openFiles(machine: Machine): Promise<Requirement> {
   const limits = (await machine.read('/proc/self/limits')) ?? '';
   const text = /^Max open files\s+(\S+)/m.exec(limits)?.[1] ?? '0';
@@ -253,6 +270,7 @@ const thisMachine: Machine = {
     await tun.close();
     return { uso: tun.uso };
   },
+  landlockVersion,
   async foreignDrops() {
     const drops = await findForeignDrops({
       own: { family: 'inet', name: 'customvpn' },

@@ -65,7 +65,7 @@ LockPersonality=yes
 RemoveIPC=yes
 SystemCallArchitectures=native
 # The second for the cages of its processes.
-SystemCallFilter=@system-service seccomp
+SystemCallFilter=@system-service seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
 SystemCallErrorNumber=EPERM
 UMask=0077
 

@@ -7,11 +7,25 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect } from 'node:tls';
+import { gatewayConfigSchema } from '../../src/gateway/config.ts';
+import { initGateway } from '../../src/gateway/init.ts';
+import { readGatewayConfig, statePaths } from '../../src/gateway/layout.ts';
+import { GatewayProcesses } from '../../src/gateway/supervisor/processes.ts';
 import type { CageKind } from '../../src/os/cage.ts';
 import { checkResult, NativeMemory, nativeCalls } from '../../src/os/ffi.ts';
 import { Launcher } from '../../src/os/launcher.ts';
@@ -23,6 +37,7 @@ import type { CageOrder } from './cage-child.ts';
 const NOBODY = { uid: 65534, gid: 65534 };
 const CHILD = new URL('./cage-child.ts', import.meta.url).pathname;
 const CONFINED = new URL('./confine-child.ts', import.meta.url).pathname;
+const AUTH_FILES = new URL('./auth-files-child.ts', import.meta.url).pathname;
 const NODE = [process.execPath, '--disable-warning=ExperimentalWarning'] as const;
 const SHOWN = [
   'Uid',
@@ -42,6 +57,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
   worker: () => caged('worker'),
   hasher: () => caged('hasher'),
   auth: () => caged('auth'),
+  'auth-files': authFiles,
   confined: () => confined(true),
   unconfined: () => confined(false),
   free: () => caged('worker', true),
@@ -161,6 +177,43 @@ async function confined(isConfined: boolean): Promise<unknown> {
     let text = '';
     for await (const chunk of child.stdout ?? []) text += String(chunk);
     return JSON.parse(text);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** What the program reaches that a gateway starts as auth, told by one that runs in its place. */
+async function authFiles(): Promise<unknown> {
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-cage-'));
+  try {
+    chmodSync(folder, 0o755);
+    const [state, other] = ['state', 'other'].map((name) => join(folder, name)) as [string, string];
+    const secret = join(folder, 'radius.secret');
+    await initGateway(state, { names: ['localhost'], pool: ['10.77.0.0/24'] });
+    mkdirSync(other);
+    chmodSync(other, 0o777);
+    writeFileSync(join(other, 'open'), 'readable by all', { mode: 0o644 });
+    writeFileSync(join(other, 'server.key'), 'a key', { mode: 0o600 });
+    writeFileSync(secret, 'secret', { mode: 0o600 });
+    const written = await readGatewayConfig(statePaths(state).config);
+    const radius = { kind: 'radius', servers: ['127.0.0.1'], secretFile: secret, groups: {} };
+    const config = gatewayConfigSchema.parse({ ...written, port: 0, backends: { radius } });
+    const program = [...NODE, '--conditions=customvpn-source', AUTH_FILES, secret, other] as const;
+    const started = GatewayProcesses.start({
+      config,
+      stateDir: state,
+      workers: 1,
+      readConfig: async () => written,
+      version: 'test',
+      log: collectLog().log,
+      authProgram: [...program],
+    });
+    const failed = await started.then(
+      () => 'it runs',
+      () => 'it does not run',
+    );
+    const path = join(statePaths(state).certs, 'tried.json');
+    return { failed, ...(existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as object) : {}) };
   } finally {
     rmSync(folder, { recursive: true });
   }

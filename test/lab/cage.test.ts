@@ -196,6 +196,39 @@ test(
   },
 );
 
+test(
+  'auth, as the gateway starts it, reaches what it needs and nothing else, before and after it changes its user',
+  options,
+  async () => {
+    const { failed, asRoot, inCage } = (await scenario('auth-files')) as Record<string, unknown>;
+    assert.equal(failed, 'it does not run');
+    const refused = {
+      'the home of root': 'EACCES',
+      'a key that it does not need': 'EACCES',
+      'a file that all may read': 'EACCES',
+      'a folder that all may write': 'EACCES',
+      'another process': 'EACCES',
+      'a shell': 'EACCES',
+    };
+    assert.deepEqual(asRoot, {
+      'its own folder': 'done',
+      'the store': 'done',
+      'the configuration, to write': 'done',
+      'a secret that the configuration names': 'done',
+      'names of hosts': 'done',
+      ...refused,
+    });
+    assert.deepEqual(inCage, {
+      'its own folder': 'done',
+      'the store': 'EACCES',
+      'the configuration, to write': 'EACCES',
+      'a secret that the configuration names': 'EACCES',
+      'names of hosts': 'done',
+      ...refused,
+    });
+  },
+);
+
 test('a program that its user cannot reach is named before it is started', options, async () => {
   assert.deepEqual(await scenario('unreachable'), { code: 'ERR_PRIVILEGE', names: true });
 });

@@ -13,6 +13,7 @@ import { systemClock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { makeRoom } from '../../control/socket.ts';
+import { landlockVersion } from '../../os/landlock.ts';
 import { type Identity, Launcher } from '../../os/launcher.ts';
 import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDescriptor } from '../../os/tun-linux.ts';
@@ -31,6 +32,7 @@ import { encodeNewcomer } from '../ipc/descriptors.ts';
 import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messages.ts';
 import { statePaths } from '../layout.ts';
 import { openPool } from '../pool.ts';
+import { authFiles } from './auth-files.ts';
 import { Child, programOf } from './child.ts';
 import { GatewayHost } from './host.ts';
 import { identitiesOf } from './identities.ts';
@@ -57,6 +59,8 @@ export interface GatewayProcessesOptions {
   stopping?(): void;
   /** What runs as a worker, in place of ours. */
   workerProgram?: ((worker: number) => [string, ...string[]]) | undefined;
+  /** What runs as auth, in place of ours. */
+  authProgram?: [string, ...string[]] | undefined;
 }
 
 export class GatewayProcesses {
@@ -99,6 +103,14 @@ export class GatewayProcesses {
     const own = ownAuthority(paths.certs);
     const credentials = await readCredentialTexts(config, own, 'all');
     const launcher = await Launcher.open({ log });
+    if (landlockVersion() === 0) {
+      log.warn(
+        'this kernel has no Landlock (Linux 5.13, lsm=landlock): auth is held from other files by its user alone',
+        {
+          component: 'supervisor',
+        },
+      );
+    }
     await makeRoom(paths.control);
     handOver(paths.certs, identities.auth);
     const control = { path: paths.control, fd: listenAtPath(paths.control) };
@@ -258,10 +270,13 @@ export class GatewayProcesses {
 
   #startAuth(): void {
     const [near, far] = socketPair('packets');
-    const { certs } = statePaths(this.#options.stateDir);
+    const { stateDir, authProgram = programOf('auth') } = this.#options;
+    const { certs } = statePaths(stateDir);
+    const files = authFiles(this.#options.config, stateDir);
     const child: AuthChild = new Child({
       name: 'auth',
-      command: this.#launcher.commandAsRoot(programOf('auth')),
+      // The channel, the workers' and the control socket.
+      command: this.#launcher.commandAsRoot(authProgram, { ...files, descriptors: [3, 4, 5] }),
       cwd: existsSync(certs) ? certs : '/',
       descriptors: [far, this.#control.fd, ...(this.#metrics === undefined ? [] : [this.#metrics])],
       out: supervisorToAuth,
