@@ -117,6 +117,8 @@ export async function openGateway(source: GatewaySource): Promise<GatewayApi & A
     'server.stop': notRunning,
     'server.drain': notRunning,
     'server.replaceWorkers': notRunning,
+    'policy.show': notRunning,
+    'policy.denied': notRunning,
     'session.list': notRunning,
     'session.kick': notRunning,
     [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),

@@ -1,17 +1,23 @@
 /**
- * `customvpn policy …`: who may reach what, checked and tried before it counts.
+ * `customvpn policy …`: who may reach what, checked and tried before it counts, and seen while it does.
  */
 
+import { setTimeout } from 'node:timers/promises';
 import { Command } from 'commander';
+import type { DenialInfo, PolicyInfo } from '../control/operations.ts';
 import type { CliHost, PolicyCheck, PolicyTrial } from './host.ts';
 import { gatewayState, jsonOutput } from './options.ts';
-import { bad, dim, good, type OutputOptions, print, warning } from './output.ts';
+import { bad, dim, facts, good, type OutputOptions, print, warning } from './output.ts';
 
 /** A policy that cannot be used, as `sysexits(3)` says it: EX_CONFIG. */
 const BAD_POLICY_STATUS = 78;
+const FOLLOW_MS = 500;
+const MAX_DENIED = 1000;
 
 export function policyCommand(host: CliHost): Command {
-  const command = new Command('policy').description('who may reach what: check a policy file, try its tests');
+  const command = new Command('policy').description(
+    'who may reach what: check a policy file, try its tests, see what is in force and what it denies',
+  );
 
   command
     .command('check')
@@ -56,7 +62,109 @@ Example:
       process.stdout.write(`${JSON.stringify(await host.schemaOfPolicy(), null, 2)}\n`);
     });
 
+  command
+    .command('show')
+    .description('the policy that is in force, and what it comes to for a user')
+    .option('--user <name>', 'also the rules that are in force for this user, for each session')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText('after', '\nExamples:\n  customvpn policy show\n  customvpn policy show --user alice')
+    .action(async (options: OutputOptions & { state: string; user?: string }) => {
+      await using gateway = await host.openGateway(options);
+      const shown = await gateway['policy.show'](options.user === undefined ? {} : { user: options.user });
+      print(shown, options, formatShown);
+    });
+
+  command
+    .command('denied')
+    .description('what the policy has denied lately: who, what, and by which rule')
+    .option('--follow', 'go on with what comes; with --json a line each')
+    .option('--user <name>', 'only of this user')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+It is a sample: of one client at most 5 packets a second are looked at. All that
+is denied is counted as drop_policy in: customvpn server status
+
+Examples:
+  customvpn policy denied --follow
+  customvpn policy denied --user alice --json`,
+    )
+    .action(async (options: OutputOptions & { state: string; user?: string; follow?: boolean }) => {
+      await using gateway = await host.openGateway(options);
+      const query = options.user === undefined ? {} : { user: options.user };
+      const denials = await gateway['policy.denied']({ ...query, limit: MAX_DENIED });
+      if (options.follow !== true) {
+        print(denials, options, () => denials.map(formatDenial).join('\n') || 'nothing was denied lately');
+        return;
+      }
+      let after = 0;
+      const show = (denial: DenialInfo): void => {
+        process.stdout.write(`${options.json === true ? JSON.stringify(denial) : formatDenial(denial)}\n`);
+        after = denial.id;
+      };
+      for (const denial of denials) show(denial);
+      for (;;) {
+        await setTimeout(FOLLOW_MS);
+        for (const denial of await gateway['policy.denied']({ ...query, after, limit: MAX_DENIED })) show(denial);
+      }
+    });
+
   return command;
+}
+
+function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): string {
+  if (file === null) {
+    return 'there is no policy: routes and services say what clients reach; name a file as policyFile in the configuration';
+  }
+  const head = facts([
+    ['policy', file],
+    ['in force since', since ?? ''],
+    ['rules', `${rules}, with ${count(tests, 'test')}`],
+    ...hosts.map(({ name, addresses }): [string, string] => [name, addresses.join(', ') || bad('cannot be looked up')]),
+  ]);
+  const own = (user ?? []).map(({ session, addresses, groups, rules: inForce, settings }) =>
+    [
+      '',
+      session === ''
+        ? 'no session; without a certificate and a second factor it would be:'
+        : `session ${session}  ${addresses.join(', ')}`,
+      facts([
+        ['groups', groups.join(', ') || '-'],
+        ...Object.entries(settings).map(([key, value]): [string, string] => [key, String(value)]),
+      ]),
+      ...inForce.map(
+        ({ action, line, name, to, services }) =>
+          `  ${action === 'allow' ? good('allow') : bad('deny ')}  ${some(to)}  ${some(services)}  ${dim(`${name}, line ${line}`)}`,
+      ),
+      `  ${bad('deny ')}  everything else`,
+    ].join('\n'),
+  );
+  return [head, ...own].join('\n');
+}
+
+function some(texts: readonly string[]): string {
+  return texts.length <= 4 ? texts.join(', ') : `${texts.slice(0, 4).join(', ')} and ${texts.length - 4} more`;
+}
+
+function formatDenial({ at, kind, user, source, destination, protocol, port, rule, count: often }: DenialInfo): string {
+  const to = port === null ? `${destination}/${protocol}` : `${bracketed(destination)}:${port}/${protocol}`;
+  return [
+    dim(at.replace('T', ' ').slice(0, 19)),
+    user.padEnd(12),
+    kind === 'stream' ? 'proxy'.padEnd(15) : source.padEnd(15),
+    to.padEnd(24),
+    rule === null ? 'no rule allows it' : `${rule.name}, line ${rule.line}`,
+    often === 1 ? '' : dim(`×${often}`),
+  ]
+    .filter((part) => part !== '')
+    .join('  ');
+}
+
+function bracketed(address: string): string {
+  return address.includes(':') ? `[${address}]` : address;
 }
 
 function formatCheck({ file, good: isGood, rules, tests, problems }: PolicyCheck): string {

@@ -2,6 +2,7 @@
  * `customvpn server …`: make, run and steer a gateway.
  */
 
+import { isIP } from 'node:net';
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
 import type { CliHost, StoreCopyResult } from './host.ts';
@@ -191,16 +192,21 @@ Example:
 
   command
     .command('reload')
-    .description('read configuration and certificates again without dropping a connection')
+    .description('read configuration, policy and certificates again without dropping a connection')
     .addOption(gatewayState())
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
       await using gateway = await host.openGateway(options);
-      print(await gateway['server.reload']({}), options, ({ applied, needsRestart }) =>
-        facts([
-          ['applied', applied.join(', ') || 'nothing had changed'],
-          ['needs a restart', needsRestart.length === 0 ? undefined : warning(needsRestart.join(', '))],
-        ]),
+      const via = wayHere(process.env.SSH_CONNECTION);
+      const reloaded = await gateway['server.reload'](via === undefined ? {} : { via });
+      print(reloaded, options, ({ applied, needsRestart, warnings }) =>
+        [
+          facts([
+            ['applied', applied.join(', ') || 'nothing had changed'],
+            ['needs a restart', needsRestart.length === 0 ? undefined : warning(needsRestart.join(', '))],
+          ]),
+          ...warnings.map((text) => `${warning('warning')}  ${text}`),
+        ].join('\n'),
       );
     });
 
@@ -331,4 +337,11 @@ function formatStatus(status: GatewayStatus): string {
     ]),
     ...status.warnings.map((text) => `${warning('warning')} ${text}`),
   ].join('\n');
+}
+
+/** The connection by which the operator is here, as the SSH server says it: address, port, our address, our port. */
+function wayHere(text: string | undefined): { from: string; to: string; port: number } | undefined {
+  const [from, , to, port] = text?.split(' ') ?? [];
+  if (from === undefined || to === undefined || isIP(from) === 0 || isIP(to) === 0) return undefined;
+  return Number(port) >= 1 && Number(port) <= 65_535 ? { from, to, port: Number(port) } : undefined;
 }

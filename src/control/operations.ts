@@ -102,6 +102,28 @@ const auditRecord = z.object({
   detail: z.record(z.string(), z.union([z.string(), z.number()])),
 });
 
+const denial = z.object({
+  id: counter.describe('rises with time'),
+  at: instant,
+  kind: z.enum(['packet', 'stream']).describe('through the tunnel, or through the proxy'),
+  user: z.string(),
+  session: z.string(),
+  source: z.string().describe("the client's address in the tunnel"),
+  destination: z.string(),
+  protocol: z.string(),
+  port: counter.nullable(),
+  rule: z.object({ name: z.string(), line: counter }).nullable().describe('null: no rule allows it'),
+  count: counter.describe('how often within a few seconds, as far as it was looked at'),
+});
+
+const policyRule = z.object({
+  name: z.string(),
+  line: counter,
+  action: z.enum(['allow', 'deny']),
+  to: z.array(z.string()),
+  services: z.array(z.string()),
+});
+
 /** Totals by name, such as drops by reason. */
 const totals = z.record(z.string(), counter);
 
@@ -129,8 +151,17 @@ export const gatewayOperations = {
     }),
   },
   'server.reload': {
-    input: none,
-    output: z.object({ applied: z.array(z.string()), needsRestart: z.array(z.string()) }),
+    input: z.strictObject({
+      via: z
+        .strictObject({ from: z.string().max(64), to: z.string().max(64), port: z.int().min(1).max(65_535) })
+        .optional()
+        .describe('the connection by which the operator is here'),
+    }),
+    output: z.object({
+      applied: z.array(z.string()),
+      needsRestart: z.array(z.string()),
+      warnings: z.array(z.string()),
+    }),
   },
   'server.stop': { input: none, output: z.object({ sessions: counter }) },
   'server.drain': {
@@ -138,6 +169,35 @@ export const gatewayOperations = {
     output: z.object({ sessions: counter, until: instant.describe('when it stops at the latest') }),
   },
   'server.replaceWorkers': { input: none, output: z.object({ replaced: counter }) },
+  'policy.show': {
+    input: z.strictObject({ user: name.optional().describe('also what is in force for this user') }),
+    output: z.object({
+      file: z.string().nullable().describe('null: there is no policy; routes say what clients reach'),
+      since: instant.nullable(),
+      rules: counter,
+      tests: counter,
+      hosts: z.array(z.object({ name: z.string(), addresses: z.array(z.string()) })),
+      user: z
+        .array(
+          z.object({
+            session: z.string().describe('empty: nobody has one; as it would be without certificate and second factor'),
+            addresses: z.array(z.string()),
+            groups: z.array(z.string()),
+            rules: z.array(policyRule).describe('those that are in force, in their order'),
+            settings: z.record(z.string(), z.union([z.string(), counter, z.boolean(), z.array(z.string())])),
+          }),
+        )
+        .nullable(),
+    }),
+  },
+  'policy.denied': {
+    input: z.strictObject({
+      after: counter.optional().describe('only those with a higher id'),
+      user: name.optional(),
+      limit: z.int().min(1).max(1000).default(100).describe('the newest so many'),
+    }),
+    output: z.array(denial),
+  },
   'server.bans': {
     input: none,
     output: z.array(
@@ -345,6 +405,8 @@ export type ClientStatus = z.output<(typeof clientOperations)['client.status']['
 export type SessionInfo = z.output<typeof session>;
 export type UserInfo = z.output<typeof user>;
 export type AccessTokenInfo = z.output<typeof accessToken>;
+export type DenialInfo = z.output<typeof denial>;
+export type PolicyInfo = z.output<(typeof gatewayOperations)['policy.show']['output']>;
 export type AuditRecordInfo = z.output<typeof auditRecord>;
 export type UserDetails = z.output<(typeof gatewayOperations)['user.show']['output']>;
 export type DeviceInfo = z.output<typeof device>;

@@ -42,6 +42,8 @@ export type Administration = Omit<
   | 'server.stop'
   | 'server.drain'
   | 'server.replaceWorkers'
+  | 'policy.show'
+  | 'policy.denied'
   | 'session.list'
   | 'session.kick'
 >;

@@ -190,6 +190,11 @@ export const gatewayConfigSchema = z.strictObject({
     .max(2)
     .default(['10.88.0.0/24'])
     .describe('client addresses: one IPv4 prefix, one IPv6 prefix, or both'),
+  policyFile: text
+    .optional()
+    .describe(
+      'policy file: who may reach what, in place of routes and clientToClient; without one all clients reach the same',
+    ),
   routes: z.array(prefix).max(1000).default([]).describe('networks that clients may reach; pushed to them'),
   dns: z.array(address).max(8).default([]),
   dnsDomains: z.array(domain).max(64).default([]),
@@ -423,6 +428,7 @@ export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
   'keyFile',
   'caFile',
   'crlFile',
+  'policyFile',
   'routes',
   'dns',
   'dnsDomains',
@@ -469,6 +475,7 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
     keyFile: absolute(config.keyFile),
     ...(config.caFile === undefined ? {} : { caFile: absolute(config.caFile) }),
     ...(config.crlFile === undefined ? {} : { crlFile: absolute(config.crlFile) }),
+    ...(config.policyFile === undefined ? {} : { policyFile: absolute(config.policyFile) }),
     backends: Object.fromEntries(
       Object.entries(config.backends).map(([name, options]) => [name, resolveBackendFiles(options, absolute)]),
     ),

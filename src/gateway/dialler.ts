@@ -15,7 +15,7 @@ import { formatIp, type IpAddress, parseIp } from '../ip/address.ts';
 import type { StreamRefusal } from '../transport/stream-request.ts';
 import type { GatewayConfig } from './config.ts';
 import type { DialPort, DialRequest, DialVerdict, ProxyKey } from './ipc/ports.ts';
-import { routesPolicy, type StreamPolicy } from './stream-policy.ts';
+import { type StreamJudge, type StreamPolicy, streamPolicy } from './stream-policy.ts';
 
 /** RFC 8305 §8. */
 const ATTEMPT_DELAY_MS = 250;
@@ -47,6 +47,8 @@ export interface DiallerOptions {
   userOf(key: ProxyKey): string | undefined;
   /** In force at the moment. */
   config(): GatewayConfig;
+  /** What the policy file says. Default: there is none. */
+  readonly judge?: StreamJudge;
 }
 
 export class Dialler implements DialPort {
@@ -93,14 +95,14 @@ export class Dialler implements DialPort {
 
   async isAllowed(key: ProxyKey, kind: 'tcp' | 'udp', address: string, port: number): Promise<boolean> {
     const user = this.#options.userOf(key);
-    return user !== undefined && this.#policyInForce().allows({ user, kind, address: parseIp(address), port });
+    return user !== undefined && this.#policyInForce().allows({ key, kind, address: parseIp(address), port });
   }
 
   #policyInForce(): StreamPolicy {
     const config = this.#options.config();
     if (config !== this.#config) {
       this.#config = config;
-      this.#policy = routesPolicy(config, (address) => this.#options.network.isOwn(address));
+      this.#policy = streamPolicy(config, (address) => this.#options.network.isOwn(address), this.#options.judge);
     }
     return this.#policy;
   }
@@ -120,7 +122,7 @@ export class Dialler implements DialPort {
       const found = await this.#addressesOf(host, deadline.signal);
       if ('refused' in found) return found;
       const policy = this.#policyInForce();
-      const allowed = found.addresses.filter((address) => policy.allows({ user, kind, address, port }));
+      const allowed = found.addresses.filter((address) => policy.allows({ key, kind, address, port }));
       if (allowed.length === 0) return { refused: 'destination_ip_prohibited' };
       return await open(allowed.map(formatIp), deadline.signal);
     } catch (error) {

@@ -135,6 +135,7 @@ export class VpnServer {
         config,
         workers: 1,
         stateDir: this.#stateDir,
+        network: this.#network,
         authorize: this.#hooks.authorizeLogin?.bind(this.#hooks),
         events: {
           started: (session) => this.#tellHook(() => this.#hooks.onSessionStart?.(sessionFacts(session))),
@@ -147,11 +148,13 @@ export class VpnServer {
     );
     const supervisor = undo.adopt(await this.#openSupervisor(config), (opened) => opened.close());
     const useCredentials = async (_what: string, pem: ServerCredentials) => worker.useCredentials(pem);
+    if (supervisor.deniedLog !== undefined) auth.readDenied(supervisor.deniedLog);
     await auth.begin({ supervisor, port: supervisor.port, useCredentials });
     const dialler = new Dialler({
       network: this.#network,
       userOf: (key) => auth.userOf(key, WORKER_ID),
       config: () => auth.config,
+      judge: (facts) => auth.judgeStream(facts, WORKER_ID),
     });
     const worker = new WorkerService({
       config,
@@ -223,7 +226,9 @@ export class VpnServer {
    * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_HOST_APPLY; then the old configuration
    *   stays
    */
-  async reload(next: GatewayConfig = this.#live().auth.config): Promise<{ applied: string[]; needsRestart: string[] }> {
+  async reload(
+    next: GatewayConfig = this.#live().auth.config,
+  ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
     return await this.#live().auth.reload(next);
   }
 

@@ -70,6 +70,19 @@ export interface Policy {
   readonly tests: readonly { readonly text: string; readonly line: number }[];
 }
 
+/** Allows nothing to anybody. */
+export const EMPTY_POLICY: Policy = {
+  rules: [],
+  settings: [],
+  memberships: new Map(),
+  nesting: new Map(),
+  groups: new Set(),
+  hosts: [],
+  tests: [],
+  groupLimits: new Map(),
+  classes: [],
+};
+
 export interface ReadPolicy {
   /** Undefined when there is an error. */
   readonly policy: Policy | undefined;

@@ -51,6 +51,7 @@ const DESTINATION_OPTIONS = 60;
 const out = new Set<number>();
 // No address of a packet that the kernel sends by itself ends like that.
 let number = 0x5a00_0000;
+let mark = 0;
 
 function open(name: string): TunDevice {
   const tun = openTun({ name, superPackets: false, mtu: 1400 });
@@ -155,6 +156,7 @@ async function apply(policy: Policy, later: boolean): Promise<void> {
     deny: 'drop',
     clients: { 4: 'pool4', 6: 'pool6' },
     admitted: later ? [] : admitted,
+    nextMark: () => ++mark,
   });
   const body = [
     `\tset pool4 { type ipv4_addr; flags interval; elements = { ${POOLS[0]} }; }`,
@@ -178,9 +180,9 @@ async function apply(policy: Policy, later: boolean): Promise<void> {
   // Somebody else's rights first: nothing of them may stay.
   for (const [at, { lease }] of admitted.entries()) {
     const other = admitted[(at + 1) % admitted.length];
-    if (other !== undefined) await runNft(table.admit(lease, other.access));
+    if (other !== undefined) await runNft(table.admit([{ lease, access: other.access }]).commands);
   }
-  await runNft(admitted.map(({ lease, access }) => table.admit(lease, access)).join(''));
+  await runNft(table.admit(admitted).commands);
 }
 
 /** Everything that was written before has come out or has been dropped. */

@@ -100,7 +100,7 @@ describe('the life of a tunnel', labOptions(), () => {
     const listed = (list: readonly string[]) => `routes = ${JSON.stringify(list)}`;
     await deployment.configure((text) => text.replace(/^routes = .*$/m, listed([...routes, ...CLOSED_NETWORKS])));
     const grown = await deployment.ask<{ applied: string[]; needsRestart: string[] }>('server', 'reload');
-    assert.deepEqual(grown, { applied: ['routes'], needsRestart: [] });
+    assert.deepEqual(grown, { applied: ['routes'], needsRestart: [], warnings: [] });
     const more = await first.statusWhen('the new routes', (status) => status.routes.length > routes.length);
     assert.deepEqual(more.routes, [...routes, ...CLOSED_NETWORKS]);
     await until('a way there', () => first.reaches(BEHIND.closed4));

@@ -79,6 +79,9 @@ class Siege implements AsyncDisposable {
       place: async (_lease, worker) => void siege.placed.push(`to ${worker}`),
       unplace: async () => void siege.placed.push('home'),
       update: async () => {},
+      enforce: async () => {},
+      admit: async () => {},
+      dismiss: async () => {},
       report: async () => ({ counters: {}, warnings: [] }),
     };
     await siege.auth.begin({ supervisor: watched, port: supervisor.port, useCredentials: async () => {} });

@@ -182,7 +182,7 @@ test('REQ-PUSH-001: CONFIG follows ACCEPT, and a reload pushes it again with a g
   const outcome = await world.server.reload(
     world.config({ routes: ['192.0.2.0/24', '198.51.100.0/24'], dns: [], mtu: 1400 }),
   );
-  assert.deepEqual(outcome, { applied: ['routes', 'dns'], needsRestart: ['mtu'] });
+  assert.deepEqual(outcome, { applied: ['routes', 'dns'], needsRestart: ['mtu'], warnings: [] });
   await until(() => config()?.routes.length === 2, 'the pushed routes');
   assert.ok((config()?.revision ?? 0) > before);
   assert.deepEqual(sim.host.applied.at(-1)?.routes.map(formatPrefix), ['192.0.2.0/24', '198.51.100.0/24']);
@@ -268,7 +268,11 @@ test('a reload of the limits holds for whoever comes next, and for nobody who is
   const sim = await world.connected('alice');
   await world.raw();
   const limits = { ...world.config().limits, helloSeconds: 1, connectionsPerSource: 1 };
-  assert.deepEqual(await world.server.reload(world.config({ limits })), { applied: ['limits'], needsRestart: [] });
+  assert.deepEqual(await world.server.reload(world.config({ limits })), {
+    applied: ['limits'],
+    needsRestart: [],
+    warnings: [],
+  });
   assert.equal(sim.client.snapshot.state, 'connected');
   // Those that are open are more than may be now: nobody else is let in.
   await assert.rejects(world.raw());

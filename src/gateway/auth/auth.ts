@@ -22,11 +22,12 @@ import type { SessionCertificate, Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { LoginPeer, LoginVerdict, SessionGrant, SessionKey } from '../ipc/ports.ts';
+import { holderOf } from './access-desk.ts';
 import type { LiveSession } from './live-session.ts';
 import { ProxyGrants } from './proxy-grants.ts';
 import { Resumption } from './resumption.ts';
 import { certificateName, type LoginFacts, type RightsHolder } from './rights.ts';
-import { SessionBook, type SessionEvents } from './session-book.ts';
+import { type SessionAccess, SessionBook, type SessionEvents } from './session-book.ts';
 
 export interface AuthOptions {
   config: GatewayConfig;
@@ -38,6 +39,7 @@ export interface AuthOptions {
   primitives: Primitives;
   clock: Clock;
   log: Logger;
+  access: SessionAccess;
   /** Asks the outside source of an account whether it is still good. Never rejects. */
   standing?: ((user: string) => Promise<Standing>) | undefined;
   /** Whether a client certificate stands for this user. Default: none does. */
@@ -78,6 +80,7 @@ export class Auth {
     const standing = async (user: string) => await options.standing?.(user);
     this.sessions = new SessionBook({
       ...{ config: options.config, sessions, pool, primitives, clock, log: this.#log, events },
+      access: options.access,
       over: (key) => this.proxies.endSession(key),
     });
     this.resumption = new Resumption({
@@ -89,8 +92,8 @@ export class Auth {
     this.proxies = new ProxyGrants({
       ...{ logins: options.proxyLogins, primitives, clock, log: options.log, isAuthorized, standing },
       findSession: (key) => {
-        const { user, binding } = this.sessions.get(key) ?? {};
-        return user === undefined || binding === undefined ? undefined : { user, binding };
+        const session = this.sessions.get(key);
+        return session === undefined ? undefined : { holder: holderOf(session), binding: session.binding };
       },
       judging: (holder, judge, grant) => this.#judging(holder, judge, grant),
     });
@@ -202,7 +205,7 @@ export class Auth {
     }
     let session: LiveSession;
     try {
-      session = this.sessions.open({ user, device, peer, worker, steps, proofEndsAt });
+      session = this.sessions.open({ user, groups, device, peer, worker, steps, proofEndsAt });
     } catch (error) {
       if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
       return await overrule(rejectCodeOf(error), 'there is no free address');

@@ -31,6 +31,8 @@ export interface LiveSession {
   readonly id: Uint8Array;
   readonly user: string;
   readonly device: string;
+  /** Of the account, as far as known. */
+  groups: readonly string[];
   remote: string;
   certificate: SessionCertificate | undefined;
   readonly lease: Lease;

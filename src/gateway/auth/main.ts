@@ -6,8 +6,8 @@
  * directory it can reach nothing afterwards but the folder of certificates, in which it was started. It ends with the
  * supervisor.
  *
- * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket, 6 that of metrics if the
- * configuration has one.
+ * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket, then that of metrics if the
+ * configuration has one, and the log of denied packets where there is one.
  */
 
 import { systemClock } from '../../base/clock.ts';
@@ -76,18 +76,20 @@ const channel = new IpcChannel({
   in: supervisorToAuth,
   handlers: {
     alive: async () => ({}),
-    prepare: async ({ config, workers, state, identity }) => {
+    prepare: async ({ config, workers, state, identity, showsDenied }) => {
       const log = createLogger(config.log);
       const service = await AuthService.open({
         config,
         workers,
         stateDir: state,
         files: supervisor,
+        policyFiles: supervisor,
         certs: CERTS,
         clock: systemClock,
         log,
       });
       prepared = { service, log, folder: `${state}/certs` };
+      if (showsDenied) service.readDenied(config.metrics.listen === undefined ? METRICS_FD : METRICS_FD + 1);
       giveUpRights(identity);
       enterCage('auth', { log });
       return {};
@@ -155,6 +157,7 @@ function takeWorker(service: AuthService, { worker, pid }: { worker: number; pid
     network: new HostDialNetwork({ isRead: false }),
     userOf: (key) => service.userOf(key, worker),
     config: () => service.config,
+    judge: (facts) => service.judgeStream(facts, worker),
   });
   const desk = new DialDesk(dialler, new DescriptorSender(ways.get(worker) ?? -1));
   const link = new WorkerLink(

@@ -43,7 +43,10 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
   return {
     ...service.administration,
     'server.status': () => statusOf(service, facts, control),
-    'server.reload': async () => await service.reload(await control.readConfig()),
+    'server.reload': async ({ via }) => await service.reload(await control.readConfig(), via),
+    'policy.show': async ({ user }) => service.policy.show(user),
+    'policy.denied': async ({ after, user, limit = 100 }) =>
+      service.policy.denials.list({ ...(after === undefined ? {} : { after }), user: user?.normalize('NFC'), limit }),
     'server.stop': async () => {
       const reports = await reportsOf(service);
       setImmediate(() => control.stop());

@@ -10,6 +10,7 @@ import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import type { ProxyCredentials, ProxyLogin, ProxyLogins } from '../../identity/proxy-login.ts';
+import type { Holder as PolicyHolder } from '../../policy/access.ts';
 import type { Primitives } from '../../protocol/keys.ts';
 import { answerProxyClaim, type ProxyBinding } from '../../protocol/proxy-binding.ts';
 import type {
@@ -36,8 +37,10 @@ export interface ProxyGrantsParts {
   readonly primitives: Primitives;
   readonly clock: Clock;
   readonly log: Logger;
-  /** A session that is alive and has no resume under way. */
-  findSession(key: SessionKey): { readonly user: string; readonly binding: ProxyBinding } | undefined;
+  /** A session that is alive; without a binding while a resume is under way. */
+  findSession(
+    key: SessionKey,
+  ): { readonly holder: PolicyHolder; readonly binding: ProxyBinding | undefined } | undefined;
   /** Whether the account is still good at its source. */
   standing(user: string): Promise<Standing | undefined>;
   /** The application's word. */
@@ -86,6 +89,7 @@ export class ProxyGrants {
   /** Several connections of one program at once make one record. */
   readonly #recording = new Map<string, Promise<boolean>>();
   readonly #workers = new Map<number, ProxyWorkerPort>();
+  #groups: ReadonlyMap<string, readonly string[]> = new Map();
 
   constructor(parts: ProxyGrantsParts) {
     this.#parts = parts;
@@ -122,9 +126,28 @@ export class ProxyGrants {
 
   /** Whose key of this worker it is; undefined: nobody's any more. */
   userOf(key: ProxyKey, worker: number): string | undefined {
+    return this.#holderOf(key, worker)?.user;
+  }
+
+  /** The same, as far as the rules of a policy look at it: a session, or an access token, which is nothing but its user. */
+  holderOf(key: ProxyKey, worker: number): PolicyHolder | undefined {
+    const holder = this.#holderOf(key, worker);
+    if (holder === undefined) return undefined;
+    const { login, user } = holder;
+    if (login !== undefined) return { user, groups: this.#groups.get(user) ?? login.groups, hasCertificate: false };
+    const id = this.#byKey.get(key) ?? '';
+    return this.#parts.findSession(id)?.holder ?? { user, groups: this.#groups.get(user) ?? [], hasCertificate: false };
+  }
+
+  /** The groups of accounts, as they are now. */
+  regroup(groups: ReadonlyMap<string, readonly string[]>): void {
+    this.#groups = groups;
+  }
+
+  #holderOf(key: ProxyKey, worker: number): Holder | undefined {
     const id = this.#byKey.get(key);
     const holder = id === undefined ? undefined : this.#holders.get(id);
-    return holder?.connections.get(key)?.worker === worker ? holder.user : undefined;
+    return holder?.connections.get(key)?.worker === worker ? holder : undefined;
   }
 
   async #bind(
@@ -138,8 +161,8 @@ export class ProxyGrants {
     // The same work, whether there is such a session or not.
     const binding = session?.binding ?? { session: claim.session, epoch: claim.epoch, key: NO_KEY };
     const info = answerProxyClaim(primitives, binding, claim, () => exported);
-    if (session === undefined || info === undefined) return undefined;
-    const holder = this.#holders.get(key) ?? this.#createHolder(key, session.user, undefined);
+    if (session?.binding === undefined || info === undefined) return undefined;
+    const holder = this.#holders.get(key) ?? this.#createHolder(key, session.holder.user, undefined);
     return { ...this.#grant(key, holder, peer, worker), info };
   }
 

@@ -104,7 +104,7 @@ export class Resumption {
     const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
     return {
       accepted: true,
-      resume: { key, attempt, grant: { proof, worker, ...this.#book.times() } },
+      resume: { key, attempt, grant: { proof, worker, ...this.#book.times(session) } },
       features: session.features,
     };
   }

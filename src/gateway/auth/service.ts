@@ -15,6 +15,7 @@ import type { AccountSource } from '../../identity/backends/open.ts';
 import { usersNamed } from '../../identity/steps/certificate.ts';
 import { formatIp, parseIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
+import { LogReader } from '../../os/nflog.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
@@ -22,6 +23,7 @@ import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
 import { checkCertificateStep, type GatewayConfig, RELOADABLE_KEYS } from '../config.ts';
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
+import { type DialNetwork, HostDialNetwork } from '../dialler.ts';
 import type {
   AuthPort,
   DetachedSession,
@@ -31,8 +33,11 @@ import type {
   SupervisorPort,
   WorkerPort,
 } from '../ipc/ports.ts';
+import { type PolicyFiles, policyFiles } from '../policy-files.ts';
 import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
+import type { StreamFacts } from '../stream-policy.ts';
+import { AccessDesk, type ReadyPolicy } from './access-desk.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
 import { Auth } from './auth.ts';
@@ -47,6 +52,7 @@ import {
   loginProviderOf,
   passwordSourcesOf,
 } from './login-config.ts';
+import { type OperatorWay, PolicyDesk } from './policy-desk.ts';
 import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
 import type { LoginFacts, RightsHolder } from './rights.ts';
@@ -63,6 +69,10 @@ export interface AuthServiceOptions {
   stateDir: string | undefined;
   /** Reads certificates; default: from the files themselves. */
   files?: CredentialFiles | undefined;
+  /** Reads the policy file; default: from the file itself. */
+  policyFiles?: PolicyFiles | undefined;
+  /** Looks names of a policy up; default: as this machine does. */
+  network?: Pick<DialNetwork, 'resolve'> | undefined;
   /** Another way to the folder of certificates. */
   certs?: string | undefined;
   /** Has the last word on a login that the steps have accepted. */
@@ -102,6 +112,11 @@ export class AuthService {
   readonly #auditFile: AuditFile | undefined;
   readonly #pool: LeasePool;
   readonly #auth: Auth;
+  readonly #access: AccessDesk;
+  readonly #policyDesk: PolicyDesk;
+  #deniedLog: LogReader | undefined;
+  /** As it was read before there was a host. */
+  #policy: ReadyPolicy | undefined;
   readonly #workers = new Map<number, WorkerPort>();
   readonly #starts = new Map<number, number>();
   #loaded: Loaded;
@@ -135,11 +150,21 @@ export class AuthService {
     const own = state.hasPki ? { caPem: state.pki.caPem, crlFile: state.pki.paths.crl } : undefined;
     const files = options.files ?? credentialFiles(own);
     const loaded = await readCredentials(config, files, clock.wallNow());
+    const names = new HostDialNetwork();
+    const access = new AccessDesk({
+      pool: config.pool,
+      files: options.policyFiles ?? policyFiles,
+      resolve: (name) => (options.network ?? names).resolve(name),
+      groups: async () => new Map((await state.accounts.list()).map(({ name, groups }) => [name, groups])),
+      clock,
+      log,
+    });
+    const policy = await access.read(config);
     const path = config.audit.file;
     const auditFile =
       path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
     undo.move();
-    return new AuthService(options, { pool, hasher, state, backends, files, loaded, auditFile });
+    return new AuthService(options, { pool, hasher, state, backends, files, loaded, auditFile, access, policy });
   }
 
   private constructor(
@@ -152,6 +177,8 @@ export class AuthService {
       files: CredentialFiles;
       loaded: Loaded;
       auditFile: AuditFile | undefined;
+      access: AccessDesk;
+      policy: ReadyPolicy | undefined;
     },
   ) {
     const { config, clock, log } = options;
@@ -166,6 +193,8 @@ export class AuthService {
     this.#files = parts.files;
     this.#loaded = parts.loaded;
     this.#auditFile = parts.auditFile;
+    this.#access = parts.access;
+    this.#policy = parts.policy;
     state.bans.policy = banPolicyOf(config);
     state.bans.onBan = ({ kind, key, failures, until }) => {
       log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
@@ -191,6 +220,7 @@ export class AuthService {
       primitives: nodePrimitives,
       clock,
       log,
+      access: parts.access,
       authorize: options.authorize,
       isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
       isCertificateOf: (user, certificate) => {
@@ -212,10 +242,24 @@ export class AuthService {
         },
       },
     });
+    parts.access.attach({
+      sessions: () => this.#auth.sessions.all,
+      resettled: (sessions) => this.#auth.sessions.resettle(sessions),
+      regrouped: (groups) => this.#auth.proxies.regroup(groups),
+      changed: () => {
+        for (const worker of this.#workers.values()) worker.recheckStreams();
+      },
+    });
+    this.#policyDesk = new PolicyDesk({ access: parts.access, auth: this.#auth, clock });
   }
 
   get config(): GatewayConfig {
     return this.#config;
+  }
+
+  /** What the policy denies, and what is in force of it. */
+  get policy(): PolicyDesk {
+    return this.#policyDesk;
   }
 
   /** The certificates in force; the key is empty where this process may not see it. */
@@ -237,8 +281,10 @@ export class AuthService {
       (await state.sessions.lastLeases()).map(({ device, lease4, lease6 }) => [device, leaseOf(lease4, lease6)]),
     );
     auth.sessions.supervisor = host.supervisor;
+    this.#access.supervisor = host.supervisor;
     // Before anybody else can have their addresses.
     await auth.sessions.restore();
+    await this.#access.enforce(this.#policy);
     const credentials = new Credentials({
       loaded: this.#loaded,
       files: this.#files,
@@ -280,7 +326,7 @@ export class AuthService {
       clock,
       log,
     });
-    await state.recordPolicy(this.#config);
+    await state.recordPolicy(this.#config, this.#policy?.selector.policy);
     const administration = this.#administration(host.port, credentials);
     this.#begun = { host, credentials, ends, expiry, recheck, administration };
     // Of the sessions from before a restart.
@@ -294,7 +340,11 @@ export class AuthService {
       () => ({ ...this.#config, port }),
       {
         endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
-        endInsufficient: (user) => auth.endInsufficient(user),
+        endInsufficient: async (user) => {
+          const ended = await auth.endInsufficient(user);
+          await this.#access.regroup();
+          return ended;
+        },
         reloadCertificates: () => credentials.reload(),
         credentials: () => credentials.loaded.pem,
       },
@@ -310,6 +360,11 @@ export class AuthService {
     };
   }
 
+  /** Shows what packets the kernel denies by the policy, from its log; the descriptor stays the caller's, while this lives. */
+  readDenied(fd: number): void {
+    this.#deniedLog = new LogReader(fd, (packet) => this.#policyDesk.denials.packet(packet));
+  }
+
   /** Begins what is done again and again. */
   start(): void {
     const { recheck, expiry, credentials, ends } = this.#live();
@@ -318,6 +373,7 @@ export class AuthService {
     credentials.start();
     ends.start();
     this.#accounting.start();
+    this.#access.start();
   }
 
   /** What a worker may ask. */
@@ -328,6 +384,11 @@ export class AuthService {
   /** What a worker may ask for those who use the gateway as a proxy. */
   proxyGateOf(worker: number): ProxyPort {
     return this.#auth.proxies.gateOf(worker);
+  }
+
+  /** What the policy says of a stream that a worker wants; undefined: there is no policy. */
+  judgeStream(facts: StreamFacts, worker: number): boolean | undefined {
+    return this.#policyDesk.judgeStream(facts, worker);
   }
 
   /** Whose key of a worker it is; undefined: nobody's any more. */
@@ -464,6 +525,7 @@ export class AuthService {
         ? []
         : [`the gateway is drained: it lets nobody new in, and stops by ${instantOf(until)}`]),
       ...insecureSources(this.#config),
+      ...this.#access.warnings,
       ...[credentials.problem].flatMap((problem) => problem ?? []),
       ...(options.ends ? (await ends.soon()).map(({ text }) => text) : []),
     ];
@@ -476,18 +538,30 @@ export class AuthService {
    * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_HOST_APPLY; then the old configuration
    *   stays
    */
-  async reload(next: GatewayConfig): Promise<{ applied: string[]; needsRestart: string[] }> {
+  async reload(
+    next: GatewayConfig,
+    via?: OperatorWay,
+  ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
     const { host, credentials, recheck, ends } = this.#live();
     const former = this.#config;
-    const keys = Object.keys(next) as (keyof GatewayConfig)[];
+    const keys = [...new Set([...Object.keys(former), ...Object.keys(next)])] as (keyof GatewayConfig)[];
     const changed = keys.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(former[key]));
     const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
-    const merged = { ...former, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
+    const merged: GatewayConfig = { ...former, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
     const loaded = await readCredentials(merged, this.#files, this.#clock.wallNow());
     checkLoginSources(merged);
     checkCertificateStep(merged);
-    if (applied.some((key) => key === 'routes' || key === 'services')) await host.supervisor.update(merged);
-    await credentials.take(loaded);
+    const policy = await this.#access.read(merged);
+    const formerPolicy = this.#access.inForce;
+    const losers = await this.#access.enforce(policy);
+    try {
+      if (applied.some((key) => ['routes', 'services', 'policyFile'].includes(key)))
+        await host.supervisor.update(merged);
+      await credentials.take(loaded);
+    } catch (error) {
+      await this.#access.enforce(formerPolicy);
+      throw error;
+    }
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
     this.#config = merged;
     this.#configureLogins(merged);
@@ -498,10 +572,12 @@ export class AuthService {
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
     for (const worker of this.#workers.values()) worker.recheckStreams();
-    await this.#state.recordPolicy(merged);
+    await this.#state.recordPolicy(merged, policy?.selector.policy);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
-    return { applied, needsRestart: changed.filter((key) => !applied.includes(key)) };
+    const warnings = [...this.#policyDesk.cutOff(losers), ...this.#policyDesk.cutsWay(via, merged)];
+    for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
+    return { applied, needsRestart: changed.filter((key) => !applied.includes(key)), warnings };
   }
 
   /** Nothing is decided by time any more. Before the workers stop. */
@@ -513,6 +589,7 @@ export class AuthService {
     await begun.credentials.stop();
     await begun.expiry.stop();
     await begun.recheck.stop();
+    await this.#access.stop();
   }
 
   /** Ends everything; the last reports are sent, the store is closed. After the workers have stopped. */
@@ -523,6 +600,7 @@ export class AuthService {
     undo.defer(() => this.#auditFile?.close());
     undo.defer(() => closeAll(this.#backends));
     undo.defer(() => this.#accounting.stop());
+    undo.defer(async () => await this.#deniedLog?.[Symbol.asyncDispose]());
   }
 
   #configureLogins(config: GatewayConfig): void {

@@ -8,8 +8,9 @@
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp } from '../../ip/address.ts';
-import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
+import { formatIp, formatPrefix } from '../../ip/address.ts';
+import type { LeasePool } from '../../ip/lease-pool.ts';
+import type { Settings } from '../../policy/settings.ts';
 import { AttachServer } from '../../protocol/attach.ts';
 import { Feature } from '../../protocol/features.ts';
 import { attachKey, type Primitives, proxyKey, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
@@ -30,12 +31,23 @@ import { endOf, freshState, type LiveSession, type StartedSession } from './live
 /** How long the worker that a session leaves may take to let go of it. */
 const FENCE_MS = 1000;
 
+const EVERYWHERE = ['0.0.0.0/0', '::/0'];
 const TRAFFIC = ['receivedBytes', 'receivedPackets', 'sentBytes', 'sentPackets'] as const;
 
 /** What the book is told of sessions, and tells. */
 export interface SessionEvents {
   started(session: StartedSession): void;
   ended(session: StartedSession, reason: CloseReason): void;
+}
+
+/** What a policy has to do with sessions. */
+export interface SessionAccess {
+  /** What a session gets in place of what the configuration says. */
+  settingsOf(session: LiveSession): Settings;
+  /** Its packets may come. @throws {VpnError} ERR_HOST_APPLY */
+  admit(session: LiveSession): Promise<void>;
+  /** Its addresses are free again. @throws {VpnError} ERR_HOST_APPLY */
+  dismiss(session: LiveSession): Promise<void>;
 }
 
 export interface SessionBookOptions {
@@ -45,6 +57,7 @@ export interface SessionBookOptions {
   primitives: Primitives;
   clock: Clock;
   log: Logger;
+  access: SessionAccess;
   /** Told after a session has begun in the life of this gateway, and after it has ended. */
   events?: SessionEvents | undefined;
   /** A session is over, whether its client was told of it or not. */
@@ -54,6 +67,7 @@ export interface SessionBookOptions {
 /** A login that has been accepted. */
 export interface AcceptedLogin {
   readonly user: string;
+  readonly groups: readonly string[];
   /** Device id, hexadecimal. */
   readonly device: string;
   readonly peer: LoginPeer;
@@ -133,7 +147,7 @@ export class SessionBook {
    *
    * @throws {VpnError} ERR_POOL_EXHAUSTED
    */
-  open({ user, device, peer, worker, steps, proofEndsAt }: AcceptedLogin): LiveSession {
+  open({ user, groups, device, peer, worker, steps, proofEndsAt }: AcceptedLogin): LiveSession {
     const { pool, primitives, clock } = this.#options;
     const lease = pool.lease(device, worker);
     const id = primitives.randomBytes(SESSION_ID_BYTES);
@@ -143,7 +157,7 @@ export class SessionBook {
     const openedAt = clock.wallNow();
     const state = { ...freshState(), isRecorded: false, detachedAt: undefined, features: [], endsAt };
     const session: LiveSession = {
-      ...{ key, id, user, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt },
+      ...{ key, id, user, groups, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt },
       ...state,
     };
     this.#live.set(key, session);
@@ -152,15 +166,21 @@ export class SessionBook {
   }
 
   /** What the worker that owns a session is to know of it. */
-  grantOf({ key, id, user, device, lease, worker }: LiveSession): SessionGrant {
-    const grant = { session: id, worker, user, ...this.times() };
-    return { key, grant, user, device, lease, config: this.#configOf(lease) };
+  grantOf(session: LiveSession): SessionGrant {
+    const { key, id, user, device, lease, worker } = session;
+    const grant = { session: id, worker, user, ...this.times(session) };
+    return { key, grant, user, device, lease, config: this.#configOf(session) };
   }
 
   /** The limits of a session, for its client. */
-  times() {
+  times(session: LiveSession) {
     const { absoluteSeconds, idleSeconds, graceSeconds } = this.#config.session;
-    return { absoluteSeconds, idleSeconds, graceSeconds };
+    const settings = this.#options.access.settingsOf(session);
+    return {
+      absoluteSeconds: settings.absoluteSeconds ?? absoluteSeconds,
+      idleSeconds: settings.idleSeconds ?? idleSeconds,
+      graceSeconds,
+    };
   }
 
   /**
@@ -175,7 +195,7 @@ export class SessionBook {
     const { primitives, sessions, clock } = this.#options;
     const epoch = 0;
     session.features = features;
-    await this.#place(session);
+    await Promise.all([this.#place(session), this.#options.access.admit(session)]);
     this.bindTo(session, epoch, secret);
     await sessions.open({
       id: key,
@@ -188,7 +208,7 @@ export class SessionBook {
       policyGeneration: 1,
       source: session.remote,
       expiresAt: Math.min(
-        clock.wallNow() + this.#config.session.absoluteSeconds * 1000,
+        clock.wallNow() + this.times(session).absoluteSeconds * 1000,
         session.proofEndsAt ?? Number.POSITIVE_INFINITY,
       ),
       resumeKey: resumeKey(primitives, secret),
@@ -269,7 +289,8 @@ export class SessionBook {
       const worker = pool.shareOf(lease);
       const state = { ...freshState(), isRecorded: true, detachedAt: now - detachedMs, features, endsAt };
       const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt };
-      const session: LiveSession = { ...facts, ...state };
+      // The groups of its account are looked at when a policy is put in force.
+      const session: LiveSession = { ...facts, ...state, groups: [] };
       this.#live.set(key, session);
       this.#byDevice.set(device, key);
       await this.#place(session);
@@ -343,7 +364,7 @@ export class SessionBook {
     if (this.#byDevice.get(session.device) === key) this.#byDevice.delete(session.device);
     this.#tellEnd(session, reason);
     // In turn with what is routed: whoever has the addresses next comes after this.
-    const unplaced = this.#unplace(session);
+    const unplaced = Promise.all([this.#unplace(session), this.#options.access.dismiss(session)]);
     this.#options.pool.release(session.lease);
     this.#options.over(key);
     await Promise.all([unplaced, session.isRecorded ? this.#options.sessions.end(key, reason) : undefined]);
@@ -375,13 +396,26 @@ export class SessionBook {
   reconfigure(config: GatewayConfig): void {
     this.#config = config;
     this.#revision += 1;
-    for (const { key, lease, worker } of this.#live.values()) {
-      this.#workers.get(worker)?.configure(key, this.#configOf(lease));
+    this.#push(this.#live.values());
+  }
+
+  /** Tells the clients of sessions what they get by their settings. */
+  resettle(sessions: readonly LiveSession[]): void {
+    if (sessions.length === 0) return;
+    this.#revision += 1;
+    this.#push(sessions);
+  }
+
+  #push(sessions: Iterable<LiveSession>): void {
+    for (const session of sessions) {
+      this.#workers.get(session.worker)?.configure(session.key, this.#configOf(session));
     }
   }
 
-  #configOf(lease: Lease): ConfigMessage {
+  #configOf(session: LiveSession): ConfigMessage {
+    const { lease } = session;
     const config = this.#config;
+    const { mode, routes, dns, dnsDomains } = this.#options.access.settingsOf(session);
     const { gateway4, gateway6 } = this.#options.pool;
     const addresses: ConfigMessage['addresses'] = {};
     if (lease.v4 !== undefined && gateway4 !== undefined) {
@@ -393,8 +427,8 @@ export class SessionBook {
     return {
       revision: this.#revision,
       addresses,
-      routes: [...config.routes],
-      dns: { servers: [...config.dns], domains: [...config.dnsDomains] },
+      routes: mode === 'full' ? EVERYWHERE : (routes?.map(formatPrefix) ?? [...config.routes]),
+      dns: { servers: [...(dns ?? config.dns)], domains: [...(dnsDomains ?? config.dnsDomains)] },
       mtu: config.mtu,
       ping: { intervalSeconds: config.session.pingSeconds, deadSeconds: config.session.deadSeconds },
       data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? config.data.channels : 0 },

@@ -16,6 +16,11 @@ import { SESSIONS_PER_PAGE } from './ports.ts';
 const KIB = 1024;
 const MIB = 1024 * KIB;
 
+/** Bounds of a policy: of its file, its rules, and of the addresses that a name in it stands for. */
+export const MAX_POLICY_BYTES = 8 * 1024 * KIB;
+const MAX_POLICY_RULES = 24_000;
+export const MAX_HOST_ADDRESSES = 256;
+
 /** What auth hears from a worker: it parses what strangers say, and may be one of them. */
 export const LIMITS_OF_WORKER: ChannelLimits = {
   // The longest: a login with a certificate of many names, and a page of sessions.
@@ -434,7 +439,14 @@ export const supervisorToAuth = {
   alive: { input: nothing, output: nothing },
   /** The first. Answered when everything has been read and it is nobody with any right. */
   prepare: {
-    input: z.strictObject({ config, workers: z.int().min(1).max(255), state: text(4096), identity }),
+    input: z.strictObject({
+      config,
+      workers: z.int().min(1).max(255),
+      state: text(4096),
+      identity,
+      /** It has inherited the log of denied packets. */
+      showsDenied: z.boolean(),
+    }),
     output: nothing,
   },
   /** The host is as it must be. Answered when workers may come. */
@@ -451,6 +463,33 @@ export const supervisorToAuth = {
 
 const kind = z.enum(['all', 'lists']);
 
+/** Some of the rules of a policy, ascending ↔ base64 of a bit for each rule up to the last. */
+const ruleNumbers = z.codec(
+  z.base64().max((MAX_POLICY_RULES / 8 / 3) * 4 + 4),
+  z.custom<readonly number[]>((value) => Array.isArray(value) && value.every((one) => one < MAX_POLICY_RULES)),
+  {
+    decode: (encoded) => {
+      const rules: number[] = [];
+      for (const [at, byte] of Uint8Array.fromBase64(encoded).entries()) {
+        for (let bit = 0; bit < 8; bit++) if ((byte & (1 << bit)) !== 0) rules.push(at * 8 + bit);
+      }
+      return rules;
+    },
+    encode: (rules) => {
+      const bytes = new Uint8Array(((rules.at(-1) ?? -8) >> 3) + 1);
+      for (const rule of rules) bytes[rule >> 3] = (bytes[rule >> 3] ?? 0) | (1 << (rule & 7));
+      return bytes.toBase64();
+    },
+  },
+);
+const revision = u32;
+const hostName = z.strictObject({ name: text(253), addresses: z.array(ip).max(MAX_HOST_ADDRESSES) });
+/** Clients, and the classes that they are in, by number. */
+const admitted = z.strictObject({
+  classes: z.array(ruleNumbers).max(MAX_POLICY_RULES),
+  sessions: z.array(z.strictObject({ lease, class: u32, peers: z.array(text(80)).max(256) })).max(10_000),
+});
+
 /** What auth may ask of the supervisor. No path, no name and no rule is in it. */
 export const authToSupervisor = {
   place: { input: z.strictObject({ lease, worker, place: z.enum(['primary', 'plain']) }), output: nothing },
@@ -461,6 +500,17 @@ export const authToSupervisor = {
   },
   /** The configuration as it is written now, which is the next one from then on. */
   readConfig: { input: nothing, output: config },
+  /** The policy file as it is written now; null: there is none. What auth says of a policy afterwards is of this revision. */
+  readPolicy: {
+    input: z.strictObject({ of: z.enum(['current', 'next']) }),
+    output: z.strictObject({ text: z.string().max(MAX_POLICY_BYTES).nullable(), revision }),
+  },
+  /** A part of what is to be put in force. */
+  stage: { input: z.union([z.strictObject({ hosts: z.array(hostName).max(1000) }), admitted]) },
+  /** Puts what has been staged in force; null: there is no policy. The supervisor has read the rules itself. */
+  enforce: { input: z.strictObject({ revision: revision.nullable() }), output: nothing },
+  admit: { input: z.strictObject({ revision, admitted }), output: nothing },
+  dismiss: { input: z.strictObject({ lease }), output: nothing },
   /** Puts routes and services of the next one in force. */
   apply: { input: nothing, output: nothing },
   readCredentials: {

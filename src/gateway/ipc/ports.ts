@@ -12,7 +12,9 @@ import type { HistogramCounts } from '../../base/histogram.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import type { ProxyCredentials } from '../../identity/proxy-login.ts';
 import type { ClientCertificate } from '../../identity/steps/step.ts';
+import type { IpAddress } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
+import type { Policy } from '../../policy/policy.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
 import type { AttachMessage, CloseReason, ConfigMessage, RejectCode } from '../../protocol/messages.ts';
@@ -238,6 +240,28 @@ export interface HostReport {
   readonly warnings: readonly string[];
 }
 
+/** What the policy says of one client. */
+export interface Access {
+  /** The rules that are in force, by their place in the policy, ascending. */
+  readonly rules: readonly number[];
+  /** What the client is when a rule lets others reach it: `user:NAME` and `group:NAME`. */
+  readonly peers: readonly string[];
+}
+
+export interface AdmittedLease {
+  readonly lease: Lease;
+  readonly access: Access;
+}
+
+/** A policy, and what it comes to at the moment. */
+export interface Enforcement {
+  readonly policy: Policy;
+  /** What the names in it stand for. */
+  readonly hosts: ReadonlyMap<string, readonly IpAddress[]>;
+  /** Everybody who has a lease. */
+  readonly sessions: readonly AdmittedLease[];
+}
+
 /** What auth may ask of the supervisor. */
 export interface SupervisorPort {
   /** Routes the addresses of a lease to a device of a worker, and lets nobody else speak for them. @throws {VpnError} ERR_HOST_APPLY */
@@ -246,6 +270,16 @@ export interface SupervisorPort {
   unplace(lease: Lease): Promise<void>;
   /** Applies changed routes and services. @throws {VpnError} ERR_HOST_APPLY; the old rules stay */
   update(config: GatewayConfig): Promise<void>;
+  /**
+   * Puts a policy in force for packets, in place of the one before; without one routes say where clients may go.
+   *
+   * @throws {VpnError} ERR_HOST_APPLY; the old rules stay
+   */
+  enforce(enforcement: Enforcement | undefined): Promise<void>;
+  /** Clients come, or may reach something else, under the policy in force. @throws {VpnError} ERR_HOST_APPLY; then none of them */
+  admit(entries: readonly AdmittedLease[]): Promise<void>;
+  /** A client is gone. @throws {VpnError} ERR_HOST_APPLY */
+  dismiss(lease: Lease): Promise<void>;
   /** How the host is. */
   report(): Promise<HostReport>;
 }

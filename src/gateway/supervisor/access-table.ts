@@ -2,26 +2,18 @@
  * Which rules of the policy each client's packets go through, as a part of the gateway's table of packet rules.
  *
  * Hides classes: clients for whom the same rules are in force share one chain, which is made when the first of them comes.
- * Text of `nft` commands comes out; who runs them, and when, is not known here. Pure.
+ * Hides marks, too: what a client's rules let through bears a mark of that client's own, and answers pass only with the
+ * client's present mark. It gets another one with other rules, so that what the new ones do not allow stops, both ways, and
+ * nobody else's connections are disturbed. Text of `nft` commands comes out; who runs them, and when, is not known here. Pure.
  */
 
 import { VpnError } from '../../base/errors.ts';
 import { formatIp, type IpAddress } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import { classChain, type KernelRule, kernelRules } from '../../policy/kernel-rules.ts';
-
-/** What the policy says of one client. */
-export interface Access {
-  /** The rules that are in force, by their place in the policy, ascending. */
-  readonly rules: readonly number[];
-  /** What the client is when a rule lets others reach it: `user:NAME` and `group:NAME`. */
-  readonly peers: readonly string[];
-}
-
-export interface AdmittedLease {
-  readonly lease: Lease;
-  readonly access: Access;
-}
+import { formatDestination } from '../../policy/policy.ts';
+import { formatService } from '../../policy/service.ts';
+import type { Access, AdmittedLease } from '../ipc/ports.ts';
 
 export interface AccessTableOptions {
   /** As `nft` writes it: `inet customvpn`. */
@@ -34,12 +26,40 @@ export interface AccessTableOptions {
   readonly clients: Readonly<Record<4 | 6, string>>;
   /** Who is there already. */
   readonly admitted: Iterable<AdmittedLease>;
+  /** 1 to 2^32 - 1; never the same twice. */
+  nextMark(): number;
+  /** The table before this one: whose rules are as they were keeps its mark. */
+  readonly former?: AccessTable | undefined;
+}
+
+/** Commands for `nft`, one transaction; `undo`: they were not carried out. */
+export interface AccessChange {
+  readonly commands: string;
+  undo(): void;
+}
+
+interface Member {
+  readonly access: Access;
+  readonly address: IpAddress;
+  readonly mark: number;
 }
 
 const TYPE = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
+const IP = { 4: 'ip', 6: 'ip6' } as const;
+const VERSIONS = [4, 6] as const;
 
 /** The rule that sends a client's packet through its class. Who is in none gets no further. */
-export const ACCESS_RULES: readonly string[] = ['ip saddr vmap @access4', 'ip6 saddr vmap @access6'];
+export const ACCESS_RULES: readonly string[] = VERSIONS.map((version) => `${IP[version]} saddr vmap @access${version}`);
+
+/** Writes the mark of a packet's client on its connection. */
+export const MARK_RULES: readonly string[] = VERSIONS.map(
+  (version) => `ct mark set ${IP[version]} saddr map @marks${version}`,
+);
+
+/** Match what answers a connection that bears the present mark of the client that began it. */
+export const ANSWER_MATCHES: readonly string[] = VERSIONS.map(
+  (version) => `ct direction reply ct original ${IP[version]} saddr . ct mark @current${version}`,
+);
 
 export class AccessTable {
   readonly #options: AccessTableOptions;
@@ -47,19 +67,22 @@ export class AccessTable {
   readonly #classes = new Map<string, number>();
   /** Every `user:` and `group:` that some rule of the policy leads to → its sets. */
   readonly #peers = new Map<string, Readonly<Record<4 | 6, string>>>();
-  readonly #members = new Map<string, { access: Access; address: IpAddress }>();
+  readonly #members = new Map<string, Member>();
+  /** Whether a class of the former table and one of this are of the same rules, by both keys. */
+  readonly #same = new Map<string, boolean>();
 
+  /** @throws {VpnError} ERR_INVARIANT */
   constructor(options: AccessTableOptions) {
     this.#options = options;
     for (const { to } of options.rules) {
       for (const destination of to) {
         if (destination.kind !== 'user' && destination.kind !== 'group') continue;
-        const key = `${destination.kind}:${destination.name}`;
+        const key = formatDestination(destination);
         const index = this.#peers.size;
         if (!this.#peers.has(key)) this.#peers.set(key, { 4: `peers_${index}_4`, 6: `peers_${index}_6` });
       }
     }
-    for (const { lease, access } of options.admitted) this.#put(lease, access);
+    for (const { lease, access } of options.admitted) this.#put(lease, access, true);
   }
 
   /** How many classes there are, with those that nobody is in any more. */
@@ -72,75 +95,194 @@ export class AccessTable {
     const classes = [...this.#classes.keys()].map((key) => this.#rulesOf(key));
     const members = [...this.#members.values()];
     const lines = this.#compile(classes, 0);
-    for (const version of [4, 6] as const) {
-      const own = members.filter(({ address }) => address.version === version);
-      for (const [peer, sets] of this.#peers) {
-        const inside = own.filter(({ access }) => access.peers.includes(peer)).map(({ address }) => formatIp(address));
-        lines.push(`\tset ${sets[version]} { type ${TYPE[version]};${elements(inside)} }`);
+    const inside = new Map<string, string[]>();
+    for (const { address, access } of members) {
+      for (const sets of this.#setsOf(access)) {
+        const set = sets[address.version];
+        const list = inside.get(set);
+        if (list === undefined) inside.set(set, [formatIp(address)]);
+        else list.push(formatIp(address));
+      }
+    }
+    for (const version of VERSIONS) {
+      for (const sets of this.#peers.values()) {
+        lines.push(`\tset ${sets[version]} { type ${TYPE[version]};${elements(inside.get(sets[version]) ?? [])} }`);
       }
     }
     // A chain has to stand before what leads to it.
-    const maps = ([4, 6] as const).map((version) => {
-      const jumps = members
-        .filter(({ address }) => address.version === version)
-        .map(({ address, access }) => `${formatIp(address)} : goto ${classChain(this.#classOf(access))}`);
-      return `\tmap access${version} { type ${TYPE[version]} : verdict;${elements(jumps)} }`;
-    });
-    return [...lines, ...maps];
+    for (const version of VERSIONS) {
+      const own = members.filter(({ address }) => address.version === version);
+      const type = TYPE[version];
+      const jumps = own.map(({ address, access }) => `${formatIp(address)} : goto ${this.#chainOf(access)}`);
+      const marks = own.map(({ address, mark }) => `${formatIp(address)} : ${mark}`);
+      const current = own.map(({ address, mark }) => `${formatIp(address)} . ${mark}`);
+      lines.push(
+        `\tmap access${version} { type ${type} : verdict;${elements(jumps)} }`,
+        `\tmap marks${version} { type ${type} : mark;${elements(marks)} }`,
+        `\tset current${version} { type ${type} . mark;${elements(current)} }`,
+      );
+    }
+    return lines;
   }
 
-  /** Commands that put a client in its class, in place of the one it was in. @throws {VpnError} ERR_INVARIANT */
-  admit(lease: Lease, access: Access): string {
+  /** Puts clients in their classes, in place of those that they were in. @throws {VpnError} ERR_INVARIANT */
+  admit(entries: readonly AdmittedLease[]): AccessChange {
+    for (const { access } of entries) this.#check(access);
     const known = this.#classes.size;
-    const removed = this.dismiss(lease);
-    this.#put(lease, access);
-    const { table } = this.#options;
+    const undo = this.#undoFor(entries.flatMap(({ lease }) => addressesOf(lease)));
+    const lost = new Set<string>();
     const commands: string[] = [];
-    if (this.#classes.size > known) {
-      const lines = this.#compile([this.#rulesOf(keyOf(access))], known);
-      commands.push(`table ${table} {\n${lines.join('\n')}\n}\n`);
-    }
-    for (const address of addressesOf(lease)) {
-      const element = formatIp(address);
-      const chain = classChain(this.#classOf(access));
-      commands.push(`add element ${table} access${address.version} { ${element} : goto ${chain} }\n`);
-      for (const sets of this.#setsOf(access)) {
-        commands.push(`add element ${table} ${sets[address.version]} { ${element} }\n`);
+    for (const { lease, access } of entries) {
+      for (const address of addressesOf(lease)) {
+        for (const peer of this.#members.get(formatIp(address))?.access.peers ?? []) {
+          if (!access.peers.includes(peer)) lost.add(peer);
+        }
       }
+      commands.push(this.#remove(lease));
+      this.#put(lease, access, false);
     }
-    return removed + commands.join('');
+    if (this.#classes.size > known) {
+      const added = [...this.#classes.keys()].slice(known).map((key) => this.#rulesOf(key));
+      const { table } = this.#options;
+      commands.unshift(`table ${table} {\n${this.#compile(added, known).join('\n')}\n}\n`);
+    }
+    for (const { lease } of entries) for (const address of addressesOf(lease)) commands.push(this.#add(address));
+    const touched = new Set(entries.flatMap(({ lease }) => addressesOf(lease).map(formatIp)));
+    const marked = this.#leadingTo(lost).filter(({ address }) => !touched.has(formatIp(address)));
+    const undoMarks = this.#undoFor(marked.map(({ address }) => address));
+    commands.push(...marked.map((member) => this.#remark(member)));
+    return {
+      commands: commands.join(''),
+      undo: () => {
+        undoMarks();
+        undo();
+        for (const key of [...this.#classes.keys()].slice(known)) this.#classes.delete(key);
+      },
+    };
   }
 
-  /** Commands that take a client out; empty for one who is in no class. */
-  dismiss(lease: Lease): string {
+  /** Takes a client out; without commands for one who is in no class. */
+  dismiss(lease: Lease): AccessChange {
+    const undo = this.#undoFor(addressesOf(lease));
+    return { commands: this.#remove(lease), undo };
+  }
+
+  #remove(lease: Lease): string {
     const { table } = this.#options;
     const commands: string[] = [];
     for (const address of addressesOf(lease)) {
       const element = formatIp(address);
       const member = this.#members.get(element);
       if (member === undefined) continue;
+      const { version } = address;
       this.#members.delete(element);
-      commands.push(`delete element ${table} access${address.version} { ${element} }\n`);
+      commands.push(`delete element ${table} access${version} { ${element} }\n`, this.#unmark(member));
       for (const sets of this.#setsOf(member.access)) {
-        commands.push(`delete element ${table} ${sets[address.version]} { ${element} }\n`);
+        commands.push(`delete element ${table} ${sets[version]} { ${element} }\n`);
       }
     }
     return commands.join('');
   }
 
-  #put(lease: Lease, access: Access): void {
-    const count = this.#options.rules.length;
-    const isGood = access.rules.every(
-      (index, at) => Number.isInteger(index) && index < count && index > (access.rules[at - 1] ?? -1),
-    );
-    if (!isGood) throw new VpnError('ERR_INVARIANT', `expected rules of ${count}, ascending`);
-    const key = keyOf(access);
-    if (!this.#classes.has(key)) this.#classes.set(key, this.#classes.size);
-    for (const address of addressesOf(lease)) this.#members.set(formatIp(address), { access, address });
+  #add(address: IpAddress): string {
+    const { table } = this.#options;
+    const element = formatIp(address);
+    const member = this.#members.get(element);
+    if (member === undefined) return '';
+    const { access } = member;
+    const peers = this.#setsOf(access).map((sets) => sets[address.version]);
+    return [
+      `add element ${table} access${address.version} { ${element} : goto ${this.#chainOf(access)} }\n`,
+      this.#mark(member),
+      ...peers.map((set) => `add element ${table} ${set} { ${element} }\n`),
+    ].join('');
   }
 
-  #classOf(access: Access): number {
-    return this.#classes.get(keyOf(access)) ?? 0;
+  #mark({ address, mark }: Member): string {
+    const { table } = this.#options;
+    const element = formatIp(address);
+    const { version } = address;
+    return `add element ${table} marks${version} { ${element} : ${mark} }\nadd element ${table} current${version} { ${element} . ${mark} }\n`;
+  }
+
+  #unmark({ address, mark }: Member): string {
+    const { table } = this.#options;
+    const element = formatIp(address);
+    const { version } = address;
+    return `delete element ${table} marks${version} { ${element} }\ndelete element ${table} current${version} { ${element} . ${mark} }\n`;
+  }
+
+  #remark(member: Member): string {
+    const next = { ...member, mark: this.#options.nextMark() };
+    this.#members.set(formatIp(member.address), next);
+    return this.#unmark(member) + this.#mark(next);
+  }
+
+  /** The clients that some rule of theirs leads to one of these. */
+  #leadingTo(peers: ReadonlySet<string>): Member[] {
+    if (peers.size === 0) return [];
+    const leading = new Set<string>();
+    for (const key of this.#classes.keys()) {
+      const leads = this.#rulesOf(key).some(({ to }) => to.some((one) => peers.has(formatDestination(one))));
+      if (leads) leading.add(key);
+    }
+    return [...this.#members.values()].filter(({ access }) => leading.has(keyOf(access)));
+  }
+
+  /** Puts back what is known of these addresses. */
+  #undoFor(addresses: readonly IpAddress[]): () => void {
+    const before = addresses.map((address) => [formatIp(address), this.#members.get(formatIp(address))] as const);
+    return () => {
+      for (const [element, member] of before) {
+        if (member === undefined) this.#members.delete(element);
+        else this.#members.set(element, member);
+      }
+    };
+  }
+
+  #put(lease: Lease, access: Access, mayKeep: boolean): void {
+    this.#check(access);
+    const key = keyOf(access);
+    if (!this.#classes.has(key)) this.#classes.set(key, this.#classes.size);
+    for (const address of addressesOf(lease)) {
+      const kept = mayKeep ? this.#keptMark(address, access) : undefined;
+      this.#members.set(formatIp(address), { access, address, mark: kept ?? this.#options.nextMark() });
+    }
+  }
+
+  /** The mark that a client had, when what it may reach is the same; that of others' addresses is not known. */
+  #keptMark(address: IpAddress, access: Access): number | undefined {
+    const { former } = this.#options;
+    if (former === undefined) return undefined;
+    const member = former.#members.get(formatIp(address));
+    if (member === undefined) return undefined;
+    const pair = `${keyOf(member.access)} ${keyOf(access)}`;
+    const known = this.#same.get(pair);
+    const isSame = known ?? this.#isSame(former.#rulesOf(keyOf(member.access)), this.#rulesOf(keyOf(access)));
+    this.#same.set(pair, isSame);
+    return isSame ? member.mark : undefined;
+  }
+
+  #isSame(before: readonly KernelRule[], after: readonly KernelRule[]): boolean {
+    if (before.length !== after.length) return false;
+    return after.every((rule, at) => {
+      const other = before[at];
+      const leadsToPeers = rule.to.some(({ kind }) => kind === 'user' || kind === 'group');
+      return other !== undefined && !leadsToPeers && (other === rule || textOf(other) === textOf(rule));
+    });
+  }
+
+  #check({ rules, peers }: Access): void {
+    const count = this.#options.rules.length;
+    const isGood = rules.every(
+      (index, at) => Number.isInteger(index) && index < count && index > (rules[at - 1] ?? -1),
+    );
+    if (!isGood) throw new VpnError('ERR_INVARIANT', `expected rules of ${count}, ascending`);
+    if (new Set(peers).size !== peers.length) throw new VpnError('ERR_INVARIANT', 'a client is named twice');
+  }
+
+  #chainOf(access: Access): string {
+    return classChain(this.#classes.get(keyOf(access)) ?? 0);
   }
 
   #setsOf({ peers }: Access): Readonly<Record<4 | 6, string>>[] {
@@ -158,8 +300,18 @@ export class AccessTable {
   }
 }
 
+const KEYS = new WeakMap<readonly number[], string>();
+
 function keyOf({ rules }: Access): string {
-  return rules.join();
+  const known = KEYS.get(rules);
+  if (known !== undefined) return known;
+  const key = rules.join();
+  KEYS.set(rules, key);
+  return key;
+}
+
+function textOf({ action, services, to }: KernelRule): string {
+  return `${action} ${services.map(formatService).join()} ${to.map(formatDestination).join()}`;
 }
 
 function elements(list: readonly string[]): string {

@@ -47,6 +47,12 @@ export class DetachedSupervisor implements Supervisor {
 
   async unplace(): Promise<void> {}
 
+  async enforce(): Promise<void> {}
+
+  async admit(): Promise<void> {}
+
+  async dismiss(): Promise<void> {}
+
   async report(): Promise<HostReport> {
     return { counters: {}, warnings: [] };
   }

@@ -11,17 +11,30 @@ import { randomInt } from 'node:crypto';
 import { rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { VpnError } from '../../base/errors.ts';
+import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp, formatPrefix, type IpAddress, type Prefix, parsePrefix } from '../../ip/address.ts';
+import { formatIp, formatPrefix, type IpAddress, type Prefix, parsePrefix, prefixContains } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
+import { openLogGroup } from '../../os/nflog.ts';
 import { findForeignDrops, readCounters, replaceTable, runNft, tableExists } from '../../os/nft.ts';
+import { MAX_SHELL_BYTES, NftShell } from '../../os/nft-shell.ts';
 import { closeFd, openListenSocket } from '../../os/socket.ts';
 import { openTunDescriptor, type TunDescriptor } from '../../os/tun-linux.ts';
+import { withAddresses } from '../../policy/kernel-rules.ts';
+import { EMPTY_POLICY } from '../../policy/policy.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
-import { GATEWAY_TABLE, gatewayRuleset, moveHost, RULESET_COUNTERS, type RulesetInput } from './ruleset.ts';
+import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
+import { type AccessChange, AccessTable } from './access-table.ts';
+import {
+  DENIED_GROUP,
+  GATEWAY_TABLE,
+  gatewayRuleset,
+  moveHost,
+  POLICY_VERDICTS,
+  RULESET_COUNTERS,
+  type RulesetInput,
+} from './ruleset.ts';
 
 const CONGESTION = 'bbr';
 /** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
@@ -36,6 +49,7 @@ const MAX_DEVICE_NAME = 15;
 const MAX_GENERATION = 0xffff_ffff;
 /** Packets that the kernel keeps for us while we are busy. */
 const QUEUE_LENGTH = 1000;
+const NOTHING: Enforcement = { policy: EMPTY_POLICY, hosts: new Map(), sessions: [] };
 
 /**
  * A socket on the gateway's port; the caller's to close.
@@ -57,6 +71,16 @@ export function openGatewaySocket(
     userTimeoutMs: session.deadSeconds * 1000,
     noDelay: true,
   });
+}
+
+/** What shows packets that the policy denies (`os/nflog`), the caller's to close; undefined: nothing does, which is logged. */
+export function openDeniedLog(log: Logger): number | undefined {
+  try {
+    return openLogGroup(DENIED_GROUP);
+  } catch (error) {
+    log.warn('denied packets cannot be shown', { component: 'supervisor', reason: toVpnError(error).message });
+    return undefined;
+  }
 }
 
 /** What one worker works with. */
@@ -95,6 +119,10 @@ export class GatewayHost implements SupervisorPort {
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
   #changes: Promise<void> = Promise.resolve();
   #config: GatewayConfig;
+  /** Who may reach what by the policy; undefined: there is none, and routes say it. */
+  #access: AccessTable | undefined;
+  readonly #shell = new NftShell();
+  #mark = randomInt(1, MAX_GENERATION);
   /** Not a fixed one: connections that the kernel remembers of an earlier run must not pass by their mark. */
   #generation = randomInt(1, MAX_GENERATION);
 
@@ -116,6 +144,8 @@ export class GatewayHost implements SupervisorPort {
     this.workers = parts.workers;
     this.#host = parts.host;
     this.#routes = parts.routes;
+    // Until the policy is there nobody reaches anything.
+    if (options.config.policyFile !== undefined) this.#access = this.#accessOf(NOTHING);
   }
 
   /**
@@ -181,6 +211,68 @@ export class GatewayHost implements SupervisorPort {
     closeFd(descriptors.socket);
   }
 
+  enforce(enforcement: Enforcement | undefined): Promise<void> {
+    return this.#change(async () => {
+      for (const { lease } of enforcement?.sessions ?? []) this.#checkLease(lease);
+      const access = enforcement === undefined ? undefined : this.#accessOf(enforcement);
+      const generation = nextGeneration(this.#generation);
+      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(this.#config, generation, access)));
+      this.#generation = generation;
+      this.#access = access;
+    });
+  }
+
+  admit(entries: readonly AdmittedLease[]): Promise<void> {
+    return this.#change(async () => {
+      for (const { lease } of entries) this.#checkLease(lease);
+      if (this.#access !== undefined) await this.#regrade(this.#access.admit(entries));
+    });
+  }
+
+  dismiss(lease: Lease): Promise<void> {
+    return this.#change(async () => {
+      if (this.#access !== undefined) await this.#regrade(this.#access.dismiss(lease));
+    });
+  }
+
+  async #regrade({ commands, undo }: AccessChange): Promise<void> {
+    try {
+      // New classes are blocks of text, and as long as their rules are many.
+      if (commands.length > MAX_SHELL_BYTES || commands.includes('{\n')) await runNft(commands);
+      else await this.#shell.run(commands);
+    } catch (error) {
+      undo();
+      throw error;
+    }
+  }
+
+  #accessOf({ policy, hosts, sessions }: Enforcement): AccessTable {
+    return new AccessTable({
+      table: `${GATEWAY_TABLE.family} ${GATEWAY_TABLE.name}`,
+      rules: withAddresses(policy.rules, (host) => hosts.get(host) ?? []),
+      ...POLICY_VERDICTS,
+      clients: { 4: 'pool4', 6: 'pool6' },
+      admitted: sessions,
+      nextMark: () => {
+        this.#mark = nextGeneration(this.#mark);
+        return this.#mark;
+      },
+      former: this.#access,
+    });
+  }
+
+  /** Nobody can be given rights over addresses that are no client's. */
+  #checkLease({ v4, v6 }: Lease): void {
+    const pools = prefixesOf(this.#config);
+    for (const [address, pool] of [
+      [v4, pools.v4],
+      [v6, pools.v6],
+    ] as const) {
+      if (address === undefined || (pool !== undefined && prefixContains(pool, address))) continue;
+      throw new VpnError('ERR_INVARIANT', `${formatIp(address)} is no client's address`);
+    }
+  }
+
   update(config: GatewayConfig): Promise<void> {
     // In turn with the moves of hosts: the new table must hold those that were made, and none may be lost between.
     return this.#change(async () => {
@@ -233,7 +325,7 @@ export class GatewayHost implements SupervisorPort {
     const former = this.#placed.get(key)?.device;
     if (former === device) return;
     const away = former === undefined ? '' : moveHost(former, address, 'away');
-    await runNft(`${away}${moveHost(device, address, 'here')}`);
+    await this.#shell.run(`${away}${moveHost(device, address, 'here')}`);
     await this.#routes.add({
       prefix: hostPrefix(address),
       device: this.#deviceName(device) ?? '',
@@ -247,7 +339,7 @@ export class GatewayHost implements SupervisorPort {
     const former = this.#placed.get(key)?.device;
     if (former === undefined) return;
     await this.#routes.remove({ prefix: hostPrefix(address), device: this.#deviceName(former) ?? '' });
-    await runNft(moveHost(former, address, 'back'));
+    await this.#shell.run(moveHost(former, address, 'back'));
     this.#placed.delete(key);
   }
 
@@ -299,6 +391,7 @@ export class GatewayHost implements SupervisorPort {
     }
     undo.defer(() => this.#host.revert());
     undo.defer(() => this.#routes.close());
+    undo.defer(() => this.#shell.close());
     this.#log.debug('putting the host back');
   }
 
@@ -342,7 +435,7 @@ export class GatewayHost implements SupervisorPort {
     ]);
   }
 
-  #rules(config: GatewayConfig, generation: number): RulesetInput {
+  #rules(config: GatewayConfig, generation: number, access = this.#access): RulesetInput {
     const { pool } = this.#options;
     const { v4, v6 } = prefixesOf(config);
     const placed = [...this.#placed.values()];
@@ -366,6 +459,7 @@ export class GatewayHost implements SupervisorPort {
       masquerade6: config.nat6,
       generation,
       connectionsPerAddress: CONNECTIONS_PER_ADDRESS,
+      ...(access === undefined ? {} : { access: access.lines() }),
     };
   }
 }

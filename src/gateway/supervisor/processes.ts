@@ -34,9 +34,10 @@ import { statePaths } from '../layout.ts';
 import { openPool } from '../pool.ts';
 import { authFiles } from './auth-files.ts';
 import { Child, programOf } from './child.ts';
-import { GatewayHost } from './host.ts';
+import { GatewayHost, openDeniedLog } from './host.ts';
 import { identitiesOf } from './identities.ts';
 import { LifeWatch } from './life-watch.ts';
+import { PolicyStage } from './policy-stage.ts';
 import { Trouble } from './trouble.ts';
 import { Workers } from './workers.ts';
 
@@ -71,6 +72,8 @@ export class GatewayProcesses {
   readonly #control: { path: string; fd: number };
   /** The listening socket for those who watch the gateway. */
   readonly #metrics: number | undefined;
+  /** What shows packets that the policy denies. */
+  readonly #deniedLog: number | undefined;
   readonly #own: OwnAuthority | undefined;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #trouble: Trouble;
@@ -81,6 +84,7 @@ export class GatewayProcesses {
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number; unwatch(): void } | undefined;
   #config: GatewayConfig;
   #next: GatewayConfig | undefined;
+  readonly #policy = new PolicyStage();
   #credentials: CredentialTexts;
   #lastRead: { texts: CredentialTexts; of: 'current' | 'next' } | undefined;
   #since = Date.now();
@@ -121,9 +125,11 @@ export class GatewayProcesses {
     const watched = metricsEndpoint(config);
     const metrics = watched === undefined ? undefined : openListenSocket({ address: watched.host, port: watched.port });
     if (metrics !== undefined) undo.defer(() => closeFd(metrics.fd));
+    const deniedLog = openDeniedLog(log);
+    if (deniedLog !== undefined) undo.defer(() => closeFd(deniedLog));
     const gateway = new GatewayProcesses(
       { ...options, stateDir },
-      { launcher, identities, control, metrics: metrics?.fd, own, credentials },
+      { launcher, identities, control, metrics: metrics?.fd, deniedLog, own, credentials },
     );
     undo.defer(() => gateway.#opened?.close());
     undo.defer(() => gateway.#end());
@@ -152,6 +158,7 @@ export class GatewayProcesses {
       identities: { auth: Identity; worker: Identity };
       control: { path: string; fd: number };
       metrics: number | undefined;
+      deniedLog: number | undefined;
       own: OwnAuthority | undefined;
       credentials: CredentialTexts;
     },
@@ -163,6 +170,7 @@ export class GatewayProcesses {
     this.#identities = parts.identities;
     this.#control = parts.control;
     this.#metrics = parts.metrics;
+    this.#deniedLog = parts.deniedLog;
     this.#own = parts.own;
     this.#credentials = parts.credentials;
     this.#trouble = new Trouble(this.#log, () => this.#stopping !== undefined);
@@ -220,7 +228,7 @@ export class GatewayProcesses {
     undo.defer(() => rmSync(this.#control.path, { force: true }));
     undo.defer(() => closeFd(this.#control.fd));
     undo.defer(() => {
-      if (this.#metrics !== undefined) closeFd(this.#metrics);
+      for (const fd of [this.#metrics, this.#deniedLog]) if (fd !== undefined) closeFd(fd);
     });
     undo.defer(() => clearJournal(statePaths(this.#options.stateDir).store));
     undo.defer(() => this.#host.close());
@@ -252,7 +260,8 @@ export class GatewayProcesses {
     const { config, workers, stateDir: state, version } = this.#options;
     const auth = this.#auth?.child;
     if (auth === undefined) throw new VpnError('ERR_INVARIANT', 'auth has ended before anything could begin');
-    const start = { config, workers, state, identity: this.#identities.auth };
+    const showsDenied = this.#deniedLog !== undefined;
+    const start = { config, workers, state, identity: this.#identities.auth, showsDenied };
     await Promise.all([makeReady(), auth.whileAlive(auth.channel.call('prepare', start)), this.#workers.prepare()]);
     const facts = {
       version,
@@ -278,7 +287,7 @@ export class GatewayProcesses {
       // The channel, the workers' and the control socket.
       command: this.#launcher.commandAsRoot(authProgram, { ...files, descriptors: [3, 4, 5] }),
       cwd: existsSync(certs) ? certs : '/',
-      descriptors: [far, this.#control.fd, ...(this.#metrics === undefined ? [] : [this.#metrics])],
+      descriptors: [far, this.#control.fd, ...[this.#metrics, this.#deniedLog].filter((fd) => fd !== undefined)],
       out: supervisorToAuth,
       in: authToSupervisor,
       handlers: this.#authHandlers(),
@@ -334,6 +343,12 @@ export class GatewayProcesses {
         const { counters, warnings } = await this.#host.report();
         return { counters: { ...counters }, warnings: [...warnings, ...this.#workers.warnings] };
       },
+      readPolicy: ({ of }) =>
+        this.#policy.read((of === 'next' ? (this.#next ?? this.#config) : this.#config).policyFile),
+      stage: (part) => this.#policy.add(part),
+      enforce: ({ revision }) => done(this.#enforce(revision)),
+      admit: ({ revision, admitted }) => done(this.#host.admit(this.#policy.admitted(revision, admitted))),
+      dismiss: ({ lease }) => done(this.#host.dismiss(lease)),
       readConfig: async () => {
         this.#next = await this.#options.readConfig();
         return this.#next;
@@ -368,9 +383,15 @@ export class GatewayProcesses {
     return { ...rest, certFile, keyFile, ...optional };
   }
 
+  async #enforce(revision: number | null): Promise<void> {
+    await this.#host.enforce(this.#policy.take(revision));
+    this.#policy.entered(revision);
+  }
+
   async #apply(): Promise<void> {
-    const { routes, services } = this.#next ?? this.#config;
-    const config = { ...this.#config, routes, services };
+    const { routes, services, policyFile } = this.#next ?? this.#config;
+    const { policyFile: _, ...former } = this.#config;
+    const config = { ...former, routes, services, ...(policyFile === undefined ? {} : { policyFile }) };
     await this.#host.update(config);
     this.#config = config;
   }

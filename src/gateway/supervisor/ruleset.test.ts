@@ -29,12 +29,23 @@ function input(over: Partial<RulesetInput> = {}): RulesetInput {
 }
 
 test('every drop is counted under a name of the list, and every name of the list is used', () => {
-  const text = gatewayRuleset(input());
+  const text = [gatewayRuleset(input()), gatewayRuleset(input({ access: [] }))].join('\n');
   const drops = text.split('\n').filter((line) => / drop$/.test(line));
   assert.ok(drops.length > 15);
   for (const line of drops) assert.match(line, /counter name \w+ drop$/);
   const used = new Set([...text.matchAll(/counter name (\w+)/g)].map((match) => match[1]));
   assert.deepEqual([...used].toSorted(), [...RULESET_COUNTERS].toSorted());
+});
+
+test('with a policy, classes and not routes say where clients may go, and only a mark of the client lets answers pass', () => {
+  const text = gatewayRuleset(input({ access: ['\tmap access4 { type ipv4_addr : verdict; }'], clientToClient: true }));
+  assert.doesNotMatch(text, /daddr @allowed|ct mark 7|oifname @tunnels .*accept/);
+  const forward = text.slice(text.indexOf('chain from_tunnel'));
+  assert.match(forward, /saddr vmap @access4\n\t\tip6 saddr vmap @access6\n\t\tgoto denied/);
+  assert.equal(
+    forward.match(/ct direction reply ct original ip saddr \. ct mark @current4 counter name replies accept/g)?.length,
+    2,
+  );
 });
 
 test('a gateway of one family has no rule for an address of the other', () => {

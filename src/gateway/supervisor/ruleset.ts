@@ -13,6 +13,7 @@
 
 import { VpnError } from '../../base/errors.ts';
 import { formatIp, formatPrefix, type IpAddress, type Prefix, prefixContains } from '../../ip/address.ts';
+import { ACCESS_RULES, ANSWER_MATCHES, MARK_RULES } from './access-table.ts';
 
 export const GATEWAY_TABLE = { family: 'inet', name: 'customvpn' } as const;
 
@@ -46,7 +47,18 @@ export interface RulesetInput {
   generation: number;
   /** Connections that the kernel tracks for one address, at most. */
   connectionsPerAddress: number;
+  /** What a policy adds (`access-table`); it says where clients may go, in place of `allowed` and `clientToClient`. */
+  access?: readonly string[];
 }
+
+/** What a rule of a policy has done with a packet: chains of this table. */
+export const POLICY_VERDICTS = { allow: 'goto allowed', deny: 'goto denied' } as const;
+
+/** The group of the kernel's log by which packets that a policy denies can be seen. */
+export const DENIED_GROUP = 17_238;
+
+/** Of a packet, for the log: its headers. */
+const LOGGED_BYTES = 128;
 
 /** Named counters of the table; each drop has one. */
 export const RULESET_COUNTERS = [
@@ -63,6 +75,7 @@ export const RULESET_COUNTERS = [
   'drop_connections',
   'drop_client_to_client',
   'drop_destination',
+  'drop_policy',
   'drop_redirect',
 ] as const;
 
@@ -256,21 +269,16 @@ function connectionCaps({ connectionsPerAddress }: RulesetInput): string[] {
 }
 
 function forwardChain(input: RulesetInput): string {
-  const { generation } = input;
+  const { generation, access } = input;
   const mark = `ct mark set ${generation}`;
   const rules = ['iifname @tunnels goto from_tunnel', 'oifname @tunnels goto to_tunnel'];
+  const matches = access === undefined ? [`ct direction reply ct mark ${generation}`] : ANSWER_MATCHES;
   const answers = [
-    `ct direction reply ct mark ${generation} counter name replies accept`,
+    ...matches.map((match) => `${match} counter name replies accept`),
     `ct direction reply ${drop('drop_stale')}`,
   ];
   const ports = input.listenPorts.join(', ');
-  const fromTunnel = [
-    ...answers,
-    `ct state { invalid, untracked } ${drop('drop_invalid')}`,
-    ...(ports === ''
-      ? []
-      : [`oifname != @tunnels meta l4proto { tcp, udp } th sport { ${ports} } ${drop('drop_port_shadow')}`]),
-    ...connectionCaps(input),
+  const byRoutes = [
     input.clientToClient
       ? `oifname @tunnels ${mark} counter name accepted accept`
       : `oifname @tunnels ${drop('drop_client_to_client')}`,
@@ -278,11 +286,40 @@ function forwardChain(input: RulesetInput): string {
     `ip6 daddr @allowed6 ${mark} counter name accepted accept`,
     drop('drop_destination'),
   ];
+  const fromTunnel = [
+    ...answers,
+    `ct state { invalid, untracked } ${drop('drop_invalid')}`,
+    ...(ports === ''
+      ? []
+      : [`oifname != @tunnels meta l4proto { tcp, udp } th sport { ${ports} } ${drop('drop_port_shadow')}`]),
+    ...connectionCaps(input),
+    ...(access === undefined ? byRoutes : [...ACCESS_RULES, POLICY_VERDICTS.deny]),
+  ];
   return [
+    ...(access === undefined ? [] : policyParts(access)),
     chain('from_tunnel', fromTunnel),
     chain('to_tunnel', [...answers, drop('drop_unsolicited')]),
     chain('forward', rules, 'filter hook forward priority filter'),
   ].join('\n');
+}
+
+/** What a policy denies loses its mark, so that nothing answers it any more; some of it is shown to who reads the log. */
+function policyParts(access: readonly string[]): string[] {
+  const log = `log group ${DENIED_GROUP} snaplen ${LOGGED_BYTES} queue-threshold 1`;
+  const often = 'limit rate 5/second burst 20 packets';
+  const properties = [`size ${COUNTED_ADDRESSES}`, 'flags dynamic, timeout', 'timeout 1m'];
+  return [
+    setOf('denied4', 'ipv4_addr', properties, []),
+    setOf('denied6', 'ipv6_addr', properties, []),
+    chain('allowed', [...MARK_RULES, 'counter name accepted accept']),
+    chain('denied', [
+      'ct mark set 0',
+      `update @denied4 { ip saddr ${often} } ${log}`,
+      `update @denied6 { ip6 saddr ${often} } ${log}`,
+      drop('drop_policy'),
+    ]),
+    ...access,
+  ];
 }
 
 /** Two clients share a device, so the kernel would tell them to talk to each other without it. */

@@ -10,9 +10,9 @@ import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { closeFd } from '../../os/socket.ts';
 import { tunOf } from '../../os/tun-linux.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
+import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
 import type { WorkerDevices } from '../worker/worker.ts';
-import { GatewayHost } from './host.ts';
+import { GatewayHost, openDeniedLog } from './host.ts';
 
 /** What a gateway in one process needs of its privileged part. */
 export interface Supervisor extends SupervisorPort {
@@ -22,16 +22,20 @@ export interface Supervisor extends SupervisorPort {
   readonly congestion: string;
   /** The listening socket; whoever takes it closes it. */
   takeListenSocket(): number;
+  /** What shows packets that the policy denies; undefined: nothing does. Open as long as the supervisor. */
+  readonly deniedLog?: number | undefined;
   close(): Promise<void>;
 }
 
 export class HostSupervisor implements Supervisor {
   readonly devices: WorkerDevices;
   readonly #host: GatewayHost;
+  readonly deniedLog: number | undefined;
   #socket: number | undefined;
 
-  private constructor(host: GatewayHost) {
+  private constructor(host: GatewayHost, deniedLog: number | undefined) {
     this.#host = host;
+    this.deniedLog = deniedLog;
     const { socket, primary, plain } = host.take(0);
     this.#socket = socket;
     this.devices = { primary: tunOf(primary), plain: tunOf(plain) };
@@ -53,7 +57,7 @@ export class HostSupervisor implements Supervisor {
     const host = undo.adopt(await GatewayHost.open({ ...options, workers: 1 }), (opened) => opened.close());
     await host.configure();
     undo.move();
-    return new HostSupervisor(host);
+    return new HostSupervisor(host, openDeniedLog(options.log));
   }
 
   get port(): number {
@@ -83,6 +87,18 @@ export class HostSupervisor implements Supervisor {
     return this.#host.update(config);
   }
 
+  enforce(enforcement: Enforcement | undefined): Promise<void> {
+    return this.#host.enforce(enforcement);
+  }
+
+  admit(entries: readonly AdmittedLease[]): Promise<void> {
+    return this.#host.admit(entries);
+  }
+
+  dismiss(lease: Lease): Promise<void> {
+    return this.#host.dismiss(lease);
+  }
+
   report(): Promise<HostReport> {
     return this.#host.report();
   }
@@ -92,7 +108,7 @@ export class HostSupervisor implements Supervisor {
     undo.defer(() => this.devices.plain?.close());
     undo.defer(() => this.devices.primary.close());
     undo.defer(() => this.#host.close());
-    if (this.#socket !== undefined) closeFd(this.#socket);
+    for (const fd of [this.#socket, this.deniedLog]) if (fd !== undefined) closeFd(fd);
     this.#socket = undefined;
   }
 }

@@ -1,0 +1,84 @@
+/**
+ * A policy on its way into the kernel: the file as the supervisor has read it, and what auth says of it, part by part.
+ *
+ * Hides that auth is not believed: rules come from the file alone, and auth says only which of them are in force for whom and
+ * what names stand for. What it says of another file than the one that was read last, or the one in force, is refused.
+ */
+
+import type { z } from 'zod';
+import { VpnError } from '../../base/errors.ts';
+import type { IpAddress } from '../../ip/address.ts';
+import { type Policy, readPolicy } from '../../policy/policy.ts';
+import type { authToSupervisor } from '../ipc/messages.ts';
+import type { AdmittedLease, Enforcement } from '../ipc/ports.ts';
+import { readPolicyFile } from '../policy-files.ts';
+
+type Part = z.output<(typeof authToSupervisor)['stage']['input']>;
+type Admitted = z.output<(typeof authToSupervisor)['admit']['input']>['admitted'];
+
+const MAX_SESSIONS = 200_000;
+
+export class PolicyStage {
+  /** The file as it was read last, and as it is in force. */
+  #read: { revision: number; policy: Policy } | undefined;
+  #inForce: { revision: number; policy: Policy } | undefined;
+  #revision = 0;
+  #hosts = new Map<string, readonly IpAddress[]>();
+  #sessions: AdmittedLease[] = [];
+
+  /** Reads the file. Whether it can be used is auth's to say. @throws {VpnError} ERR_CONFIG_FILE */
+  async read(file: string | undefined): Promise<{ text: string | null; revision: number }> {
+    if (file === undefined) return { text: null, revision: 0 };
+    const text = await readPolicyFile(file);
+    const { policy } = readPolicy(text);
+    this.#revision += 1;
+    const revision = this.#revision;
+    this.#read = policy === undefined ? undefined : { revision, policy };
+    return { text, revision };
+  }
+
+  /** @throws {VpnError} ERR_INVARIANT */
+  add(part: Part): void {
+    if ('hosts' in part) for (const { name, addresses } of part.hosts) this.#hosts.set(name, addresses);
+    else this.#sessions.push(...leasesOf(part));
+    if (this.#sessions.length > MAX_SESSIONS) throw new VpnError('ERR_INVARIANT', 'there are too many sessions');
+  }
+
+  /** What is to be put in force; what was staged is used up. @throws {VpnError} ERR_INVARIANT */
+  take(revision: number | null): Enforcement | undefined {
+    const [hosts, sessions] = [this.#hosts, this.#sessions];
+    this.#hosts = new Map();
+    this.#sessions = [];
+    if (revision === null) return undefined;
+    const found = this.#find(revision);
+    if (found === undefined) throw stale();
+    return { policy: found.policy, hosts, sessions };
+  }
+
+  /** It has been put in force. */
+  entered(revision: number | null): void {
+    this.#inForce = revision === null ? undefined : this.#find(revision);
+  }
+
+  #find(revision: number): { revision: number; policy: Policy } | undefined {
+    return [this.#read, this.#inForce].find((one) => one?.revision === revision);
+  }
+
+  /** Clients of the policy in force. @throws {VpnError} ERR_INVARIANT */
+  admitted(revision: number, admitted: Admitted): AdmittedLease[] {
+    if (revision !== this.#inForce?.revision) throw stale();
+    return leasesOf(admitted);
+  }
+}
+
+function leasesOf({ classes, sessions }: Admitted): AdmittedLease[] {
+  return sessions.map(({ lease, class: number, peers }) => {
+    const rules = classes[number];
+    if (rules === undefined) throw new VpnError('ERR_INVARIANT', `there is no class ${number}`);
+    return { lease, access: { rules, peers } };
+  });
+}
+
+function stale(): VpnError {
+  return new VpnError('ERR_INVARIANT', 'auth speaks of a policy that is not the one that was read');
+}
