@@ -2,16 +2,12 @@
  * The verbs of a client: running it here, in the background, and finding those that run.
  */
 
-import { spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, writeSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
-import type { Socket } from 'node:net';
 import { resolve } from 'node:path';
-import { ERROR_CODES, type ErrorCode, isVpnError, toVpnError, VpnError } from '../src/base/errors.ts';
+import { isVpnError, toVpnError, VpnError } from '../src/base/errors.ts';
 import { createLogger, silentLogger } from '../src/base/log.ts';
-import { makePrivateFolder } from '../src/base/private-file.ts';
-import type { ClientFacts, ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
-import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
+import type { ClientFacts, ClientRun, CredentialSource } from '../src/cli/host.ts';
 import type { AnswerSteps } from '../src/client/login-answers.ts';
 import { cleanClients, clientOf, profileIds, profilePaths, readEnd } from '../src/client/state-folder.ts';
 import type { ClientApi } from '../src/control/operations.ts';
@@ -21,16 +17,17 @@ import { answers } from '../src/control/socket.ts';
 import { parsePrefix } from '../src/ip/address.ts';
 import { ServiceManager } from '../src/os/service-manager.ts';
 import { clientUnit, killSwitchUnit } from '../src/os/systemd-unit.ts';
+import {
+  answersOf,
+  GIVEN_UP_STATUS,
+  spawnClient,
+  tellWhoStarted,
+  waitUntilUp,
+  wasStartedInBackground,
+  withLog,
+} from './client-background.ts';
 
 export { findClients } from '../src/client/state-folder.ts';
-
-/** A client in the background says over this descriptor, in a JSON line, that it can be talked to, or why it has ended. */
-const START_FD = 3;
-const START_VARIABLE = 'CUSTOMVPN_START_FD';
-const MAX_START_BYTES = 64 * 1024;
-const PROGRESS_MS = 2000;
-/** As a shell reports a program that SIGINT ended. */
-const GIVEN_UP_STATUS = 130;
 
 /** `client up --foreground`. */
 export async function runClientHere(run: ClientRun, version: string): Promise<void> {
@@ -41,10 +38,9 @@ export async function runClientHere(run: ClientRun, version: string): Promise<vo
     import('./warm.ts'),
   ]);
   const log = createLogger();
-  const isBackground = process.env[START_VARIABLE] === String(START_FD);
-  delete process.env[START_VARIABLE];
+  const isBackground = wasStartedInBackground();
   const tellStarter = (outcome: object): void => {
-    if (isBackground) sayAndClose(outcome);
+    if (isBackground) tellWhoStarted(outcome);
   };
   using manager = ServiceManager.fromEnvironment();
   try {
@@ -83,19 +79,6 @@ export async function runClientHere(run: ClientRun, version: string): Promise<vo
   }
 }
 
-let isSaid = false;
-
-function sayAndClose(outcome: object): void {
-  if (isSaid) return;
-  isSaid = true;
-  try {
-    writeSync(START_FD, `${JSON.stringify(outcome)}\n`);
-  } catch {
-    // Nobody waits any more.
-  }
-  closeSync(START_FD);
-}
-
 function withAnswers(answer: CredentialSource | undefined): { answer?: AnswerSteps } {
   return answer === undefined ? {} : { answer: orderedAnswers(answer) };
 }
@@ -103,15 +86,6 @@ function withAnswers(answer: CredentialSource | undefined): { answer?: AnswerSte
 /** The command line's way of answering, as the client wants it. */
 export function orderedAnswers(answer: CredentialSource): AnswerSteps {
   return async (steps) => answersOf(await answer(steps));
-}
-
-function answersOf({ password, totp, token, ask }: Readonly<Record<string, string>>) {
-  return {
-    ...(password === undefined ? {} : { password }),
-    ...(totp === undefined ? {} : { totp }),
-    ...(token === undefined ? {} : { token }),
-    ...(ask === undefined ? {} : { ask }),
-  };
 }
 
 /** Takes away what crashed clients left; returns how many had left something. */
@@ -204,121 +178,9 @@ export async function startClient(run: ClientRun): Promise<ClientApi> {
   } catch (error) {
     // It has ended before it could say why to us.
     const end = isVpnError(error, 'ERR_NOT_RUNNING') ? await readEnd(run.state, id.slice(0, 16)) : undefined;
-    const { code, message } = end?.error ?? toVpnError(error);
-    throw new VpnError(code, `${message}; its log: customvpn client logs ${run.profile}${stateWord(run.state)}`);
+    throw withLog(end?.error ?? toVpnError(error), run);
   } finally {
     process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
   }
   return client;
-}
-
-function stateWord(state: string): string {
-  return state === DEFAULT_CLIENT_STATE ? '' : ` --state ${state}`;
-}
-
-/** Starts this program again as a client in the background; resolves when it can be talked to. */
-async function spawnClient(run: ClientRun, folder: string, logFile: string) {
-  await makePrivateFolder(folder);
-  const log = openSync(logFile, 'a', 0o600);
-  const argv = [
-    'client',
-    'up',
-    run.profile,
-    '--state',
-    resolve(run.state),
-    '--foreground',
-    ...(run.plain ? ['--plain'] : []),
-    ...(run.user === undefined ? [] : ['--user', run.user]),
-    ...tunnelArguments(run.tunnel ?? {}),
-  ];
-  const child = spawn(process.execPath, [...process.execArgv, process.argv[1] ?? '', ...argv], {
-    detached: true,
-    stdio: ['ignore', 'ignore', log, 'pipe'],
-    env: { ...process.env, [START_VARIABLE]: String(START_FD) },
-  });
-  closeSync(log);
-  const kill = (): void => {
-    child.kill('SIGTERM');
-    process.exit(GIVEN_UP_STATUS);
-  };
-  process.once('SIGINT', kill).once('SIGTERM', kill);
-  try {
-    const said = JSON.parse(await firstLine(child.stdio[START_FD] as Socket)) as
-      | { code: string; message: string }
-      | object;
-    if ('code' in said) throw errorOf(said);
-  } finally {
-    process.off('SIGINT', kill).off('SIGTERM', kill);
-  }
-  child.unref();
-  return child;
-}
-
-/** The words that say the same to the client in the background. */
-function tunnelArguments({ mode, lan, overlap, isAsked, killSwitch, portalMs }: TunnelFlags): string[] {
-  return [
-    ...(killSwitch === true ? ['--kill-switch'] : []),
-    ...(portalMs === undefined ? [] : ['--portal', `${Math.ceil(portalMs / 1000)}s`]),
-    ...(mode === undefined ? [] : [`--${mode}`]),
-    ...(lan === undefined ? [] : [lan ? '--lan' : '--no-lan']),
-    ...(overlap === undefined ? (isAsked === true ? ['--overlap', 'ask'] : []) : ['--overlap', overlap]),
-  ];
-}
-
-async function firstLine(socket: Socket): Promise<string> {
-  let text = '';
-  for await (const chunk of socket as AsyncIterable<Buffer>) {
-    text += chunk.toString('utf8');
-    if (text.includes('\n') || text.length > MAX_START_BYTES) break;
-  }
-  socket.destroy();
-  return text.includes('\n')
-    ? text.slice(0, text.indexOf('\n'))
-    : JSON.stringify({ code: 'ERR_INVARIANT', message: 'the client ended without a word' });
-}
-
-/** Answers what the client asks, until it is up. @throws {VpnError} why it is not */
-async function waitUntilUp(client: ClientApi, run: ClientRun): Promise<void> {
-  let isQuiet = false;
-  for (;;) {
-    const { news, state, lastError } = await client['client.next']({ waitMs: PROGRESS_MS });
-    switch (news.kind) {
-      case 'up':
-        return;
-      case 'failed':
-        throw errorOf(news);
-      case 'down':
-        throw new VpnError('ERR_NOT_RUNNING', 'the client was told to disconnect meanwhile');
-      case 'ask': {
-        // Nothing is said over a page and a code, or a question, that somebody is busy with.
-        isQuiet = true;
-        const { id, steps } = news;
-        void answer(client, id, steps, run.answer).finally(() => {
-          isQuiet = steps.some(({ kind }) => kind === 'oidc');
-        });
-        break;
-      }
-      case 'nothing':
-        if (!isQuiet) process.stderr.write(`${state}: ${lastError?.message ?? 'no answer yet'} (Ctrl-C gives up)\n`);
-    }
-  }
-}
-
-async function answer(
-  client: ClientApi,
-  id: number,
-  steps: CredentialRequest,
-  source: CredentialSource | undefined,
-): Promise<void> {
-  try {
-    if (source === undefined) throw new VpnError('ERR_AUTH_NEEDED', 'nobody can be asked here');
-    await client['client.answer']({ id, answers: answersOf(await source(steps)) });
-  } catch (error) {
-    await client['client.answer']({ id, declined: toVpnError(error).message.slice(0, 1024) }).catch(() => {});
-  }
-}
-
-function errorOf({ code, message }: { code: string; message: string }): VpnError {
-  const known = ERROR_CODES.find((candidate): candidate is ErrorCode => candidate === code) ?? 'ERR_INVARIANT';
-  return new VpnError(known, message);
 }

@@ -33,6 +33,7 @@ export async function main(): Promise<void> {
     runProxy: async (run) => (await import('./client-proxy.ts')).runProxyHere(run, version),
     runClient: async (run) => (await client()).runClientHere(run, version),
     startClient: async (run) => (await client()).startClient(run),
+    execInTunnel: async (run) => (await import('./client-exec.ts')).execInTunnel(run),
     cleanClients: async (state) => (await client()).cleanUp(state),
     killSwitch: async (state, profile, action) => (await client()).workKillSwitch(state, profile, action),
     killSwitchUnit: async (state, profile) =>

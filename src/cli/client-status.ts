@@ -21,6 +21,7 @@ export function formatStatus(status: ClientStatus): string {
       ['addresses', status.addresses.join(', ')],
       ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
       ['routes', status.mode === 'full' ? 'all traffic' : status.routes.join(', ') || 'none'],
+      ['for', enclosedWords(status)],
       ['dns', dnsWords(status)],
       ['kill switch', KILL_SWITCH_WORDS[status.killSwitch]],
       ['tls', status.tls === null ? undefined : `${status.tls.protocol}, ${status.tls.cipher}, ${status.tls.group}`],
@@ -53,8 +54,15 @@ function rekeyWords({ rekeys, rekeyGaps }: ClientStatus): string | undefined {
   return rekeyGaps === 0 ? String(rekeys) : `${rekeys}, ${warning(`${rekeyGaps} with a gap`)}`;
 }
 
-function dnsWords({ dns, state }: ClientStatus): string | undefined {
+function enclosedWords({ namespace }: ClientStatus): string | undefined {
+  if (namespace === null) return undefined;
+  const { commands, path } = namespace;
+  return `${commands} ${commands === 1 ? 'command' : 'commands'} of client exec, in the network namespace ${path}`;
+}
+
+function dnsWords({ dns, state, namespace }: ClientStatus): string | undefined {
   if (state !== 'connected' || dns.servers.length === 0) return undefined;
+  if (namespace !== null) return dns.servers.join(', ');
   const names = dns.all ? 'all names' : dns.domains.join(', ') || 'nothing';
   const keeper = dns.keeper === 'both' ? 'systemd-resolved, resolv.conf' : dns.keeper;
   return `${dns.servers.join(', ')} for ${names} (${keeper})`;

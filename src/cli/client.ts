@@ -5,6 +5,7 @@
 import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { ClientApi } from '../control/operations.ts';
+import { clientExecCommand } from './client-exec.ts';
 import { addProbeCommand } from './client-probe.ts';
 import { addProfileCommands, idOf } from './client-profiles.ts';
 import { clientProxyCommand } from './client-proxy.ts';
@@ -22,6 +23,7 @@ interface StateOptions extends OutputOptions {
 interface UpOptions {
   foreground?: boolean;
   plain?: boolean;
+  enclosed?: boolean;
   user?: string;
   passwordStdin?: boolean;
   full?: boolean;
@@ -42,6 +44,7 @@ export function clientCommand(host: CliHost): Command {
     .addOption(clientState())
     .option('--foreground', 'stay in the foreground until interrupted')
     .option('--plain', 'do not use super-packets')
+    .addOption(new Option('--enclosed', 'be there for commands of `client exec`').hideHelp())
     .addOption(new Option('--full', 'all traffic goes through the tunnel').conflicts('split'))
     .option('--split', "only the gateway's networks go through the tunnel")
     .option('--lan', 'with --full: private networks that this machine is in stay reachable')
@@ -78,6 +81,7 @@ export function clientCommand(host: CliHost): Command {
         profile,
         state: options.state,
         plain: options.plain ?? false,
+        ...(options.enclosed === true ? { enclosed: true } : {}),
         ...(options.user === undefined ? {} : { user: options.user }),
         tunnel: tunnelFlags(options),
         ...(answer === undefined ? { show: showEach } : { answer }),
@@ -147,6 +151,7 @@ export function clientCommand(host: CliHost): Command {
 
   addProbeCommand(command, host);
   command.addCommand(killSwitchCommand(host));
+  command.addCommand(clientExecCommand(host));
   command.addCommand(clientProxyCommand(host));
   addProfileCommands(command, host);
   return command;

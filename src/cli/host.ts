@@ -61,6 +61,15 @@ export interface ClientRun {
   answer?: CredentialSource;
   /** Shows where to log in elsewhere, when nobody else can. */
   show?: (request: CredentialRequest) => void;
+  /** The tunnel is for commands: `client exec` starts such a client. */
+  enclosed?: boolean;
+}
+
+/** `client exec`: a command whose only way out is the tunnel. */
+export interface ExecRun extends Pick<ClientRun, 'profile' | 'state' | 'user' | 'tunnel' | 'answer'> {
+  readonly command: readonly string[];
+  /** Whose rights the command has, by name or number; default: whoever called sudo, else who runs this. */
+  readonly as?: string;
 }
 
 /** What is kept of a profile that has been used, and whether it is now. */
@@ -219,6 +228,8 @@ export interface CliHost {
   runClient(run: ClientRun): Promise<void>;
   /** Sees to it that a client runs in the background; resolves with its operations when traffic flows. */
   startClient(run: ClientRun): Promise<ClientApi>;
+  /** Runs a command in the tunnel; returns its status. */
+  execInTunnel(run: ExecRun): Promise<number>;
   /** Takes away what clients that died have left under a state directory; returns how many there were. */
   cleanClients(state: string): Promise<number>;
   /** Closes or opens the kill switch of a profile, or only looks; returns whether it is closed then. */

@@ -5,6 +5,7 @@
  * output stays the command's result.
  */
 
+import { isatty } from 'node:tty';
 import { VpnError } from '../base/errors.ts';
 import type { CredentialRequest, CredentialSource } from './host.ts';
 
@@ -13,7 +14,8 @@ const MAX_INPUT_BYTES = 256 * 1024;
 
 /** Whether there is somebody to ask. */
 export function isInteractive(): boolean {
-  return process.stdin.isTTY === true && process.stderr.isTTY === true;
+  // Not by `process.stdin`: to look at it is to read from it, and a command may be waiting for what there is to read.
+  return isatty(0) && isatty(2);
 }
 
 /**

@@ -6,33 +6,38 @@
  */
 
 import { existsSync, readFileSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs';
-
-import { dirname, resolve } from 'node:path';
-import { toVpnError, VpnError } from '../base/errors.ts';
-import { type Logger, Secret } from '../base/log.ts';
-import { makePrivateFolder, writePrivateFile } from '../base/private-file.ts';
-import { type ClientApi, type ClientStatus, clientOperations } from '../control/operations.ts';
-import { type Profile, readProfile, withoutToken, writeProfile } from '../control/profile.ts';
-import { answers, serveControl } from '../control/socket.ts';
-import { formatIp, formatPrefix } from '../ip/address.ts';
-import { type ChooseProxy, parseProxyUrl, proxiesOfEnvironment } from '../transport/outbound-proxy.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isVpnError, toVpnError, VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
+import { makePrivateFolder } from '../base/private-file.ts';
+import { type ClientStatus, clientOperations } from '../control/operations.ts';
+import { type Profile, readProfile } from '../control/profile.ts';
+import { answers, type Handlers, serveControl } from '../control/socket.ts';
+import { lockFile } from '../os/lock-file.ts';
+import { Callers } from './callers.ts';
 import { ClaimingHost } from './claims.ts';
-import { type ClientSnapshot, type ClientState, VpnClient } from './client.ts';
+import { type ClientState, VpnClient } from './client.ts';
+import { type ShownHost, statusOf } from './client-status.ts';
 import { Desk } from './desk.ts';
 import { DeviceKey } from './device-key.ts';
 import { OWN_MARK } from './host-plan.ts';
 import { KillSwitch } from './kill-switch.ts';
 import type { AnswerSteps, AskedStep, StepAnswers } from './login-answers.ts';
+import { NamespaceHost } from './namespace-host.ts';
 import { nameObstacle } from './obstacles.ts';
+import { optionsForProfile } from './profile-client.ts';
 import { machineNetwork } from './roaming.ts';
 import { ServerNames } from './server-names.ts';
-import { profilePaths, writeEnd } from './state-folder.ts';
+import { type ProfilePaths, profilePaths, writeEnd } from './state-folder.ts';
 import { TunnelHost } from './tunnel-host.ts';
 import { hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
 
 /** A log that has grown to this makes room: it becomes the old one. */
 const MAX_LOG_BYTES = 8 * 1024 * 1024;
 const LOG_CHECK_MS = 60_000;
+/** How long a client that ends may take for that, and how often it is looked whether it has. */
+const ENDING_MS = 3000;
+const LOOK_MS = 50;
 /** How long a caller may wait for news in one call. */
 const MAX_NEWS_WAIT_MS = 20_000;
 
@@ -45,6 +50,8 @@ export interface ClientRunOptions {
   state: string;
   /** Behave as a machine without super-packets. */
   plain: boolean;
+  /** The tunnel is in a network namespace, for commands, and ends with the last of them. */
+  enclosed?: boolean;
   version: string;
   log: Logger;
   /** Default: the profile's. */
@@ -75,12 +82,7 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
   const profile = await readProfile(options.profile);
   const paths = profilePaths(options.state, profile.id);
   await makePrivateFolder(paths.folder);
-  if (await answers(paths.control)) {
-    throw new VpnError(
-      'ERR_ALREADY_RUNNING',
-      `this profile is connected already; disconnect with: customvpn client down --state ${options.state}`,
-    );
-  }
+  await using _lock = await lockProfile(paths, options.state);
   await writeEnd(paths.end, undefined, '');
   const lives = new Lives(options, profile, await DeviceKey.open(paths.key));
   const stop = (): void => void lives.stop();
@@ -95,8 +97,29 @@ export async function runClient(options: ClientRunOptions, signal: AbortSignal):
     await writeEnd(paths.end, toVpnError(error), new Date().toISOString());
     throw error;
   } finally {
+    lives.end();
     clearInterval(logCheck);
     signal.removeEventListener('abort', stop);
+  }
+}
+
+/** A device has one session, so a profile has one client. One that is ending is waited for. */
+async function lockProfile({ lock, control }: ProfilePaths, state: string): Promise<AsyncDisposable> {
+  const lateAt = performance.now() + ENDING_MS;
+  for (;;) {
+    const isRunning = await answers(control);
+    try {
+      if (!isRunning) return await lockFile(lock);
+    } catch (error) {
+      if (!isVpnError(error, 'ERR_ALREADY_RUNNING')) throw error;
+    }
+    if (isRunning || performance.now() > lateAt) {
+      throw new VpnError(
+        'ERR_ALREADY_RUNNING',
+        `this profile is connected already; disconnect with: customvpn client down --state ${state}`,
+      );
+    }
+    await sleep(LOOK_MS);
   }
 }
 
@@ -105,7 +128,10 @@ class Lives {
   readonly #profile: Profile;
   readonly #key: DeviceKey;
   readonly #desk = new Desk();
-  #host: TunnelHost;
+  /** The machine that the tunnel is for; undefined where it is for commands. */
+  #host: TunnelHost | undefined;
+  readonly #enclosure: NamespaceHost;
+  readonly #callers: Callers | undefined;
   #client: VpnClient;
   /** What the command line says of the tunnel in this life. */
   #flags: TunnelFlags;
@@ -120,13 +146,16 @@ class Lives {
     this.#profile = profile;
     this.#key = key;
     this.#flags = options.tunnel ?? {};
-    this.#host = this.#createHost();
+    this.#enclosure = this.#createEnclosure();
+    if (options.enclosed === true) this.#callers = new Callers(() => void this.stop());
+    else this.#host = this.#createHost();
     this.#client = this.#create();
   }
 
-  readonly operations: ClientApi = {
+  readonly operations: Handlers<typeof clientOperations> = {
     'client.status': async () => this.#status(),
     'client.up': async ({ tunnel }) => {
+      if (this.#callers !== undefined) throw this.#isForCommands();
       if (this.#wake === undefined) {
         this.#checkFlags(tunnel ?? {});
         return {};
@@ -136,14 +165,29 @@ class Lives {
       this.#wake();
       return {};
     },
+    'client.enter': async ({ tunnel = {} }) => {
+      if (this.#callers === undefined) {
+        throw new VpnError(
+          'ERR_CONFLICT',
+          this.#wake === undefined
+            ? `"${this.#name}" is connected for this whole machine, and a device has one session: run the command as it is, or first: customvpn client down ${this.#name}`
+            : `the session of "${this.#name}" is kept for the next up; let go of it first: customvpn client down ${this.#name}`,
+        );
+      }
+      this.#checkFlags(tunnel);
+      return { ticket: this.#callers.enter() };
+    },
+    'client.hold': async ({ ticket }, { gone }) => await this.#usedBy().hold(ticket, gone),
+    'client.leave': async ({ ticket }) => ({ commands: this.#usedBy().leave(ticket) }),
     'client.portal': async ({ seconds }) => {
+      if (this.#host === undefined) throw this.#isForCommands();
       await this.#host.openPortal(seconds * 1000);
       return {};
     },
     'client.down': async ({ keep = false }) => {
       // Before the tunnel goes: what is in it stays in it until then.
-      await this.#host.release();
-      if (keep) await this.park();
+      await this.#host?.release();
+      if (keep && this.#callers === undefined) await this.park();
       else await this.stop();
       return {};
     },
@@ -191,8 +235,28 @@ class Lives {
 
   async stop(): Promise<void> {
     this.#stopping.abort();
+    this.end();
     this.#wake?.();
     await this.#client.disconnect();
+  }
+
+  /** Whoever waits for the end of the tunnel hears of it. */
+  end(): void {
+    const { lastError } = this.#client.snapshot;
+    this.#callers?.end(lastError ?? new VpnError('ERR_NOT_RUNNING', 'the client was told to disconnect'));
+  }
+
+  #usedBy(): Callers {
+    if (this.#callers === undefined) throw new VpnError('ERR_BAD_REQUEST', 'this client is not there for commands');
+    return this.#callers;
+  }
+
+  #isForCommands(): VpnError {
+    const { count } = this.#usedBy();
+    return new VpnError(
+      'ERR_CONFLICT',
+      `"${this.#name}" is used by ${count} ${count === 1 ? 'command' : 'commands'} of client exec, and a device has one session: wait for them, or first: customvpn client down ${this.#name}`,
+    );
   }
 
   /** Disconnects, and keeps the session and this process for the next time. */
@@ -221,7 +285,7 @@ class Lives {
       (mode !== undefined && mode !== has.mode) ||
       (lan !== undefined && lan !== has.lan) ||
       (overlap !== undefined && overlap !== (this.#flags.overlap ?? tunnel.overlap)) ||
-      (killSwitch === true && !this.#host.isClosed);
+      (killSwitch === true && this.#host?.isClosed !== true);
     if (!isOther) return;
     throw new VpnError(
       'ERR_CONFLICT',
@@ -230,77 +294,70 @@ class Lives {
   }
 
   #createHost(): TunnelHost {
-    const { state, plain, answer, log } = this.#options;
+    const { state, plain, log } = this.#options;
     const { id } = this.#profile;
     const paths = profilePaths(state, id);
-    const asking: AnswerSteps = answer ?? ((steps, abort) => this.#ask(steps, abort));
     return new TunnelHost({
       journalPath: paths.journal,
       namesPath: paths.names,
       killSwitch: new KillSwitch(id, log),
       superPackets: !plain,
-      ...hostWishes(this.#profile, this.#flags, asking, this.#stopping.signal),
+      ...hostWishes(this.#profile, this.#flags, this.#answer, this.#stopping.signal),
       log,
     });
   }
 
+  #createEnclosure(): NamespaceHost {
+    const { state, plain, log } = this.#options;
+    // A kill switch is about the machine; in there is no other way out.
+    const profile = { ...this.#profile, tunnel: { ...this.#profile.tunnel, killSwitch: 'off' as const } };
+    const { wishes } = hostWishes(profile, this.#flags, undefined, this.#stopping.signal);
+    const { resolvConf } = profilePaths(state, profile.id);
+    return new NamespaceHost({ resolvConf, superPackets: !plain, wishes, log });
+  }
+
+  get #answer(): AnswerSteps {
+    return this.#options.answer ?? ((steps, abort) => this.#ask(steps, abort));
+  }
+
   #create(resume?: VpnClient['ticket']): VpnClient {
     const { options, profile, key } = { options: this.#options, profile: this.#profile, key: this.#key };
-    const { log, version } = options;
-    const paths = profilePaths(options.state, profile.id);
-    const isEnrolled = existsSync(paths.enrolled);
-    const answer: AnswerSteps = options.answer ?? ((steps, abort) => this.#ask(steps, abort));
+    const { log, version, state, user } = options;
+    const paths = profilePaths(state, profile.id);
     const host = this.#host;
     const names = new ServerNames({
       path: paths.addresses,
-      isApart: () => host.isApart,
-      servers: () => host.nameServers(),
+      isApart: () => host?.isApart ?? false,
+      servers: async () => (await host?.nameServers()) ?? [],
       log,
     });
     return new VpnClient({
-      serverHost: profile.server.hosts,
-      serverPort: profile.server.port,
-      serverName: profile.server.name,
-      ...(profile.ca === undefined ? {} : { ca: profile.ca }),
-      ...(profile.certFile === undefined ? {} : { certFile: resolve(dirname(options.profile), profile.certFile) }),
-      ...(profile.keyFile === undefined ? {} : { keyFile: resolve(dirname(options.profile), profile.keyFile) }),
-      pins: profile.pins,
-      verifyServer: profile.verifyServer,
-      deviceKey: key,
-      enrol: !isEnrolled,
-      ...userOf(options.user ?? profile.user),
-      answer,
-      ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
+      ...optionsForProfile({ profile, path: options.profile, state, key, user, answer: this.#answer, log, version }),
       ...(resume === undefined ? {} : { resume }),
       limits: pushLimits(profile, this.#flags),
       lookup: (name) => names.lookup(name),
       mark: OWN_MARK,
-      proxy: chooseProxy(profile.server.proxy),
       explain: (error) =>
         nameObstacle(error, {
           // Nothing but the tunnel leaves while the kill switch is closed, a question for a page neither.
-          hosts: host.isClosed ? [] : profile.server.hosts,
+          hosts: host?.isClosed === true ? [] : profile.server.hosts,
           serverName: profile.server.name,
           hasAuthority: profile.ca !== undefined || profile.pins.length > 0,
           mark: OWN_MARK,
           lookup: (name) => names.lookup(name),
         }),
-      ...(profile.server.camouflage === undefined ? {} : { camouflage: new Secret(profile.server.camouflage) }),
       superPackets: !options.plain,
       ...(profile.tunnel.channels === undefined ? {} : { dataChannels: profile.tunnel.channels }),
       network: machineNetwork(OWN_MARK),
-      host: new ClaimingHost(host, options.state, profile.id.slice(0, 16), this.#name, host.networks),
-      onEnrolled: async () => {
-        await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
-        await forgetToken(options.profile, profile, log);
-      },
-      onState: (state) => {
+      host:
+        host === undefined
+          ? this.#enclosure
+          : new ClaimingHost(host, state, profile.id.slice(0, 16), this.#name, host.networks),
+      onState: (clientState) => {
         const { tls } = this.#client.snapshot;
-        if (state === 'connected' && tls !== undefined) void names.confirm(tls.remote.address);
-        options.onState?.(state);
+        if (clientState === 'connected' && tls !== undefined) void names.confirm(tls.remote.address);
+        options.onState?.(clientState);
       },
-      log,
-      version,
     });
   }
 
@@ -318,20 +375,25 @@ class Lives {
     return this.#options.name ?? this.#profile.name;
   }
 
+  get #shown(): ShownHost {
+    if (this.#host !== undefined) return this.#host;
+    const { plan, enclosure } = this.#enclosure;
+    const dns = plan && { servers: plan.servers, domains: plan.domains, all: true };
+    return {
+      plan: plan && { ...plan, dns },
+      nameKeeper: 'none',
+      isClosed: false,
+      isPortalOpen: false,
+      namespace: enclosure === undefined ? null : { ...enclosure, commands: this.#callers?.count ?? 0 },
+    };
+  }
+
   #status(): ClientStatus {
-    const status = statusOf(this.#client.snapshot, this.#profile, this.#host, this.#options.version);
+    const status = statusOf(this.#client.snapshot, this.#profile, this.#shown, this.#options.version);
     const named = { ...status, name: this.#name };
     if (this.#wake === undefined) return named;
     return { ...named, state: 'down', since: new Date(this.#parkedAt).toISOString() };
   }
-}
-
-/** What a profile says of a proxy. @throws {VpnError} ERR_CONFIG_VALUE */
-export function chooseProxy(setting: Profile['server']['proxy']): ChooseProxy {
-  if (setting === 'none') return () => undefined;
-  if (setting === undefined || setting === 'environment') return proxiesOfEnvironment(process.env);
-  const proxy = parseProxyUrl(setting, 'server.proxy in the profile');
-  return () => proxy;
 }
 
 /** Whoever has the file open goes on writing at its end. */
@@ -344,65 +406,4 @@ function trimLog(path: string, log: Logger): void {
   } catch (error) {
     log.warn('the log could not be shortened; it goes on growing', { error });
   }
-}
-
-/** The token has been used up, and a file that is copied about must not look as if it still opened something. */
-export async function forgetToken(path: string, profile: Profile, log: Logger): Promise<void> {
-  try {
-    await writeProfile(path, withoutToken(profile), { when: 'replace' });
-  } catch (error) {
-    log.warn('the used token could not be removed from the profile', { error });
-  }
-}
-
-/** What a caller is shown of a client, and of what it does to its machine. */
-export function statusOf(
-  snapshot: ClientSnapshot,
-  profile: Profile,
-  host: Pick<TunnelHost, 'plan' | 'nameKeeper' | 'isClosed' | 'isPortalOpen'>,
-  version: string,
-): ClientStatus {
-  const { config, tls, lastError } = snapshot;
-  const { plan, nameKeeper, isClosed, isPortalOpen } = host;
-  const addresses = config === undefined ? [] : [config.addresses.v4, config.addresses.v6];
-  return {
-    version,
-    pid: process.pid,
-    profile: profile.name,
-    name: profile.name,
-    state: snapshot.state === 'idle' || snapshot.state === 'stopped' ? 'stopping' : snapshot.state,
-    server: `${profile.server.name}:${profile.server.port}`,
-    verified: profile.verifyServer,
-    since: new Date(snapshot.since).toISOString(),
-    user: snapshot.user ?? null,
-    device: snapshot.device?.name ?? null,
-    addresses: addresses.flatMap((entry) => (entry === undefined ? [] : [formatIp(entry.address)])),
-    routes: (config?.routes.map(formatPrefix) ?? []).filter(
-      (route) => !snapshot.refused.some(({ item }) => item === `routes ${route}`),
-    ),
-    refused: [...snapshot.refused],
-    tls: tls === undefined ? null : { protocol: tls.protocol, cipher: tls.cipher, group: tls.group },
-    dns: {
-      servers: (plan?.dns ?? config?.dns)?.servers.map(formatIp) ?? [],
-      domains: [...((plan?.dns ?? config?.dns)?.domains ?? [])],
-      all: plan?.dns?.all ?? false,
-      keeper: nameKeeper,
-    },
-    mode: plan?.mode ?? null,
-    killSwitch: isPortalOpen ? 'portal' : isClosed ? 'closed' : 'open',
-    notes: [...(plan?.notes ?? [])],
-    superPackets: snapshot.superPackets,
-    channels: snapshot.channels,
-    sentBytes: snapshot.sentBytes,
-    receivedBytes: snapshot.receivedBytes,
-    roundTripMs: snapshot.roundTripMs ?? null,
-    reconnects: snapshot.reconnects,
-    rekeys: snapshot.rekeys,
-    rekeyGaps: snapshot.rekeyGaps,
-    lastError: lastError === undefined ? null : { code: lastError.code, message: lastError.message },
-  };
-}
-
-function userOf(user: string | undefined): { user?: string } {
-  return user === undefined ? {} : { user };
 }

@@ -206,14 +206,14 @@ function splitRoutes(config: AcceptedConfig, wishes: TunnelWishes): Prefix[] {
 }
 
 /** Whether a family goes into a full tunnel whole: the user or the gateway says so, and the tunnel has it. */
-function isOpen(family: 4 | 6, config: AcceptedConfig, wishes: TunnelWishes, isCarried: boolean): boolean {
+export function isOpen(family: 4 | 6, config: AcceptedConfig, wishes: TunnelWishes, isCarried: boolean): boolean {
   if (!isCarried) return false;
   if (wishes.mode === 'full') return true;
   return config.routes.some((prefix) => prefix.address.version === family && isBroadRoute(prefix));
 }
 
 /** Where a family that is not open may go inside all the same. */
-function narrowRoutes(config: AcceptedConfig, wishes: TunnelWishes, family: 4 | 6): Prefix[] {
+export function narrowRoutes(config: AcceptedConfig, wishes: TunnelWishes, family: 4 | 6): Prefix[] {
   const gateway = (family === 4 ? config.addresses.v4 : config.addresses.v6)?.gateway;
   if (gateway === undefined) return [];
   const own = parsePrefix(hostPrefix(gateway));
@@ -248,7 +248,7 @@ function dnsServers(config: AcceptedConfig, wishes: TunnelWishes): readonly IpAd
   return servers.filter(({ version }) => (version === 4 ? v4 : v6) !== undefined);
 }
 
-function dnsPlan(config: AcceptedConfig, wishes: TunnelWishes, mode: 'full' | 'split'): DnsPlan | undefined {
+export function dnsPlan(config: AcceptedConfig, wishes: TunnelWishes, mode: 'full' | 'split'): DnsPlan | undefined {
   const servers = dnsServers(config, wishes);
   if (servers.length === 0) return undefined;
   const { domains } = config.dns;
@@ -294,7 +294,7 @@ function covers(outer: Prefix, inner: Prefix): boolean {
   return outer.length <= inner.length && prefixContains(outer, inner.address);
 }
 
-function hostPrefix(address: IpAddress): string {
+export function hostPrefix(address: IpAddress): string {
   return `${formatIp(address)}/${address.version === 4 ? 32 : 128}`;
 }
 

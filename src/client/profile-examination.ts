@@ -12,9 +12,9 @@ import { Secret, silentLogger } from '../base/log.ts';
 import { type Profile, readProfile } from '../control/profile.ts';
 import { answers } from '../control/socket.ts';
 import { VpnClient } from './client.ts';
-import { chooseProxy } from './daemon.ts';
 import { DeviceKey } from './device-key.ts';
 import { type Examination, examine, type Finding } from './examine.ts';
+import { chooseProxy } from './profile-client.ts';
 import { profilePaths } from './state-folder.ts';
 
 /** @throws {VpnError} ERR_CONFIG_* for the profile */

@@ -5,19 +5,18 @@
  * control socket by which it is found. It changes nothing on the host and needs no privilege.
  */
 
-import { existsSync } from 'node:fs';
-import { dirname, resolve } from 'node:path';
 import { VpnError } from '../base/errors.ts';
-import { type Logger, Secret } from '../base/log.ts';
-import { makePrivateFolder, writePrivateFile } from '../base/private-file.ts';
-import { type ClientApi, clientOperations } from '../control/operations.ts';
+import type { Logger } from '../base/log.ts';
+import { makePrivateFolder } from '../base/private-file.ts';
+import { clientOperations } from '../control/operations.ts';
 import { readProfile } from '../control/profile.ts';
-import { answers, serveControl } from '../control/socket.ts';
+import { answers, type Handlers, serveControl } from '../control/socket.ts';
 import { VpnClient } from './client.ts';
-import { chooseProxy, forgetToken, statusOf } from './daemon.ts';
+import { statusOf } from './client-status.ts';
 import { DeviceKey } from './device-key.ts';
 import { LocalProxy } from './local-proxy.ts';
 import type { AnswerSteps } from './login-answers.ts';
+import { optionsForProfile } from './profile-client.ts';
 import { ProxyStreams } from './proxy-streams.ts';
 import { machineNetwork } from './roaming.ts';
 import { profilePaths } from './state-folder.ts';
@@ -59,37 +58,23 @@ export async function runProxy(options: ProxyRunOptions, signal: AbortSignal): P
       `this profile is connected already, and a device has one session; disconnect with: customvpn client down --state ${options.state}`,
     );
   }
-  const isEnrolled = existsSync(paths.enrolled);
-  const { server } = profile;
-  const user = options.user ?? profile.user;
   let streams: ProxyStreams | undefined;
+  const { server } = profile;
+  const { state, user, answer } = options;
+  const key = await DeviceKey.open(paths.key);
   const client = new VpnClient({
-    serverHost: server.hosts,
-    serverPort: server.port,
-    serverName: server.name,
-    ...(profile.ca === undefined ? {} : { ca: profile.ca }),
-    ...(profile.certFile === undefined ? {} : { certFile: resolve(dirname(options.profile), profile.certFile) }),
-    ...(profile.keyFile === undefined ? {} : { keyFile: resolve(dirname(options.profile), profile.keyFile) }),
-    pins: profile.pins,
-    verifyServer: profile.verifyServer,
-    deviceKey: await DeviceKey.open(paths.key),
-    enrol: !isEnrolled,
-    ...(user === undefined ? {} : { user }),
-    ...(options.answer === undefined ? {} : { answer: options.answer }),
-    ...(isEnrolled || profile.token === undefined ? {} : { token: profile.token.reveal() }),
-    proxy: chooseProxy(server.proxy),
-    ...(server.camouflage === undefined ? {} : { camouflage: new Secret(server.camouflage) }),
+    ...optionsForProfile({ profile, path: options.profile, state, key, user, answer, log, version }),
     ...(process.platform === 'linux' ? { network: machineNetwork() } : {}),
-    onEnrolled: async () => {
-      await writePrivateFile(paths.enrolled, `${new Date().toISOString()}\n`);
-      await forgetToken(options.profile, profile, log);
-    },
     // What was lost on the way is noticed now, and not when a program waits for it.
     onState: (state) => void (state === 'connected' && streams?.check()),
-    log,
-    version,
   });
-  const operations: ClientApi = {
+  const isProxy = async (): Promise<never> => {
+    throw new VpnError(
+      'ERR_CONFLICT',
+      'this profile is used by client proxy, and a device has one session; end that first',
+    );
+  };
+  const operations: Handlers<typeof clientOperations> = {
     'client.status': async () => statusOf(client.snapshot, profile, NO_HOST, version),
     'client.up': async () => ({}),
     'client.portal': async () => {
@@ -104,6 +89,9 @@ export async function runProxy(options: ProxyRunOptions, signal: AbortSignal): P
       return { news: { kind: 'nothing' }, state, lastError };
     },
     'client.answer': async () => ({}),
+    'client.enter': isProxy,
+    'client.hold': isProxy,
+    'client.leave': isProxy,
   };
   await using undo = new AsyncDisposableStack();
   undo.use(await serveControl(paths.control, clientOperations, operations, log));

@@ -9,6 +9,8 @@
  * DIR/ID/dns.journal     the name servers that it has replaced
  * DIR/ID/addresses.json  the gateway's addresses that worked last
  * DIR/ID/claim.json      the networks that the running client has
+ * DIR/ID/resolv.conf     the name servers of the commands that `client exec` runs
+ * DIR/ID/client.lock     held by the running client
  * DIR/ID/end.json        why the last client ended by itself
  * DIR/ID/client.log      the log of clients in the background
  * DIR/profiles/          imported profiles (see control/profile-store)
@@ -33,6 +35,8 @@ export interface ProfilePaths {
   readonly names: string;
   readonly addresses: string;
   readonly claim: string;
+  readonly resolvConf: string;
+  readonly lock: string;
   readonly end: string;
   readonly log: string;
 }
@@ -50,6 +54,8 @@ export function profilePaths(state: string, id: string): ProfilePaths {
     names: at('dns.journal'),
     addresses: at('addresses.json'),
     claim: at('claim.json'),
+    resolvConf: at('resolv.conf'),
+    lock: at('client.lock'),
     end: at('end.json'),
     log: at('client.log'),
   };
@@ -85,7 +91,7 @@ export function clientOf(state: string, id: string): ClientApi {
 export async function cleanClients(state: string, log: Logger): Promise<number> {
   let cleaned = 0;
   for (const id of await profileIds(state)) {
-    const { control, journal, names, claim } = profilePaths(state, id);
+    const { control, journal, names, claim, resolvConf } = profilePaths(state, id);
     // Only now: whoever only looks for clients is waited for.
     const [{ KillSwitch }, { cleanHost }] = await Promise.all([import('./kill-switch.ts'), import('./tunnel-host.ts')]);
     const killSwitch = new KillSwitch(id, log);
@@ -93,7 +99,7 @@ export async function cleanClients(state: string, log: Logger): Promise<number> 
     if ((await answers(control)) || !(hasTraces || (await killSwitch.isClosed()))) continue;
     await cleanHost({ journalPath: journal, namesPath: names, killSwitch, log });
     await rm(control, { force: true });
-    await rm(claim, { force: true });
+    for (const path of [claim, resolvConf]) await rm(path, { force: true });
     cleaned += 1;
   }
   return cleaned;

@@ -12,10 +12,12 @@ import { z } from 'zod';
 export interface Operation {
   readonly input: z.ZodType;
   readonly output: z.ZodType;
+  /** The answer comes when something has happened, however long that takes. */
+  readonly isLong?: true;
 }
 export type Operations = Readonly<Record<string, Operation>>;
 
-/** What a caller sees of a set of operations; also what a daemon implements. */
+/** What a caller sees of a set of operations. */
 export type Api<T extends Operations> = {
   readonly [K in keyof T]: (input: z.input<T[K]['input']>) => Promise<z.output<T[K]['output']>>;
 };
@@ -347,6 +349,15 @@ export const clientOperations = {
       mode: z.enum(['full', 'split']).nullable().describe('whether all traffic goes through the tunnel'),
       killSwitch: z.enum(['open', 'closed', 'portal']),
       notes: z.array(z.string()).describe('what the user should know of the routes'),
+      namespace: z
+        .object({
+          path: z.string().describe('of the network namespace, as nsenter(1) takes it'),
+          inode: counter.describe('tells it from others'),
+          resolvConf: z.string().describe('what is seen as /etc/resolv.conf in there'),
+          commands: counter.describe('of `client exec` that run in it'),
+        })
+        .nullable()
+        .describe('where the tunnel is, when it is there for commands only'),
       refused: z.array(z.object({ item: z.string(), why: z.string() })),
       tls: z.object({ protocol: z.string(), cipher: z.string(), group: z.string() }).nullable(),
       superPackets: z.boolean(),
@@ -373,6 +384,21 @@ export const clientOperations = {
       keep: z.boolean().optional().describe('the session is kept, at both ends, to be resumed by `client.up`'),
     }),
     output: none,
+  },
+  'client.enter': {
+    input: z.strictObject({ tunnel: tunnelFlags.exactOptional() }),
+    output: z.object({ ticket: counter.describe('has to be held') }),
+  },
+  'client.hold': {
+    input: z.strictObject({ ticket: z.int() }),
+    output: z.object({
+      ended: clientError.nullable().describe('why the tunnel ended; null: the ticket was given back'),
+    }),
+    isLong: true,
+  },
+  'client.leave': {
+    input: z.strictObject({ ticket: z.int() }),
+    output: z.object({ commands: counter.describe('that are left') }),
   },
   'client.next': {
     input: z.strictObject({ waitMs: z.number().min(0).max(20_000) }),

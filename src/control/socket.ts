@@ -9,6 +9,7 @@ import { chmod, mkdir, rm } from 'node:fs/promises';
 import http from 'node:http';
 import net from 'node:net';
 import { dirname } from 'node:path';
+import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, isVpnError, toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import type { Api, Operation, Operations } from './operations.ts';
@@ -20,6 +21,17 @@ const CALL_TIMEOUT_MS = 30_000;
 /** How long running calls may take after the daemon has ended. */
 const LINGER_MS = 2000;
 
+/** Who calls. */
+export interface Caller {
+  /** Aborted when the caller hangs up before it has its answer. */
+  readonly gone: AbortSignal;
+}
+
+/** What a daemon implements a set of operations by. */
+export type Handlers<T extends Operations> = {
+  readonly [K in keyof T]: (input: z.input<T[K]['input']>, caller: Caller) => Promise<z.output<T[K]['output']>>;
+};
+
 /**
  * Serves `handlers` until it is disposed of: at a path, where a socket that a dead process left behind is replaced, or at a
  * listening socket that it takes over.
@@ -29,7 +41,7 @@ const LINGER_MS = 2000;
 export async function serveControl<T extends Operations>(
   at: string | { readonly fd: number },
   operations: T,
-  handlers: Api<T>,
+  handlers: Handlers<T>,
   log: Logger,
 ): Promise<AsyncDisposable> {
   const path = typeof at === 'string' ? at : undefined;
@@ -37,7 +49,10 @@ export async function serveControl<T extends Operations>(
   const table: Operations = operations;
   const server = http.createServer({ requestTimeout: 10_000 }, (request, response) => {
     const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
-    call(request, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
+    const gone = new AbortController();
+    response.once('close', () => gone.abort());
+    const caller = { gone: gone.signal };
+    call(request, caller, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
       .then((value) => reply(response, 200, value))
       .catch((cause: unknown) => {
         const error = toVpnError(cause);
@@ -81,7 +96,8 @@ export function connectControl<T extends Operations>(path: string, operations: T
   checkPath(path);
   const calls = Object.entries(operations).map(([operation, contract]) => [
     operation,
-    async (input: unknown) => contract.output.parse(await post(path, operation, input)),
+    async (input: unknown) =>
+      contract.output.parse(await post(path, operation, input, contract.isLong === true ? 0 : CALL_TIMEOUT_MS)),
   ]);
   return Object.fromEntries(calls) as Api<T>;
 }
@@ -109,8 +125,9 @@ function checkPath(path: string): void {
 
 async function call(
   request: http.IncomingMessage,
+  caller: Caller,
   operation: Operation | undefined,
-  handler: ((input: never) => Promise<unknown>) | undefined,
+  handler: ((input: never, caller: Caller) => Promise<unknown>) | undefined,
 ): Promise<unknown> {
   if (operation === undefined || handler === undefined) {
     throw new VpnError('ERR_NOT_FOUND', `there is no operation ${request.url ?? ''}`);
@@ -121,7 +138,7 @@ async function call(
     const issue = input.error.issues[0];
     throw new VpnError('ERR_BAD_REQUEST', `${issue?.path.join('.') ?? 'input'}: ${issue?.message ?? 'not valid'}`);
   }
-  return await handler(input.data as never);
+  return await handler(input.data as never, caller);
 }
 
 async function readJson(message: http.IncomingMessage): Promise<unknown> {
@@ -146,13 +163,14 @@ function reply(response: http.ServerResponse, status: number, value: unknown): v
     .end(JSON.stringify(value ?? {}));
 }
 
-function post(path: string, operation: string, input: unknown): Promise<unknown> {
+/** @param timeoutMs 0: as long as it takes */
+function post(path: string, operation: string, input: unknown, timeoutMs: number): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const request = http.request({
       socketPath: path,
       path: `/v1/${operation}`,
       method: 'POST',
-      timeout: CALL_TIMEOUT_MS,
+      timeout: timeoutMs,
     });
     request.once('timeout', () => request.destroy(new VpnError('ERR_NOT_RUNNING', `no answer at ${path} within 30 s`)));
     request.once('error', (cause: NodeJS.ErrnoException) =>

@@ -34,6 +34,9 @@ const SYSTEM_CALLS = {
   getsockopt: { arguments: ['i32', 'i32', 'i32', 'u64', 'u64'], return: 'i32' },
   getsockname: { arguments: ['i32', 'u64', 'u64'], return: 'i32' },
   flock: { arguments: ['i32', 'i32'], return: 'i32' },
+  setns: { arguments: ['i32', 'i32'], return: 'i32' },
+  unshare: { arguments: ['i32'], return: 'i32' },
+  mount: { arguments: ['string', 'string', 'string', 'u64', 'u64'], return: 'i32' },
   if_nametoindex: { arguments: ['string'], return: 'u32' },
   prctl: { arguments: ['i32', 'u64', 'u64', 'u64', 'u64'], return: 'i32' },
   syscall: { arguments: ['u64', 'u64', 'u64', 'u64', 'u64'], return: 'i32' },
@@ -68,6 +71,10 @@ export interface NativeCalls {
   getsockopt(fd: number, level: number, name: number, value: bigint, length: bigint): number;
   getsockname(fd: number, address: bigint, length: bigint): number;
   flock(fd: number, operation: number): number;
+  /** These two are for the calling thread only. */
+  setns(fd: number, kind: number): number;
+  unshare(flags: number): number;
+  mount(source: string, target: string, type: string, flags: bigint, data: bigint): number;
   /** 0: there is no such interface. */
   if_nametoindex(name: string): number;
   prctl(option: number, a: bigint, b: bigint, c: bigint, d: bigint): number;

@@ -8,7 +8,6 @@
 
 import { toVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
-import { IP_WORD, runCommand } from './command.ts';
 import {
   type HostChange,
   ipUndo,
@@ -21,6 +20,7 @@ import {
   type Step,
   type Undo,
 } from './host-change.ts';
+import { runIpBatch, runIpBatchLeniently } from './ip-batch.ts';
 import { Journal, type JournalEntry } from './journal.ts';
 
 export type { HostChange } from './host-change.ts';
@@ -233,50 +233,4 @@ export class HostNetwork {
 /** Settings are put back in the reverse of the order in which they were made: only all together. */
 function isUndoneAlone({ kind }: HostChange): boolean {
   return kind !== 'link' && kind !== 'sysctl' && kind !== 'forwarding6';
-}
-
-function batchText(lines: readonly (readonly string[])[]): string {
-  for (const word of lines.flat()) {
-    if (!IP_WORD.test(word)) throw new VpnError('ERR_INVARIANT', `${JSON.stringify(word)} is no word of an ip command`);
-  }
-  return lines.map((words) => `${words.join(' ')}\n`).join('');
-}
-
-/** Stops at the first command that fails. */
-async function runIpBatch(lines: readonly string[][]): Promise<void> {
-  try {
-    await runCommand('ip', ['-batch', '-'], batchText(lines));
-  } catch (error) {
-    const failure = toVpnError(error, 'ERR_HOST_APPLY');
-    const line = /Command failed -:(\d+)/.exec(failure.message)?.[1];
-    const command = line === undefined ? undefined : lines[Number(line) - 1];
-    if (command === undefined) throw failure;
-    const words = failure.message.replace(/ \| Command failed.*$/, '').replace(/^ip -batch -: /, '');
-    throw new VpnError(failure.code, `ip ${command.join(' ')}: ${words}`, { cause: error, details: failure.details });
-  }
-}
-
-/** Goes on after commands that fail. Returns what was said of each, by its line, the first being 1. */
-async function runIpBatchLeniently(lines: readonly string[][]): Promise<Map<number, string>> {
-  const failed = new Map<number, string>();
-  const text = batchText(lines);
-  if (text === '') return failed;
-  try {
-    await runCommand('ip', ['-force', '-batch', '-'], text);
-  } catch (error) {
-    const { code, details } = toVpnError(error, 'ERR_HOST_APPLY');
-    if (code === 'ERR_UNSUPPORTED') throw error;
-    let words: string[] = [];
-    for (const said of String(details.stderr ?? '').split('\n')) {
-      const line = /^Command failed -:(\d+)/.exec(said)?.[1];
-      if (line === undefined) {
-        words.push(said);
-      } else {
-        failed.set(Number(line), `ip ${lines[Number(line) - 1]?.join(' ')}: ${words.join(' ')}`);
-        words = [];
-      }
-    }
-    if (failed.size === 0) throw error;
-  }
-  return failed;
 }

@@ -12,9 +12,7 @@ import { type FileHandle, open, readFile, stat, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path';
 import { VpnError } from '../base/errors.ts';
 import { makePrivateFolder } from '../base/private-file.ts';
-import { Errno, nativeCalls, systemError } from './ffi.ts';
-
-const LOCK_EXCLUSIVE_NONBLOCKING = 2 | 4;
+import { lock } from './lock-file.ts';
 
 /** An entry of a journal, with the number by which it is marked as undone. */
 export interface JournalEntry {
@@ -116,16 +114,6 @@ async function openFile(path: string): Promise<FileHandle> {
   } catch (cause) {
     throw fileError(cause, path);
   }
-}
-
-function lock(file: FileHandle, path: string): void {
-  const calls = nativeCalls();
-  if (calls.flock(file.fd, LOCK_EXCLUSIVE_NONBLOCKING) === 0) return;
-  const errno = calls.errno();
-  if (errno !== Errno.EAGAIN) throw systemError(`locking ${path}`, 'flock', errno);
-  throw new VpnError('ERR_ALREADY_RUNNING', `another process holds ${path}; see who with: fuser ${path}`, {
-    details: { path },
-  });
 }
 
 async function isStillAt(file: FileHandle, path: string): Promise<boolean> {

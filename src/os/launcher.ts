@@ -231,7 +231,7 @@ export function giveUpRights({ uid, gid }: Identity): void {
 }
 
 /** The first on the administrator's path that has the options: other makers' programs of that name lack some. */
-async function findSetpriv(): Promise<string | undefined> {
+export async function findSetpriv(): Promise<string | undefined> {
   for (const folder of adminPath().split(delimiter)) {
     const path = join(folder, 'setpriv');
     try {

@@ -159,6 +159,16 @@ export function serversIn(text: string): string[] {
   return [...text.matchAll(/^[ \t]*nameserver[ \t]+([^\s#;]+)/gm)].map(([, server = '']) => server);
 }
 
+/** A file of its own that asks these servers, for whoever sees it in place of the machine's; with none, nobody is asked. */
+export function formatResolvConf(servers: readonly string[], domains: readonly string[]): string {
+  return [
+    '# The name servers of the tunnel, for commands of: customvpn client exec',
+    ...servers.slice(0, MAX_SERVERS).map((server) => `nameserver ${server}`),
+    ...(domains.length > 0 ? [`search ${domains.join(' ')}`] : []),
+    '',
+  ].join('\n');
+}
+
 /** The file with our servers; `options` lines stay. */
 function format({ servers, domains, fallback }: ResolverSettings, before: string): string {
   const ours = servers.slice(0, fallback ? MAX_SERVERS - 1 : MAX_SERVERS);

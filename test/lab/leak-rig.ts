@@ -241,6 +241,21 @@ export class LeakRig implements AsyncDisposable {
     this.#inside = ['nsenter', '-t', String(started.pid), '-m', '-n', '--'];
   }
 
+  /** The words in front of a command that make it one of the client's. */
+  get insideWords(): readonly string[] {
+    return this.#inside;
+  }
+
+  /** A profile for another user. Returns its path. */
+  async secondProfile(user: string): Promise<string> {
+    const state = ['--state', this.#gatewayState];
+    await this.gateway.run([COMMAND, 'user', 'add', user, ...state]);
+    const { stdout } = await this.gateway.run([COMMAND, 'profile', user, ...state]);
+    const path = join(this.rig.folder, `${user}.toml`);
+    await writeFile(path, stdout, { mode: 0o600 });
+    return path;
+  }
+
   /** Runs a command as one of the client's. Any status is fine. */
   inside(argv: readonly string[], options: { timeoutMs?: number } = {}): Promise<RunResult> {
     return this.client.run([...this.#inside, ...argv], { anyStatus: true, ...options });
