@@ -27,6 +27,13 @@ export function programOf(part: 'auth' | 'worker' | 'spare'): [string, ...string
   return [process.execPath, '--disable-warning=ExperimentalWarning', '--conditions=customvpn-source', script];
 }
 
+const CHANNEL_FD = 3;
+
+/** What a child that is given these has open, above its standard descriptors, by the numbers that they have there. */
+export function descriptorsOfChild(inherited: readonly number[]): number[] {
+  return [CHANNEL_FD, ...inherited.map((_fd, index) => CHANNEL_FD + 1 + index)];
+}
+
 export interface ChildOptions<Out extends Contract, In extends Contract> {
   /** For the log. */
   name: string;

@@ -33,7 +33,7 @@ import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messa
 import { statePaths } from '../layout.ts';
 import { openPool } from '../pool.ts';
 import { authFiles } from './auth-files.ts';
-import { Child, programOf } from './child.ts';
+import { Child, descriptorsOfChild, programOf } from './child.ts';
 import { GatewayHost, openDeniedLog } from './host.ts';
 import { identitiesOf } from './identities.ts';
 import { LifeWatch } from './life-watch.ts';
@@ -282,12 +282,12 @@ export class GatewayProcesses {
     const { stateDir, authProgram = programOf('auth') } = this.#options;
     const { certs } = statePaths(stateDir);
     const files = authFiles(this.#options.config, stateDir);
+    const inherited = [far, this.#control.fd, ...[this.#metrics, this.#deniedLog].filter((fd) => fd !== undefined)];
     const child: AuthChild = new Child({
       name: 'auth',
-      // The channel, the workers' and the control socket.
-      command: this.#launcher.commandAsRoot(authProgram, { ...files, descriptors: [3, 4, 5] }),
+      command: this.#launcher.commandAsRoot(authProgram, { ...files, descriptors: descriptorsOfChild(inherited) }),
       cwd: existsSync(certs) ? certs : '/',
-      descriptors: [far, this.#control.fd, ...[this.#metrics, this.#deniedLog].filter((fd) => fd !== undefined)],
+      descriptors: inherited,
       out: supervisorToAuth,
       in: authToSupervisor,
       handlers: this.#authHandlers(),
