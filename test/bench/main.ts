@@ -1,5 +1,5 @@
 /**
- * `npm run bench [-- AREA] [--quick] [--json]`: measures this product beside its peers on this machine.
+ * `npm run bench [-- AREA[/PART]] [--quick] [--json]`: measures this product beside its peers on this machine.
  *
  * The composition root of the bench. Exits 0 whatever it measured, 69 when it could not measure, 64 on wrong usage.
  * Progress goes to standard error, the report to standard output.
@@ -12,6 +12,12 @@ import { FULL_PROXY_EFFORT, measureProxy, QUICK_PROXY_EFFORT } from './client-pr
 import { FULL_BOTTLENECK_EFFORT, measureBottleneck, QUICK_BOTTLENECK_EFFORT } from './gateway/bottleneck.ts';
 import { FULL_LOSS_EFFORT, measureLoss, QUICK_LOSS_EFFORT } from './gateway/loss.ts';
 import { FULL_PACKET_EFFORT, measurePackets, QUICK_PACKET_EFFORT } from './gateway/packets.ts';
+import {
+  FULL_POPULATION_EFFORT,
+  measureIdle,
+  measureReconnect,
+  QUICK_POPULATION_EFFORT,
+} from './gateway/population.ts';
 import { FULL_LOGIN_EFFORT, measureLogin, QUICK_LOGIN_EFFORT } from './login.ts';
 import { formatReport, type Report } from './report.ts';
 import type { System } from './system.ts';
@@ -36,43 +42,37 @@ function gatewaySystems(): System[] {
   ];
 }
 
-/** Several measurements one after the other, in one report. */
-function allOf(first: Measure, ...others: readonly Measure[]): Measure {
-  return async (quick, progress) => {
-    const whole = await first(quick, progress);
-    for (const measure of others) {
-      const { report, measured } = await measure(quick, progress);
-      whole.report = join(whole.report, report);
-      whole.measured &&= measured;
-    }
-    return whole;
-  };
-}
-
-const AREAS: Readonly<Record<string, Measure>> = {
-  tunnel: (quick, progress) =>
-    measureTunnel(
-      [
-        new CustomVpn({ plain: false }),
-        new WireguardGo(),
-        new CustomVpn({ plain: true }),
-        new OpenVpn('udp'),
-        new OpenVpn('tcp'),
-        new Ocserv('tls'),
-        new Ocserv('dtls'),
-        new RawLink(),
-      ],
-      quick ? QUICK_EFFORT : FULL_EFFORT,
-      progress,
-    ),
-  gateway: allOf(
-    (quick, progress) =>
+/** Areas by name, each of one or more parts: `gateway` is all of an area, `gateway/loss` one part. */
+const AREAS: Readonly<Record<string, Readonly<Record<string, Measure>>>> = {
+  tunnel: {
+    flow: (quick, progress) =>
+      measureTunnel(
+        [
+          new CustomVpn({ plain: false }),
+          new WireguardGo(),
+          new CustomVpn({ plain: true }),
+          new OpenVpn('udp'),
+          new OpenVpn('tcp'),
+          new Ocserv('tls'),
+          new Ocserv('dtls'),
+          new RawLink(),
+        ],
+        quick ? QUICK_EFFORT : FULL_EFFORT,
+        progress,
+      ),
+  },
+  gateway: {
+    bottleneck: (quick, progress) =>
       measureBottleneck(gatewaySystems(), quick ? QUICK_BOTTLENECK_EFFORT : FULL_BOTTLENECK_EFFORT, progress),
-    (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
-    (quick, progress) => measurePackets(gatewaySystems(), quick ? QUICK_PACKET_EFFORT : FULL_PACKET_EFFORT, progress),
-  ),
-  client: allOf(
-    (quick, progress) =>
+    loss: (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
+    packets: (quick, progress) =>
+      measurePackets(gatewaySystems(), quick ? QUICK_PACKET_EFFORT : FULL_PACKET_EFFORT, progress),
+    idle: (quick, progress) => measureIdle(quick ? QUICK_POPULATION_EFFORT : FULL_POPULATION_EFFORT, progress),
+    reconnect: (quick, progress) =>
+      measureReconnect(quick ? QUICK_POPULATION_EFFORT : FULL_POPULATION_EFFORT, progress),
+  },
+  client: {
+    recovery: (quick, progress) =>
       measureClient(
         {
           ours: new CustomVpn({ plain: false }),
@@ -87,13 +87,13 @@ const AREAS: Readonly<Record<string, Measure>> = {
         quick ? QUICK_CLIENT_EFFORT : FULL_CLIENT_EFFORT,
         progress,
       ),
-    (quick, progress) => measureProxy(quick ? QUICK_PROXY_EFFORT : FULL_PROXY_EFFORT, progress),
-  ),
-  login: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress),
-  timing: measureTiming,
+    proxy: (quick, progress) => measureProxy(quick ? QUICK_PROXY_EFFORT : FULL_PROXY_EFFORT, progress),
+  },
+  login: { rate: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress) },
+  timing: { refusals: measureTiming },
 };
 
-const USAGE = `usage: npm run bench [-- AREA] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}\n`;
+const USAGE = `usage: npm run bench [-- AREA[/PART]…] [--quick] [--json]; areas: ${Object.keys(AREAS).join(', ')}; or one part of an area: ${partNames().join(', ')}\n`;
 const TOOLS = {
   iperf3: 'iperf3',
   ss: 'iproute2',
@@ -115,7 +115,7 @@ async function main(argv: string[]): Promise<number> {
   }
   const { values, positionals } = options;
   const names = positionals.length === 0 ? Object.keys(AREAS) : positionals;
-  const unknown = names.find((name) => !(name in AREAS));
+  const unknown = names.find((name) => measuresOf(name).length === 0);
   if (unknown !== undefined) {
     process.stderr.write(`unknown area ${unknown}\n${USAGE}`);
     return 64;
@@ -128,15 +128,25 @@ async function main(argv: string[]): Promise<number> {
   const progress = (line: string) => void process.stderr.write(`${line}\n`);
   let whole: Report | undefined;
   let measured = true;
-  for (const name of names) {
-    const part = await AREAS[name]?.(values.quick, progress);
-    if (part === undefined) continue;
+  for (const measure of names.flatMap(measuresOf)) {
+    const part = await measure(values.quick, progress);
     measured &&= part.measured;
     whole = whole === undefined ? part.report : join(whole, part.report);
   }
   if (whole === undefined) return 69;
   process.stdout.write(values.json ? `${JSON.stringify(whole, null, 2)}\n` : formatReport(whole));
   return measured ? 0 : 69;
+}
+
+function partNames(): string[] {
+  return Object.entries(AREAS).flatMap(([area, parts]) => Object.keys(parts).map((part) => `${area}/${part}`));
+}
+
+/** What a name on the command line stands for; nothing when it is unknown. */
+function measuresOf(name: string): Measure[] {
+  const [area = '', part] = name.split('/');
+  const parts = AREAS[area] ?? {};
+  return Object.entries(parts).flatMap(([key, measure]) => (part === undefined || part === key ? [measure] : []));
 }
 
 function parse(argv: string[]) {

@@ -205,21 +205,37 @@ export async function until(
  * descendants, and children that were waited for.
  */
 export function cpuSeconds(pids: Iterable<number>): number {
-  const processes = new Map<number, { parent: number; ticks: number }>();
-  for (const pid of processIds()) {
-    const fields = statFields(pid);
-    if (fields === undefined) continue;
-    const ticks = fields.slice(11, 15).reduce((sum, field) => sum + Number(field), 0);
-    processes.set(pid, { parent: Number(fields[1]), ticks });
-  }
-  const roots = new Set(pids);
   let ticks = 0;
-  for (const [pid, process] of processes) {
-    let ancestor = pid;
-    while (!roots.has(ancestor) && ancestor > 1) ancestor = processes.get(ancestor)?.parent ?? 0;
-    if (ancestor > 1) ticks += process.ticks;
+  for (const fields of treesUnder(pids).values()) {
+    ticks += fields.slice(11, 15).reduce((sum, field) => sum + Number(field), 0);
   }
   return ticks / TICKS_PER_SECOND;
+}
+
+/** Bytes of memory that the trees under `pids` hold; what several processes share counts once, in parts. */
+export function residentBytes(pids: Iterable<number>): number {
+  let kib = 0;
+  for (const pid of treesUnder(pids).keys()) {
+    kib += Number(/^Pss:\s+(\d+) kB$/m.exec(readProc(`/proc/${pid}/smaps_rollup`))?.[1] ?? 0);
+  }
+  return kib * 1024;
+}
+
+/** The fields of `/proc/PID/stat` from the state on, of every living process under `pids`, those included. */
+function treesUnder(pids: Iterable<number>): Map<number, string[]> {
+  const processes = new Map<number, string[]>();
+  for (const pid of processIds()) {
+    const fields = statFields(pid);
+    if (fields !== undefined) processes.set(pid, fields);
+  }
+  const roots = new Set(pids);
+  return new Map(
+    [...processes].filter(([pid]) => {
+      let ancestor = pid;
+      while (!roots.has(ancestor) && ancestor > 1) ancestor = Number(processes.get(ancestor)?.[1] ?? 0);
+      return ancestor > 1;
+    }),
+  );
 }
 
 /** The processes, but this one, whose environment says that they belong to this run: pid → command line. */
