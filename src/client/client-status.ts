@@ -54,7 +54,7 @@ export function statusOf(snapshot: ClientSnapshot, profile: Profile, host: Shown
     },
     mode: plan?.mode ?? null,
     killSwitch: isPortalOpen ? 'portal' : isClosed ? 'closed' : 'open',
-    notes: [...(plan?.notes ?? [])],
+    notes: [...(plan?.notes ?? []), ...(config?.notices ?? []).map((notice) => `the server says: ${notice}`)],
     namespace: host.namespace ?? null,
     superPackets: snapshot.superPackets,
     channels: snapshot.channels,

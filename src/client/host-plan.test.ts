@@ -34,6 +34,7 @@ function config(routes: readonly string[], change: Partial<AcceptedConfig> = {})
     rekeyMs: 3_600_000,
     data: { mode: 'attached', channels: 1 },
     pins: [],
+    notices: [],
     ...change,
   };
 }

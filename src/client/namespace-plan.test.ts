@@ -23,6 +23,7 @@ function plan(routes: readonly string[], wishes: Partial<TunnelWishes> = {}, cha
     rekeyMs: 3_600_000,
     data: { mode: 'attached', channels: 1 },
     pins: [],
+    notices: [],
     ...change,
   };
   return planNamespace('cvpn0', config, { ...WISHES, ...wishes });

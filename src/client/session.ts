@@ -230,7 +230,8 @@ export class ClientSession {
   }
 
   async #start(): Promise<void> {
-    const { data } = this.#config;
+    const { data, notices } = this.#config;
+    this.#tellNotices(notices);
     const isAttached = data.mode === 'attached' && this.accepted.features.includes(Feature.attach);
     if (isAttached) this.#data = this.#createDataLink(data.channels);
     // The second handshake runs while the machine is being set up.
@@ -382,6 +383,7 @@ export class ClientSession {
     const { accepted, refused } = checkConfig(config, this.#limits);
     this.#options.openLink(accepted, this.accepted).then(
       () => {
+        this.#tellNotices(accepted.notices, this.#config.notices);
         this.#config = accepted;
         this.#refused = refused;
       },
@@ -392,6 +394,10 @@ export class ClientSession {
         this.#fail(new VpnError('ERR_PEER_GONE', `a pushed configuration failed: ${error.message}`, { cause }));
       },
     );
+  }
+
+  #tellNotices(notices: readonly string[], former: readonly string[] = []): void {
+    for (const notice of notices) if (!former.includes(notice)) this.#options.log.warn(`the server says: ${notice}`);
   }
 
   #handleTick(): void {

@@ -47,6 +47,7 @@ import type { PostgresOptions } from '../store/postgres.ts';
 import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
+import { UsageRecord } from '../store/usage.ts';
 import { Vault } from '../store/vault.ts';
 import { sourceOf } from '../transport/endpoint.ts';
 import type { GatewayConfig } from './config.ts';
@@ -106,6 +107,7 @@ export class GatewayState implements AsyncDisposable {
   readonly tokens: EnrolmentTokens;
   readonly audit: Audit;
   readonly sessions: Sessions;
+  readonly usage: UsageRecord;
   readonly sources: Sources;
   readonly passwords: Passwords;
   readonly secondFactors: SecondFactors;
@@ -149,6 +151,7 @@ export class GatewayState implements AsyncDisposable {
     this.accessTokens = new AccessTokens(shared);
     this.proxyLogins = new ProxyLogins({ ...shared, tokens: this.accessTokens, bans: this.bans });
     this.sessions = new Sessions({ ...shared, vault });
+    this.usage = new UsageRecord(store);
     this.sources = new Sources({ store, vault, clock });
     const common = [
       new DeviceStep(store),

@@ -215,3 +215,8 @@ test('REQ-CONFIG-014: a connection serves 2 to 86,400 s, an hour where nothing i
     assert.deepEqual(check({ rekeySeconds }).refused, [`rekeySeconds ${rekeySeconds}`]);
   }
 });
+
+test('REQ-CONFIG-015: notices are handed on as they are, and are gone when none is sent', () => {
+  assert.deepEqual(check({ notices: ['the quota is used up'] }).accepted.notices, ['the quota is used up']);
+  assert.deepEqual(check({}).accepted.notices, []);
+});

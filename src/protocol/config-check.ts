@@ -63,6 +63,8 @@ export interface AcceptedConfig {
   rekeyMs: number;
   /** Base64 of SHA-256 of a public key; added to the profile's. */
   pins: readonly string[];
+  /** What the server wants the person to know. Text of the server's: shown as that, never acted upon. */
+  notices: readonly string[];
 }
 
 export interface TunnelAddress {
@@ -101,6 +103,7 @@ export function checkConfig(
     pins: config.pins.filter(
       (pin) => /^[A-Za-z0-9+/]{43}=$/.test(pin) || refuse(`pins ${pin}`, 'no base64 of a SHA-256'),
     ),
+    notices: config.notices ?? [],
   };
   return { accepted, refused };
 }

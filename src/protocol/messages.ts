@@ -217,6 +217,8 @@ const CONFIG = z.object({
   data: z.object({ mode: openEnum(DATA_MODES, 'inline'), channels: U8 }),
   /** How long a connection serves before it is changed. */
   rekeySeconds: U32.exactOptional(),
+  /** What the person should know of the session, in place of what was said before; shown, never acted upon. */
+  notices: z.array(text(256)).max(4).exactOptional(),
   transports: z.array(text(32)).max(MAX_LISTED),
   pins: z.array(text(64)).max(MAX_LISTED),
 });

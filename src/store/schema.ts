@@ -42,6 +42,13 @@ export interface Schema {
     last_seen_at: number | null;
     revoked_at: number | null;
   };
+  usage: {
+    /** Name of the user. */
+    account: string;
+    /** A day (`2026-11-26`) or a month (`2026-11`), UTC. */
+    period: string;
+    bytes: number;
+  };
   passwords: {
     user_id: string;
     /** PHC string: algorithm, parameters, salt and hash. */
@@ -180,6 +187,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0007_sources': { up: sources },
   '0008_append_only': { up: appendOnly },
   '0009_policy': { up: policy },
+  '0010_usage': { up: usage },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -359,6 +367,16 @@ async function policy(db: Kysely<unknown>): Promise<void> {
     .createTable('policy')
     .addColumn('key', 'text', (column) => column.primaryKey())
     .addColumn('value', 'text', (column) => column.notNull())
+    .execute();
+}
+
+async function usage(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('usage')
+    .addColumn('account', 'text', (column) => column.notNull())
+    .addColumn('period', 'text', (column) => column.notNull())
+    .addColumn('bytes', 'bigint', (column) => column.notNull())
+    .addPrimaryKeyConstraint('usage_key', ['account', 'period'])
     .execute();
 }
 

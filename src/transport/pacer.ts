@@ -136,8 +136,13 @@ export class Pacer {
   /** The longest batch. */
   get quantum(): number {
     let quantum = 0xffff;
-    for (const { rate, burst } of this.buckets) quantum = Math.min(quantum, rate * QUANTUM_MS, burst / 2);
-    return Math.max(this.#leastQuantum, quantum);
+    let most = Number.POSITIVE_INFINITY;
+    for (const { rate, burst } of this.buckets) {
+      quantum = Math.min(quantum, rate * QUANTUM_MS, burst / 2);
+      most = Math.min(most, burst);
+    }
+    // More than the burst would never be covered.
+    return Math.min(most, Math.max(this.#leastQuantum, quantum));
   }
 
   /** Pays for something that goes at once. @returns false, and nothing is paid, when it has to wait */

@@ -224,6 +224,10 @@ function everything(key: string): Record<keyof typeof workerToAuth, unknown> {
       session: key,
       traffic: { receivedBytes: 1e15, receivedPackets: 1e12, sentBytes: 1e15, sentPackets: 1e12 },
     },
+    usage: {
+      reports: [{ kind: 'user', name: 'alice', downBytes: 1e15, upBytes: 1e15, downWaits: true, upWaits: true }],
+      isFirst: true,
+    },
     detach: { session: key, reason: 'admin' },
     end: { session: key, reason: 'admin' },
     waiting: { after: 0 },

@@ -11,7 +11,7 @@ import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { Repeat } from '../../base/repeat.ts';
 import { type IpAddress, ipEquals, parsePrefix, prefixContains } from '../../ip/address.ts';
-import { type Decision, decide, type Flow, type Holder, type Surroundings } from '../../policy/access.ts';
+import { type Decision, decide, type Flow, groupsOf, type Holder, type Surroundings } from '../../policy/access.ts';
 import { requireTests, testedHosts, usablePolicy } from '../../policy/examine.ts';
 import { type Selection, Selector } from '../../policy/selector.ts';
 import type { Settings } from '../../policy/settings.ts';
@@ -20,6 +20,7 @@ import type { AdmittedLease, SessionKey, SupervisorPort } from '../ipc/ports.ts'
 import type { PolicyFiles } from '../policy-files.ts';
 import { HostNames, type Resolve } from './host-names.ts';
 import type { LiveSession } from './live-session.ts';
+import type { TrafficRules } from './traffic-desk.ts';
 
 /** How often it is looked whether hours have passed. */
 const TICK_MS = 250;
@@ -200,6 +201,17 @@ export class AccessDesk {
   /** What a session gets beside access. */
   settingsOf(session: LiveSession): Settings {
     return this.selectionOf(session)?.settings ?? NO_SETTINGS;
+  }
+
+  /** What the policy says of a session's traffic. */
+  trafficRulesOf(session: LiveSession): TrafficRules {
+    const { policy } = this.#inForce?.selector ?? {};
+    if (policy === undefined) return { settings: NO_SETTINGS, groups: [] };
+    const groups = policy.groupLimits.size === 0 ? [] : [...groupsOf(policy, session)];
+    return {
+      settings: this.settingsOf(session),
+      groups: groups.filter((group) => policy.groupLimits.has(group)).sort(),
+    };
   }
 
   /** What is in force for somebody; undefined: there is no policy. */

@@ -21,13 +21,14 @@ import { rejectCodeOf } from '../../protocol/reasons.ts';
 import type { SessionCertificate, Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { LoginPeer, LoginVerdict, SessionGrant, SessionKey } from '../ipc/ports.ts';
+import type { LoginPeer, LoginVerdict, SessionGrant, SessionKey, UsageReport } from '../ipc/ports.ts';
 import { holderOf } from './access-desk.ts';
 import type { LiveSession } from './live-session.ts';
 import { ProxyGrants } from './proxy-grants.ts';
 import { Resumption } from './resumption.ts';
 import { certificateName, type LoginFacts, type RightsHolder } from './rights.ts';
 import { type SessionAccess, SessionBook, type SessionEvents } from './session-book.ts';
+import type { TrafficDesk } from './traffic-desk.ts';
 
 export interface AuthOptions {
   config: GatewayConfig;
@@ -40,6 +41,7 @@ export interface AuthOptions {
   clock: Clock;
   log: Logger;
   access: SessionAccess;
+  traffic: TrafficDesk;
   /** Asks the outside source of an account whether it is still good. Never rejects. */
   standing?: ((user: string) => Promise<Standing>) | undefined;
   /** Whether a client certificate stands for this user. Default: none does. */
@@ -81,6 +83,7 @@ export class Auth {
     this.sessions = new SessionBook({
       ...{ config: options.config, sessions, pool, primitives, clock, log: this.#log, events },
       access: options.access,
+      traffic: options.traffic,
       over: (key) => this.proxies.endSession(key),
     });
     this.resumption = new Resumption({
@@ -96,7 +99,15 @@ export class Auth {
         return session === undefined ? undefined : { holder: holderOf(session), binding: session.binding };
       },
       judging: (holder, judge, grant) => this.#judging(holder, judge, grant),
+      carried: (user, bytes) => options.traffic.carried(user, bytes),
     });
+  }
+
+  /** What a worker says that users and groups have carried; of users it is heard of its own only. */
+  report(worker: number, reports: readonly UsageReport[], isFirst: boolean): void {
+    const own = new Set(this.sessions.all.filter((session) => session.worker === worker).map(({ user }) => user));
+    const heard = reports.filter(({ kind, name }) => kind === 'group' || own.has(name));
+    this.#options.traffic.report(worker, heard, isFirst);
   }
 
   async challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {

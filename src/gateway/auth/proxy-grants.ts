@@ -47,6 +47,8 @@ export interface ProxyGrantsParts {
   isAuthorized(login: LoginFacts): Promise<boolean>;
   /** Asks for a verdict, and grants on yes; not when the right has been taken away meanwhile. */
   judging<T>(holder: RightsHolder, judge: () => Promise<boolean>, grant: () => T): Promise<T | undefined>;
+  /** Streams of a user have carried so many bytes more. */
+  carried(user: string, bytes: number): void;
 }
 
 /** One connection of a worker. */
@@ -103,7 +105,12 @@ export class ProxyGrants {
       login: (credentials, peer) => this.#login(credentials, peer, worker),
       traffic: (key, traffic) => {
         const connection = this.#connectionOf(key);
-        if (connection?.worker === worker) connection.traffic = traffic;
+        if (connection?.worker !== worker) return;
+        const former = connection.traffic;
+        connection.traffic = traffic;
+        const bytes = traffic.sentBytes - former.sentBytes + traffic.receivedBytes - former.receivedBytes;
+        const user = this.userOf(key, worker);
+        if (user !== undefined) this.#parts.carried(user, bytes);
       },
       release: (key) => {
         if (this.#connectionOf(key)?.worker === worker) this.#release(key);

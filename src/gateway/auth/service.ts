@@ -57,6 +57,7 @@ import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
 import type { LoginFacts, RightsHolder } from './rights.ts';
 import type { SessionEvents } from './session-book.ts';
+import { TrafficDesk } from './traffic-desk.ts';
 import { WorkerGate } from './worker-gate.ts';
 
 const DRAIN_LOOK_MS = 500;
@@ -114,6 +115,7 @@ export class AuthService {
   readonly #auth: Auth;
   readonly #access: AccessDesk;
   readonly #policyDesk: PolicyDesk;
+  readonly #traffic: TrafficDesk;
   #deniedLog: LogReader | undefined;
   /** As it was read before there was a host. */
   #policy: ReadyPolicy | undefined;
@@ -211,6 +213,18 @@ export class AuthService {
       clock,
       log,
     });
+    this.#traffic = new TrafficDesk({
+      rulesOf: (session) => parts.access.trafficRulesOf(session),
+      groupLimits: () => parts.access.inForce?.selector.policy.groupLimits ?? new Map(),
+      classes: () => parts.access.inForce?.selector.policy.classes ?? [],
+      sessions: () => this.#auth.sessions.all,
+      noticesChanged: (sessions) => this.#auth.sessions.resettle(sessions),
+      refused: () => this.#recheckStreams(),
+      usage: state.usage,
+      mtu: config.mtu,
+      clock,
+      log,
+    });
     this.#auth = new Auth({
       config,
       authenticator: state.authenticator,
@@ -221,6 +235,7 @@ export class AuthService {
       clock,
       log,
       access: parts.access,
+      traffic: this.#traffic,
       authorize: options.authorize,
       isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
       isCertificateOf: (user, certificate) => {
@@ -247,7 +262,8 @@ export class AuthService {
       resettled: (sessions) => this.#auth.sessions.resettle(sessions),
       regrouped: (groups) => this.#auth.proxies.regroup(groups),
       changed: () => {
-        for (const worker of this.#workers.values()) worker.recheckStreams();
+        this.#traffic.refresh();
+        this.#recheckStreams();
       },
     });
     this.#policyDesk = new PolicyDesk({ access: parts.access, auth: this.#auth, clock });
@@ -283,6 +299,7 @@ export class AuthService {
     auth.sessions.supervisor = host.supervisor;
     this.#access.supervisor = host.supervisor;
     // Before anybody else can have their addresses.
+    await this.#traffic.open();
     await auth.sessions.restore();
     await this.#access.enforce(this.#policy);
     const credentials = new Credentials({
@@ -374,6 +391,7 @@ export class AuthService {
     ends.start();
     this.#accounting.start();
     this.#access.start();
+    this.#traffic.start();
   }
 
   /** What a worker may ask. */
@@ -388,6 +406,8 @@ export class AuthService {
 
   /** What the policy says of a stream that a worker wants; undefined: there is no policy. */
   judgeStream(facts: StreamFacts, worker: number): boolean | undefined {
+    const user = this.#auth.proxies.userOf(facts.key, worker);
+    if (user !== undefined && this.#traffic.isRefused(user)) return false;
     return this.#policyDesk.judgeStream(facts, worker);
   }
 
@@ -402,6 +422,7 @@ export class AuthService {
     this.#starts.set(worker, (this.#starts.get(worker) ?? 0) + 1);
     this.#auth.sessions.connect(worker, port);
     this.#auth.proxies.connect(worker, port);
+    this.#traffic.connect(worker, port);
     port.limit(this.#config.limits);
     port.refuse(this.#refused());
   }
@@ -415,6 +436,7 @@ export class AuthService {
   async disconnect(worker: number): Promise<void> {
     this.#workers.delete(worker);
     this.#auth.proxies.disconnect(worker);
+    this.#traffic.disconnect(worker);
     await this.#auth.sessions.disconnect(worker);
   }
 
@@ -571,7 +593,7 @@ export class AuthService {
     for (const worker of this.#workers.values()) worker.limit(merged.limits);
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
-    for (const worker of this.#workers.values()) worker.recheckStreams();
+    this.#recheckStreams();
     await this.#state.recordPolicy(merged, policy?.selector.policy);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
@@ -601,6 +623,11 @@ export class AuthService {
     undo.defer(() => closeAll(this.#backends));
     undo.defer(() => this.#accounting.stop());
     undo.defer(async () => await this.#deniedLog?.[Symbol.asyncDispose]());
+    undo.defer(() => this.#traffic.stop());
+  }
+
+  #recheckStreams(): void {
+    for (const worker of this.#workers.values()) worker.recheckStreams();
   }
 
   #configureLogins(config: GatewayConfig): void {

@@ -62,6 +62,15 @@ export interface SessionBookOptions {
   events?: SessionEvents | undefined;
   /** A session is over, whether its client was told of it or not. */
   over(key: SessionKey): void;
+  traffic: SessionLimits;
+}
+
+/** What limits the traffic of sessions. */
+export interface SessionLimits {
+  /** The session's owner is to hear of it. */
+  prepare(session: LiveSession): void;
+  /** What the clients of a user are to know. */
+  noticesOf(user: string): readonly string[];
 }
 
 /** A login that has been accepted. */
@@ -167,6 +176,7 @@ export class SessionBook {
 
   /** What the worker that owns a session is to know of it. */
   grantOf(session: LiveSession): SessionGrant {
+    this.#options.traffic.prepare(session);
     const { key, id, user, device, lease, worker } = session;
     const grant = { session: id, worker, user, ...this.times(session) };
     return { key, grant, user, device, lease, config: this.#configOf(session) };
@@ -416,6 +426,7 @@ export class SessionBook {
     const { lease } = session;
     const config = this.#config;
     const { mode, routes, dns, dnsDomains } = this.#options.access.settingsOf(session);
+    const notices = this.#options.traffic.noticesOf(session.user);
     const { gateway4, gateway6 } = this.#options.pool;
     const addresses: ConfigMessage['addresses'] = {};
     if (lease.v4 !== undefined && gateway4 !== undefined) {
@@ -433,6 +444,7 @@ export class SessionBook {
       ping: { intervalSeconds: config.session.pingSeconds, deadSeconds: config.session.deadSeconds },
       data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? config.data.channels : 0 },
       rekeySeconds: config.session.rekeySeconds,
+      ...(notices.length === 0 ? {} : { notices: [...notices] }),
       transports: [],
       pins: [],
     };

@@ -22,6 +22,7 @@ import type {
   ResumeVerdict,
   SessionKey,
   SessionTraffic,
+  UsageReport,
 } from '../ipc/ports.ts';
 import type { Auth } from './auth.ts';
 
@@ -81,6 +82,10 @@ export class WorkerGate implements AuthPort {
 
   traffic(session: SessionKey, traffic: SessionTraffic): void {
     if (this.#owns(session)) this.#auth.sessions.traffic(session, traffic);
+  }
+
+  usage(reports: readonly UsageReport[], isFirst: boolean): void {
+    this.#auth.report(this.#worker, reports, isFirst);
   }
 
   async detach(session: SessionKey, reason?: CloseReason): Promise<void> {

@@ -7,6 +7,7 @@
 
 import type { VpnError } from '../../base/errors.ts';
 import type { SessionInfo } from '../../control/operations.ts';
+import type { ClassRule } from '../../ip/traffic-class.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import type { GatewayConfig } from '../config.ts';
 import { type Handlers, IpcChannel } from '../ipc/channel.ts';
@@ -18,9 +19,11 @@ import type {
   ProxyPort,
   RefusedSource,
   SessionKey,
+  Shapes,
   WorkerPort,
   WorkerReport,
 } from '../ipc/ports.ts';
+import { SHAPES_PER_MESSAGE } from '../ipc/ports.ts';
 import type { DialDesk } from './dial-desk.ts';
 
 /** A worker that hangs must not hang whoever asks how the gateway is. */
@@ -63,6 +66,7 @@ export class WorkerLink implements WorkerPort {
       confirmResume: ({ confirmation, peer }) => gate.confirmResume(confirmation, peer),
       started: ({ session, remote }) => gate.started(session, remote),
       traffic: ({ session, traffic }) => gate.traffic(session, traffic),
+      usage: ({ reports, isFirst }) => gate.usage(reports, isFirst),
       detach: async ({ session, reason }) => {
         await gate.detach(session, reason);
         return {};
@@ -119,6 +123,20 @@ export class WorkerLink implements WorkerPort {
 
   refuse(sources: readonly RefusedSource[]): void {
     this.#channel.tell('refuse', { sources });
+  }
+
+  shape({ groups, users }: Shapes): void {
+    // Groups first: users speak of them.
+    for (let at = 0; at < Math.max(groups.length, users.length); at += SHAPES_PER_MESSAGE) {
+      this.#channel.tell('shape', {
+        groups: groups.slice(at, at + SHAPES_PER_MESSAGE),
+        users: users.slice(at, at + SHAPES_PER_MESSAGE),
+      });
+    }
+  }
+
+  classify(rules: readonly ClassRule[]): void {
+    this.#channel.tell('classify', { rules });
   }
 
   report(): Promise<WorkerReport> {

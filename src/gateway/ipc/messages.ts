@@ -11,7 +11,7 @@ import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages
 import { STREAM_REFUSALS, type StreamRefusal } from '../../transport/stream-request.ts';
 import { gatewayConfigSchema } from '../config.ts';
 import type { ChannelLimits, Contract } from './channel.ts';
-import { SESSIONS_PER_PAGE } from './ports.ts';
+import { SESSIONS_PER_PAGE, SHAPES_PER_MESSAGE } from './ports.ts';
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -186,6 +186,7 @@ const clientConfig = z.strictObject({
   ping: z.strictObject({ intervalSeconds: u32, deadSeconds: u32 }),
   data: z.strictObject({ mode: z.enum(['inline', 'attached']), channels: z.int().min(0).max(255) }),
   rekeySeconds: u32.exactOptional(),
+  notices: z.array(text(256)).max(4).exactOptional(),
   transports: z.array(text(32)).max(64),
   pins: z.array(text(64)).max(64),
 });
@@ -268,6 +269,39 @@ const confirmation = z
 const resumed = z.strictObject({ granted: grant, features, openedAt: instant }).readonly();
 const waiting = z.strictObject({ granted: grant, features, remote, openedAt: instant, detachedMs: instant }).readonly();
 
+const rate = z.strictObject({ bytesPerSecond: z.number().positive(), burstBytes: z.int().min(1) }).readonly();
+const rates = { down: rate.exactOptional(), up: rate.exactOptional() };
+const groupNames = z.array(text(64)).max(1000).readonly();
+const shapes = z.strictObject({
+  groups: z
+    .array(z.strictObject({ group: text(64), ...rates }))
+    .max(SHAPES_PER_MESSAGE)
+    .readonly(),
+  users: z
+    .array(z.strictObject({ user, ...rates, groups: groupNames, isRefused: z.boolean() }))
+    .max(SHAPES_PER_MESSAGE)
+    .readonly(),
+});
+const port16 = z.int().min(0).max(0xffff);
+const classRule = z
+  .strictObject({
+    class: z.union([z.literal(0), z.literal(1), z.literal(2)]),
+    protocol: z.enum(['tcp', 'udp']),
+    from: port16,
+    to: port16,
+  })
+  .readonly();
+const usageReport = z
+  .strictObject({
+    kind: z.enum(['user', 'group']),
+    name: user,
+    downBytes: count,
+    upBytes: count,
+    downWaits: z.boolean(),
+    upWaits: z.boolean(),
+  })
+  .readonly();
+
 const traffic = z.strictObject({
   receivedBytes: count,
   receivedPackets: count,
@@ -303,6 +337,7 @@ export const workerToAuth = {
   confirmResume: { input: z.strictObject({ confirmation, peer }), output: resumed },
   started: { input: z.strictObject({ session: sessionKey, remote }) },
   traffic: { input: z.strictObject({ session: sessionKey, traffic }) },
+  usage: { input: z.strictObject({ reports: z.array(usageReport).max(SHAPES_PER_MESSAGE), isFirst: z.boolean() }) },
   detach: { input: z.strictObject({ session: sessionKey, reason: closeReason.exactOptional() }), output: nothing },
   end: { input: z.strictObject({ session: sessionKey, reason: closeReason }), output: nothing },
   proxyBind: {
@@ -361,6 +396,8 @@ export const authToWorker = {
   refuse: {
     input: z.strictObject({ sources: z.array(z.strictObject({ source: text(64), until: instant })).readonly() }),
   },
+  shape: { input: shapes },
+  classify: { input: z.strictObject({ rules: z.array(classRule).max(100_000).readonly() }) },
   closeProxy: { input: z.strictObject({ key: proxyKey }) },
   recheckStreams: { input: nothing },
   report: {

@@ -14,12 +14,14 @@ import type { ProxyCredentials } from '../../identity/proxy-login.ts';
 import type { ClientCertificate } from '../../identity/steps/step.ts';
 import type { IpAddress } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
+import type { ClassRule } from '../../ip/traffic-class.ts';
 import type { Policy } from '../../policy/policy.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import type { Challenge, ChallengeRequest, Grant, LoginEvidence } from '../../protocol/login.ts';
 import type { AttachMessage, CloseReason, ConfigMessage, RejectCode } from '../../protocol/messages.ts';
 import type { ProxyClaim } from '../../protocol/proxy-binding.ts';
 import type { ResumeEvidence, ResumeGrant } from '../../protocol/resume.ts';
+import type { Rate } from '../../transport/pacer.ts';
 import type { StreamRefusal, StreamTarget } from '../../transport/stream-request.ts';
 import type { GatewayConfig } from '../config.ts';
 
@@ -124,6 +126,43 @@ export interface SessionTraffic {
   sentPackets: number;
 }
 
+/** What all packets of a user at one worker keep: the worker's part of the user's rates. */
+export interface UserShape {
+  readonly user: string;
+  readonly down?: Rate;
+  readonly up?: Rate;
+  /** Groups whose rates count, too. */
+  readonly groups: readonly string[];
+  /** Nothing is carried. */
+  readonly isRefused: boolean;
+}
+
+/** The worker's part of the rates that a group shares. */
+export interface GroupShape {
+  readonly group: string;
+  readonly down?: Rate;
+  readonly up?: Rate;
+}
+
+export interface Shapes {
+  readonly groups: readonly GroupShape[];
+  readonly users: readonly UserShape[];
+}
+
+/** What a user or a group has carried at a worker since its last report. */
+export interface UsageReport {
+  readonly kind: 'user' | 'group';
+  readonly name: string;
+  readonly downBytes: number;
+  readonly upBytes: number;
+  /** Whether packets had to wait for the rate. */
+  readonly downWaits: boolean;
+  readonly upWaits: boolean;
+}
+
+/** How many of these one message holds. */
+export const SHAPES_PER_MESSAGE = 1000;
+
 /** What a worker may ask of auth, of the sessions that it owns and the connections that it has. */
 export interface AuthPort {
   /** A nonce and the steps to ask. */
@@ -175,6 +214,8 @@ export interface AuthPort {
   started(session: SessionKey, remote: string): void;
   /** What a session has carried so far. */
   traffic(session: SessionKey, traffic: SessionTraffic): void;
+  /** What users and groups with a shape have carried, in parts; `isFirst`: a new report. */
+  usage(reports: readonly UsageReport[], isFirst: boolean): void;
   /**
    * The session has lost its control connection and waits for its client; with a reason: at another worker, or at a later
    * life of the gateway.
@@ -221,6 +262,10 @@ export interface WorkerPort extends ProxyWorkerPort {
   limit(limits: GatewayConfig['limits']): void;
   /** Whom to refuse unread from now on; in place of those before. */
   refuse(sources: readonly RefusedSource[]): void;
+  /** What users and groups may carry from now on, of those in it. */
+  shape(shapes: Shapes): void;
+  /** Which traffic belongs to which class from now on. */
+  classify(rules: readonly ClassRule[]): void;
   report(): Promise<WorkerReport>;
   /** Up to `SESSIONS_PER_PAGE` sessions, oldest first, after the first so many. */
   listSessions(after: number): Promise<SessionInfo[]>;

@@ -22,6 +22,7 @@ import type {
   ResumeVerdict,
   SessionKey,
   SessionTraffic,
+  UsageReport,
   WorkerPort,
 } from '../ipc/ports.ts';
 
@@ -48,6 +49,8 @@ export class AuthLink implements AuthPort {
       recheckStreams: () => worker().recheckStreams(),
       limit: ({ limits }) => worker().limit(limits),
       refuse: ({ sources }) => worker().refuse(sources),
+      shape: (shapes) => worker().shape(shapes),
+      classify: ({ rules }) => worker().classify(rules),
       report: async () => await worker().report(),
       listSessions: async ({ after }) => await worker().listSessions(after),
     };
@@ -142,6 +145,10 @@ export class AuthLink implements AuthPort {
 
   traffic(session: SessionKey, traffic: SessionTraffic): void {
     this.#channel.tell('traffic', { session, traffic });
+  }
+
+  usage(reports: readonly UsageReport[], isFirst: boolean): void {
+    this.#channel.tell('usage', { reports: [...reports], isFirst });
   }
 
   async detach(session: SessionKey, reason?: CloseReason): Promise<void> {

@@ -12,6 +12,7 @@ import { nodePrimitives } from '../../base/primitives.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import { formatIp } from '../../ip/address.ts';
 import { DROP_REASON_NAMES } from '../../ip/drop-reason.ts';
+import type { ClassRule } from '../../ip/traffic-class.ts';
 import { processUsage } from '../../os/process-usage.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
@@ -28,6 +29,7 @@ import {
   type RefusedSource,
   SESSIONS_PER_PAGE,
   type SessionKey,
+  type Shapes,
   type WorkerPort,
   type WorkerReport,
 } from '../ipc/ports.ts';
@@ -150,6 +152,14 @@ export class WorkerService implements WorkerPort {
 
   refuse(sources: readonly RefusedSource[]): void {
     this.#refused = new Map(sources.map(({ source, until }) => [source, until]));
+  }
+
+  shape(shapes: Shapes): void {
+    this.#worker.shape(shapes);
+  }
+
+  classify(rules: readonly ClassRule[]): void {
+    this.#worker.classify(rules);
   }
 
   async report(): Promise<WorkerReport> {

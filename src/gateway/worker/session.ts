@@ -271,7 +271,7 @@ export class Session {
   handleTick(now: number, sleptMs: number): void {
     this.#sleptMs += sleptMs;
     if (!this.#isStarted && !this.isDetached) return;
-    this.link.spread.handleTick();
+    this.link.handleTick();
     const { sentPackets, receivedPackets } = this.link.counters;
     const carried = sentPackets + receivedPackets + this.#echoes;
     if (carried !== this.#carriedPackets) {

@@ -14,6 +14,7 @@ import { SleepWatch } from '../../base/sleep-watch.ts';
 import type { IpAddress } from '../../ip/address.ts';
 import { DROP_REASON_NAMES, DropReason } from '../../ip/drop-reason.ts';
 import { HostTable } from '../../ip/host-table.ts';
+import type { ClassRule } from '../../ip/traffic-class.ts';
 import { PACKET_OFFSET, type TunDevice, type TunReader } from '../../os/tun.ts';
 import { Feature } from '../../protocol/features.ts';
 import type { Primitives } from '../../protocol/keys.ts';
@@ -25,16 +26,19 @@ import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-
 import { QueueBudget } from '../../transport/queue-budget.ts';
 import type { RekeyCounters } from '../../transport/slot.ts';
 import type { GatewayConfig } from '../config.ts';
-import type {
-  AuthPort,
-  DetachedSession,
-  ResumedSession,
-  SessionGrant,
-  SessionKey,
-  SessionTraffic,
+import {
+  type AuthPort,
+  type DetachedSession,
+  type ResumedSession,
+  type SessionGrant,
+  type SessionKey,
+  type SessionTraffic,
+  SHAPES_PER_MESSAGE,
+  type Shapes,
 } from '../ipc/ports.ts';
 import { Connection, type ConnectionHost, type StageLimits } from './connection.ts';
 import { type Former, Session } from './session.ts';
+import { Shaping } from './shaping.ts';
 
 const TICK_MS = 1000;
 /** Auth hears so often of what sessions carry. */
@@ -98,6 +102,8 @@ export class Worker implements ConnectionHost {
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
   readonly #batch = new SendBatch();
+  readonly #shaping: Shaping;
+  #hasReported = false;
   /** What is still to be said to auth of sessions that have ended or wait. */
   readonly #endings = new Set<Promise<void>>();
   /** Packets of each session that auth has heard of. */
@@ -116,6 +122,8 @@ export class Worker implements ConnectionHost {
     this.primitives = options.primitives;
     this.#log = options.log.child({ component: 'worker' });
     this.queues = new QueueBudget(options.config.data.totalQueueBytes, this.drops);
+    const { mtu, data } = options.config;
+    this.#shaping = new Shaping({ mtu, queueBytes: data.queueBytes, queues: this.queues });
     this.strangers = new LogLimit(this.#log, options.clock);
     this.#sleep = new SleepWatch(
       () => options.clock.now(),
@@ -183,6 +191,15 @@ export class Worker implements ConnectionHost {
     this.#sessions.get(key)?.sendConfig(config);
   }
 
+  /** What users and groups may carry from now on. */
+  shape(shapes: Shapes): void {
+    this.#shaping.shape(shapes);
+  }
+
+  classify(rules: readonly ClassRule[]): void {
+    this.#shaping.classify(rules);
+  }
+
   get refusals(): Refusals {
     return this.#refusals;
   }
@@ -201,6 +218,7 @@ export class Worker implements ConnectionHost {
     clearInterval(this.#tick);
     for (const session of this.#sessions.values()) session.suspend(reason);
     for (const connection of this.#connections) connection.close(reason);
+    this.#reportUsage();
     await Promise.all(this.#endings);
   }
 
@@ -256,6 +274,7 @@ export class Worker implements ConnectionHost {
       ended: (ended, reason, isKept) => this.#sessionEnded(ended, reason, isKept),
     });
     this.#sessions.set(granted.key, session);
+    this.#shaping.opened(session);
     for (const address of addressesOf(granted)) this.#hosts.set(address, session);
     return session;
   }
@@ -340,6 +359,17 @@ export class Worker implements ConnectionHost {
       if (isReport) this.#tellTraffic(session);
     }
     for (const connection of this.#connections) connection.handleTick(now, this.limits);
+    this.#reportUsage();
+  }
+
+  #reportUsage(): void {
+    const reports = this.#shaping.report();
+    // Those that have stopped are told of once.
+    if (reports.length === 0 && !this.#hasReported) return;
+    this.#hasReported = reports.length > 0;
+    for (let at = 0; at === 0 || at < reports.length; at += SHAPES_PER_MESSAGE) {
+      this.auth.usage(reports.slice(at, at + SHAPES_PER_MESSAGE), at === 0);
+    }
   }
 }
 
