@@ -10,6 +10,7 @@ import { missingForLab } from '../lab/rig.ts';
 import { FULL_CLIENT_EFFORT, measureClient, QUICK_CLIENT_EFFORT } from './client.ts';
 import { FULL_PROXY_EFFORT, measureProxy, QUICK_PROXY_EFFORT } from './client-proxy.ts';
 import { FULL_BOTTLENECK_EFFORT, measureBottleneck, QUICK_BOTTLENECK_EFFORT } from './gateway/bottleneck.ts';
+import { FULL_CROWD_EFFORT, measureCrowd, QUICK_CROWD_EFFORT } from './gateway/crowd.ts';
 import { FULL_LOSS_EFFORT, measureLoss, QUICK_LOSS_EFFORT } from './gateway/loss.ts';
 import { FULL_PACKET_EFFORT, measurePackets, QUICK_PACKET_EFFORT } from './gateway/packets.ts';
 import {
@@ -67,6 +68,7 @@ const AREAS: Readonly<Record<string, Readonly<Record<string, Measure>>>> = {
     loss: (quick, progress) => measureLoss(gatewaySystems(), quick ? QUICK_LOSS_EFFORT : FULL_LOSS_EFFORT, progress),
     packets: (quick, progress) =>
       measurePackets(gatewaySystems(), quick ? QUICK_PACKET_EFFORT : FULL_PACKET_EFFORT, progress),
+    crowd: (quick, progress) => measureCrowd(quick ? QUICK_CROWD_EFFORT : FULL_CROWD_EFFORT, progress),
     idle: (quick, progress) => measureIdle(quick ? QUICK_POPULATION_EFFORT : FULL_POPULATION_EFFORT, progress),
     reconnect: (quick, progress) =>
       measureReconnect(quick ? QUICK_POPULATION_EFFORT : FULL_POPULATION_EFFORT, progress),

@@ -159,6 +159,30 @@ export async function firstPing(
   return performance.now() - since;
 }
 
+/** The namespaces of one system that several clients use. */
+export interface CrowdNetwork {
+  readonly rig: Rig;
+  readonly server: Namespace;
+  readonly clients: readonly Namespace[];
+  readonly folder: string;
+}
+
+/** Waits until each of them reaches the server. */
+export async function everybodyIsUp(network: CrowdNetwork, processes: readonly BackgroundProcess[]): Promise<void> {
+  for (const [index, client] of network.clients.entries()) {
+    await until(
+      `client ${index}`,
+      async () => {
+        const process = processes[index];
+        if (process?.running !== true) throw new LabError(`client ${index} ended:\n${process?.output.slice(-2000)}`);
+        const argv = ['ping', '-n', '-q', '-c', '1', '-W', '0.2', INNER_SERVER];
+        return (await client.run(argv, { anyStatus: true })).status === 0;
+      },
+      { timeoutMs: 30_000, intervalMs: 50 },
+    );
+  }
+}
+
 /** Stops processes side by side. */
 export async function stopAll(...processes: readonly BackgroundProcess[]): Promise<void> {
   await Promise.all(processes.map((process) => process.stop()));

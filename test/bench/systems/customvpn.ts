@@ -1,10 +1,13 @@
 /** CustomVPN by its own command line, as an administrator and a user would run it; with super-packets or without. */
 
+import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type BackgroundProcess, run } from '../../lab/process.ts';
 import {
   type BenchNetwork,
+  type CrowdNetwork,
+  everybodyIsUp,
   firstPing,
   INNER_SERVER,
   OUTER_SERVER,
@@ -18,7 +21,7 @@ const COMMAND = join(ROOT, 'bin/customvpn');
 const LISTEN = `${OUTER_SERVER}:8443`;
 const POOLS = '10.88.0.0/24,fd88::/64';
 /** What the bench's traffic needs open on the gateway's own address: its input is closed otherwise. */
-const SERVICES = ['5201/tcp'];
+const SERVICES = Array.from({ length: 8 }, (_, index) => `${5201 + index}/tcp`);
 
 export class CustomVpn implements System {
   readonly name: string;
@@ -56,12 +59,35 @@ export class CustomVpn implements System {
     return { server: INNER_SERVER, firstPingMs: await firstPing(network, INNER_SERVER, since, this.client) };
   }
 
+  /** Brings up the server and a client in each namespace. @returns the clients' addresses inside the tunnel */
+  async upWith(network: CrowdNetwork): Promise<string[]> {
+    const state = join(network.folder, 'gateway');
+    this.#profile ??= await prepare(state, network.folder);
+    await this.#startServer(state, network);
+    const stateOf = (index: number): string[] => ['--state', join(network.folder, `client${index}`)];
+    const clients: BackgroundProcess[] = [];
+    for (const [index, client] of network.clients.entries()) {
+      const profile = join(network.folder, `client${index}.profile`);
+      if (!existsSync(profile)) await run([COMMAND, 'profile', 'bench', '--out', profile, '--state', state]);
+      clients.push(await client.start([COMMAND, 'client', 'up', profile, ...stateOf(index), '--foreground']));
+    }
+    this.client = clients;
+    await everybodyIsUp(network, clients);
+    return await Promise.all(
+      clients.map(async (_, index) => {
+        const { stdout } = await run([COMMAND, 'client', 'status', ...stateOf(index), '--json']);
+        const { addresses } = JSON.parse(stdout) as { addresses: string[] };
+        return addresses.find((address) => address.includes('.')) ?? '';
+      }),
+    );
+  }
+
   async restartServer(network: BenchNetwork): Promise<void> {
     await stopAll(...this.server);
     await this.#startServer(join(network.folder, 'gateway'), network);
   }
 
-  async #startServer(state: string, network: BenchNetwork): Promise<void> {
+  async #startServer(state: string, network: Pick<BenchNetwork, 'server'>): Promise<void> {
     this.server = [await network.server.start([COMMAND, 'server', 'run', '--state', state], { ready: /^ready$/m })];
   }
 

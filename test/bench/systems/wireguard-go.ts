@@ -12,6 +12,8 @@ import { type BackgroundProcess, LabError, run } from '../../lab/process.ts';
 import { hasTool, type Namespace } from '../../lab/rig.ts';
 import {
   type BenchNetwork,
+  type CrowdNetwork,
+  everybodyIsUp,
   firstPing,
   INNER_CLIENT,
   INNER_SERVER,
@@ -86,6 +88,35 @@ export class WireguardGo implements System {
     await network.client.run(['wg', 'set', clientDevice, 'private-key', client.file, ...peer]);
     await configure(network.client, clientDevice, INNER_CLIENT);
     return { server: INNER_SERVER, firstPingMs: await firstPing(network, INNER_SERVER, since, this.client) };
+  }
+
+  /** Brings up the server and a client in each namespace. @returns the clients' addresses inside the tunnel */
+  async upWith(network: CrowdNetwork): Promise<string[]> {
+    const { path } = this.#program ?? (await findProgram());
+    const env = { WG_PROCESS_FOREGROUND: '1', LOG_LEVEL: 'error' };
+    const start = (namespace: Namespace, device: string): Promise<BackgroundProcess> =>
+      namespace.start([path, '-f', device], { env, ready: answers(namespace, device) });
+    const serverDevice = `wgs${process.pid}`;
+    const keys = await makeKeys(network.folder, 'server');
+    this.server = [await start(network.server, serverDevice)];
+    await network.server.run(['wg', 'set', serverDevice, 'listen-port', '51820', 'private-key', keys.file]);
+    await configure(network.server, serverDevice, INNER_SERVER);
+    const addresses: string[] = [];
+    const clients: BackgroundProcess[] = [];
+    for (const [index, client] of network.clients.entries()) {
+      const device = `wgc${process.pid}n${index}`;
+      const address = `10.88.0.${index + 2}`;
+      const own = await makeKeys(network.folder, `client${index}`);
+      clients.push(await start(client, device));
+      await network.server.run(['wg', 'set', serverDevice, 'peer', own.publicKey, 'allowed-ips', `${address}/32`]);
+      const peer = ['peer', keys.publicKey, 'allowed-ips', `${INNER_SERVER}/32`, 'endpoint', `${OUTER_SERVER}:51820`];
+      await client.run(['wg', 'set', device, 'private-key', own.file, ...peer]);
+      await configure(client, device, address);
+      addresses.push(address);
+    }
+    this.client = clients;
+    await everybodyIsUp(network, clients);
+    return addresses;
   }
 
   async down(): Promise<void> {
