@@ -7,7 +7,7 @@ import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
 import type { GatewayInit, GatewayInitResult, GatewaySource, StoreCopyResult } from '../src/cli/host.ts';
-import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
+import { type GatewayApi, gatewayOperations, RUNNING_ONLY } from '../src/control/operations.ts';
 import { answers, connectControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
 import { checkCertificateStep } from '../src/gateway/config.ts';
@@ -112,15 +112,10 @@ export async function openGateway(source: GatewaySource): Promise<GatewayApi & A
   };
   return {
     ...createAdministration(opened, () => config, idle, systemClock.wallNow),
-    'server.status': notRunning,
-    'server.reload': notRunning,
-    'server.stop': notRunning,
-    'server.drain': notRunning,
-    'server.replaceWorkers': notRunning,
-    'policy.show': notRunning,
-    'policy.denied': notRunning,
-    'session.list': notRunning,
-    'session.kick': notRunning,
+    ...(Object.fromEntries(RUNNING_ONLY.map((name) => [name, notRunning])) as Record<
+      (typeof RUNNING_ONLY)[number],
+      typeof notRunning
+    >),
     [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
   };
 }

@@ -8,8 +8,8 @@ import { availableParallelism } from 'node:os';
 import { VpnError } from '../src/base/errors.ts';
 import { createLogger, type Logger } from '../src/base/log.ts';
 import type { GatewaySource } from '../src/cli/host.ts';
-import type { GatewayApi } from '../src/control/operations.ts';
-import { answers, serveControl } from '../src/control/socket.ts';
+import { type GatewayApi, gatewayOperations } from '../src/control/operations.ts';
+import { answers, connectControl, serveControl } from '../src/control/socket.ts';
 import type { GatewayConfig } from '../src/gateway/config.ts';
 import { readGatewayConfig, statePaths } from '../src/gateway/layout.ts';
 import { GatewayProcesses } from '../src/gateway/supervisor/processes.ts';
@@ -71,6 +71,9 @@ async function runInProcesses(
       await noteConfigFile(source);
       process.stdout.write('ready\n');
       manager.ready(`listening on ${gateway.listen}`);
+      if (config.admin.listen !== undefined) {
+        await showFirstLink(connectControl(statePaths(source.state).control, gatewayOperations), log);
+      }
       await gateway.stopped;
     } finally {
       await gateway.stop();
@@ -79,11 +82,7 @@ async function runInProcesses(
 }
 
 async function runInOneProcess({ source, config, readConfig, version, log }: RunOptions): Promise<void> {
-  const [{ VpnServer }, { gatewayOperations }, { warmPath }] = await Promise.all([
-    import('../src/gateway/server.ts'),
-    import('../src/control/operations.ts'),
-    import('./warm.ts'),
-  ]);
+  const [{ VpnServer }, { warmPath }] = await Promise.all([import('../src/gateway/server.ts'), import('./warm.ts')]);
   using manager = ServiceManager.fromEnvironment();
   const paths = statePaths(source.state);
   const server = new VpnServer({ ...config, stateDir: source.state, log, version });
@@ -97,6 +96,7 @@ async function runInOneProcess({ source, config, readConfig, version, log }: Run
         return await api['server.stop'](input);
       };
       const operations = { ...api, 'server.stop': stopped };
+      await server.openAdmin(readConfig);
       await using _control = await serveControl(paths.control, gatewayOperations, operations, log);
       const stop = (): void => {
         manager.stopping();
@@ -107,11 +107,24 @@ async function runInOneProcess({ source, config, readConfig, version, log }: Run
       await noteConfigFile(source);
       process.stdout.write('ready\n');
       manager.ready(`listening on ${formatEndpoint(server.address)}`);
+      if (config.admin.listen !== undefined) await showFirstLink(operations, log);
       await server.stopped;
     } finally {
       await server.stop();
     }
   });
+}
+
+/** Where nobody can steer the gateway by the page yet: how to become the first who can. */
+async function showFirstLink(api: Pick<GatewayApi, 'user.groups' | 'admin.link'>, log: Logger): Promise<void> {
+  try {
+    const groups = await api['user.groups']({});
+    if (groups.some(({ role, users }) => role === 'administrator' && users > 0)) return;
+    const { url } = await api['admin.link']({});
+    process.stdout.write(`the admin page has no administrator yet; become one here (once, within an hour):\n${url}\n`);
+  } catch (error) {
+    log.warn('no link for the first administrator; make one with: customvpn server admin-link', { error });
+  }
 }
 
 function formatEndpoint({ address, port }: { address: string; port: number }): string {

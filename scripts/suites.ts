@@ -24,6 +24,7 @@ export interface Tool {
 
 export const TOOLS: readonly Tool[] = [
   { name: 'types', script: ['typescript/bin/tsc', '-p', '.'] },
+  { name: 'types of the page', script: ['typescript/bin/tsc', '-p', 'src/web/tsconfig.json'] },
   { name: 'lint and format', script: ['@biomejs/biome/bin/biome', 'check', '--error-on-warnings'] },
   { name: 'dead code', script: ['knip/bin/knip.js', '--no-progress'] },
 ];
@@ -95,6 +96,14 @@ export const SUITES: readonly Suite[] = [
     testTimeoutMs: 180_000,
     fileTimeoutMs: minutes(10),
     suiteTimeoutMs: minutes(26),
+  },
+  {
+    name: 'browser',
+    patterns: ['test/browser/**/*.test.ts'],
+    concurrency: 1,
+    testTimeoutMs: 120_000,
+    fileTimeoutMs: minutes(5),
+    suiteTimeoutMs: minutes(6),
   },
   {
     name: 'interop',

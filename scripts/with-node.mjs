@@ -48,6 +48,7 @@ const DEBIAN_PACKAGES = {
   zsh: 'zsh',
   fish: 'fish',
   promtool: 'prometheus',
+  chromium: 'chromium',
 };
 
 const DEMO_COMMANDS = ['ip', 'nft', 'ping', 'iperf3', 'tcpdump', 'ethtool', 'sysctl'];
@@ -64,6 +65,7 @@ const TEST_COMMANDS = [
   'zsh',
   'fish',
   'promtool',
+  'chromium',
 ];
 
 /**

@@ -61,6 +61,7 @@ export function runtimePackages(): string[] {
 export function compile(): void {
   rmSync(join(ROOT, 'dist'), { recursive: true, force: true });
   run(process.execPath, [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', 'scripts/tsconfig.build.json'], ROOT);
+  run(process.execPath, [join(ROOT, 'scripts/packaging/page.ts')], ROOT);
 }
 
 /** Packs what npm would publish, without compiling again; returns the path of the tarball. */

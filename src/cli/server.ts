@@ -153,6 +153,25 @@ Example:
     });
 
   command
+    .command('admin-link')
+    .description('make a link that makes an administrator of the admin page, once, within an hour')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+The gateway must run, with a line such as  admin.listen = "127.0.0.1:8443"  in its configuration.
+
+Examples:
+  customvpn server admin-link
+  ssh -L 8443:127.0.0.1:8443 gateway    (then open the link here)`,
+    )
+    .action(async (options: StateOptions) => {
+      await using gateway = await host.openGateway(options);
+      print(await gateway['admin.link']({}), options, ({ url, expiresAt }) => `${url}\ngood once, until ${expiresAt}`);
+    });
+
+  command
     .command('bans')
     .description('who has to wait, or is banned, after failed logins')
     .addOption(gatewayState())

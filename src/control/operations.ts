@@ -125,11 +125,20 @@ const policyRule = z.object({
   to: z.array(z.string()),
   services: z.array(z.string()),
 });
+/** One page of a long list: what matches, in the list's own order. */
+const page = {
+  search: z.string().max(128).optional().describe('only what has this text in it, whatever its case'),
+  after: z.string().max(128).optional().describe('the last of the page before'),
+  limit: z.int().min(1).max(1000).optional().describe('at most so many; default: all'),
+};
+
+/** Who may do what: each role may do what those before it may. */
+export const ROLES = ['viewer', 'operator', 'administrator'] as const;
 
 /** Totals by name, such as drops by reason. */
 const totals = z.record(z.string(), counter);
 
-/** What a gateway offers. All but `session.*` and `server.status`, `reload` and `stop` also work while it does not run. */
+/** What a gateway offers. Those of a running one (`RUNNING_ONLY`) are refused while it does not run. */
 export const gatewayOperations = {
   'server.status': {
     input: none,
@@ -213,7 +222,40 @@ export const gatewayOperations = {
     ),
   },
   'server.unban': { input: z.strictObject({ source: z.string().min(1).max(64) }), output: none },
-  'session.list': { input: none, output: z.array(session) },
+  'server.history': {
+    input: none,
+    output: z.object({
+      everySeconds: counter,
+      samples: z.array(
+        z.object({
+          at: instant,
+          sessions: counter,
+          receivedBytes: counter.describe('from clients, since the sample before'),
+          sentBytes: counter,
+          accepted: counter.describe('logins since the sample before'),
+          refused: counter,
+        }),
+      ),
+    }),
+  },
+  'server.settings': {
+    input: none,
+    output: z.object({
+      values: z.record(z.string(), z.unknown()).describe('the configuration in force, by key; secrets are in files'),
+      reloadable: z.array(z.string()).describe('keys that `server.reload` applies'),
+    }),
+  },
+  'admin.link': {
+    input: none,
+    output: z.object({ url: z.string(), expiresAt: instant }),
+  },
+  'admin.sessions': {
+    input: none,
+    output: z.array(
+      z.object({ id: z.string(), user: z.string(), role: z.enum(ROLES), source: z.string(), since: instant }),
+    ),
+  },
+  'session.list': { input: z.strictObject(page), output: z.array(session) },
   'session.kick': { input: z.strictObject({ id: z.string().min(4).max(32) }), output: z.object({ kicked: counter }) },
   'user.add': {
     input: z.strictObject({
@@ -224,7 +266,18 @@ export const gatewayOperations = {
     }),
     output: user,
   },
-  'user.list': { input: none, output: z.array(user) },
+  'user.list': {
+    input: z.strictObject({
+      ...page,
+      group: name.optional(),
+      state: z.enum(['enabled', 'disabled']).optional(),
+    }),
+    output: z.array(user),
+  },
+  'user.groups': {
+    input: none,
+    output: z.array(z.object({ name: z.string(), users: counter, role: z.enum(ROLES).nullable() })),
+  },
   'user.show': {
     input: z.strictObject({ name }),
     output: user.extend({
@@ -262,7 +315,10 @@ export const gatewayOperations = {
     output: accessToken.extend({ token: z.string() }),
   },
   'token.revoke': { input: z.strictObject({ id: z.string().max(64) }), output: kicked },
-  'device.list': { input: z.strictObject({ user: name.optional() }), output: z.array(device) },
+  'device.list': {
+    input: z.strictObject({ ...page, user: name.optional(), state: device.shape.state.optional() }),
+    output: z.array(device),
+  },
   'device.approve': { input: z.strictObject({ id: z.string() }), output: none },
   'device.rename': { input: z.strictObject({ id: z.string(), name: z.string().min(1).max(256) }), output: device },
   'device.revoke': { input: z.strictObject({ id: z.string() }), output: z.object({ kicked: counter }) },
@@ -273,14 +329,20 @@ export const gatewayOperations = {
       validHours: z.number().int().min(1).max(8760).default(72),
       approve: z.boolean().default(false),
     }),
-    output: z.object({ profile: z.string(), expiresAt: instant.nullable() }),
+    output: z.object({
+      profile: z.string().describe('the file'),
+      link: z.string().describe('the same as one line'),
+      expiresAt: instant.nullable(),
+    }),
   },
   'audit.list': {
     input: z.strictObject({
       since: instant.optional(),
       user: name.optional(),
       event: z.string().max(64).optional().describe('an event such as login.refused, or its first part'),
+      search: page.search,
       after: z.string().max(64).optional().describe('the id of a record: only those after it'),
+      before: z.string().max(64).optional().describe('the id of a record: only those before it'),
       limit: z.number().int().min(1).max(10_000).default(1000).describe('the newest so many'),
     }),
     output: z.array(auditRecord),
@@ -296,6 +358,22 @@ export const gatewayOperations = {
     output: certificate,
   },
 } as const satisfies Operations;
+
+/** What nothing but a running gateway can answer. */
+export const RUNNING_ONLY = [
+  'server.status',
+  'server.reload',
+  'server.stop',
+  'server.drain',
+  'server.replaceWorkers',
+  'server.history',
+  'policy.show',
+  'policy.denied',
+  'session.list',
+  'session.kick',
+  'admin.link',
+  'admin.sessions',
+] as const satisfies readonly (keyof typeof gatewayOperations)[];
 
 const clientError = z.object({ code: z.string(), message: z.string() });
 
@@ -434,6 +512,8 @@ export type AccessTokenInfo = z.output<typeof accessToken>;
 export type DenialInfo = z.output<typeof denial>;
 export type PolicyInfo = z.output<(typeof gatewayOperations)['policy.show']['output']>;
 export type AuditRecordInfo = z.output<typeof auditRecord>;
+export type Role = (typeof ROLES)[number];
+export type GatewayHistory = z.output<(typeof gatewayOperations)['server.history']['output']>;
 export type UserDetails = z.output<(typeof gatewayOperations)['user.show']['output']>;
 export type DeviceInfo = z.output<typeof device>;
 export type CertificateInfo = z.output<typeof certificate>;

@@ -13,9 +13,12 @@ import type {
   CertificateInfo,
   DeviceInfo,
   GatewayApi,
+  RUNNING_ONLY,
   UserInfo,
 } from '../control/operations.ts';
-import { formatProfile, newProfileId } from '../control/profile.ts';
+import { pageOf } from '../control/page.ts';
+import { formatProfile, newProfileId, parseProfile } from '../control/profile.ts';
+import { encodeProfileLink } from '../control/profile-link.ts';
 import type { AccessToken } from '../identity/access-tokens.ts';
 import type { Account } from '../identity/accounts.ts';
 import type { Device } from '../identity/devices.ts';
@@ -27,7 +30,7 @@ import { AuditEvent, type AuditRecord } from '../store/audit.ts';
 import { readHolder } from '../transport/certificate-facts.ts';
 import { loadServerCredentials } from '../transport/credentials.ts';
 import type { ServerCredentials } from '../transport/tls.ts';
-import type { GatewayConfig } from './config.ts';
+import { type GatewayConfig, GROUP_ROLES, RELOADABLE_KEYS, roleOf } from './config.ts';
 import { profileTrust } from './profile-trust.ts';
 import type { GatewayState } from './state.ts';
 
@@ -35,18 +38,7 @@ const DAY_MS = 86_400_000;
 const HOUR_MS = 3_600_000;
 
 /** The operations that need no running gateway. */
-export type Administration = Omit<
-  GatewayApi,
-  | 'server.status'
-  | 'server.reload'
-  | 'server.stop'
-  | 'server.drain'
-  | 'server.replaceWorkers'
-  | 'policy.show'
-  | 'policy.denied'
-  | 'session.list'
-  | 'session.kick'
->;
+export type Administration = Omit<GatewayApi, (typeof RUNNING_ONLY)[number]>;
 
 /** The sessions that a change concerns. */
 export interface Concerned {
@@ -100,7 +92,32 @@ export function createAdministration(
       if (password !== undefined) await passwords.set(account.name, password);
       return userInfo(account);
     },
-    'user.list': async () => (await accounts.list()).map(userInfo),
+    'user.list': async ({ group, state: wanted, ...page }) => {
+      const matching = (await accounts.list())
+        .filter(({ groups }) => group === undefined || groups.includes(group.normalize('NFC')))
+        .filter(({ disabledAt }) => wanted === undefined || (wanted === 'disabled') === (disabledAt !== undefined));
+      return pageOf(
+        matching,
+        page,
+        ({ name }) => name,
+        ({ name, groups }) => [name, ...groups],
+      ).map(userInfo);
+    },
+    'user.groups': async () => {
+      const counts = new Map(GROUP_ROLES.flatMap(([key]) => config().admin[key]).map((name) => [name, 0]));
+      for (const { groups } of await accounts.list()) {
+        for (const name of groups) counts.set(name, (counts.get(name) ?? 0) + 1);
+      }
+      return [...counts].sort().map(([name, users]) => ({ name, users, role: roleOf([name], config().admin) ?? null }));
+    },
+    'server.settings': async () => {
+      const { camouflage, ...values } = config();
+      return {
+        // Whoever knows the path finds the tunnel.
+        values: { ...values, ...(camouflage === undefined ? {} : { camouflage: '(secret)' }) },
+        reloadable: [...RELOADABLE_KEYS],
+      };
+    },
     'user.show': async ({ name }) => {
       const account = await accounts.show(name);
       const { hasTotp, recoveryCodesLeft } = await secondFactors.describe(account.id);
@@ -177,7 +194,13 @@ export function createAdministration(
       live.endSessions({ user });
       return { kicked };
     },
-    'device.list': async ({ user }) => (await devices.list(user)).map(deviceInfo),
+    'device.list': async ({ user, state: wanted, ...page }) =>
+      pageOf(
+        (await devices.list(user)).filter((device) => wanted === undefined || device.state === wanted),
+        page,
+        ({ id }) => id,
+        ({ id, name, user }) => [id, name, user],
+      ).map(deviceInfo),
     'device.approve': async ({ id }) => {
       await devices.approve(id);
       return {};
@@ -215,14 +238,17 @@ export function createAdministration(
           ? {}
           : { token: issued.token, tokenExpires: new Date(issued.expiresAt).toISOString() }),
       });
-      return { profile, expiresAt: instantOf(issued?.expiresAt) };
+      const link = encodeProfileLink(parseProfile(profile, 'the profile'));
+      return { profile, link, expiresAt: instantOf(issued?.expiresAt) };
     },
-    'audit.list': async ({ since, user, event, after, limit }) => {
+    'audit.list': async ({ since, user, event, search, after, before, limit }) => {
       const records = await state.audit.list({
         ...(since === undefined ? {} : { since: Date.parse(since) }),
         ...(user === undefined ? {} : { user: user.normalize('NFC') }),
         ...(event === undefined ? {} : { event }),
+        ...(search === undefined ? {} : { search }),
         ...(after === undefined ? {} : { after }),
+        ...(before === undefined ? {} : { before }),
         limit: limit ?? 1000,
       });
       return records.map(auditInfo);

@@ -10,6 +10,7 @@ import { isIP } from 'node:net';
 import { isAbsolute, resolve } from 'node:path';
 import { z } from 'zod';
 import { VpnError } from '../base/errors.ts';
+import type { Role } from '../control/operations.ts';
 import { normaliseName } from '../identity/names.ts';
 import { parsePrefix } from '../ip/address.ts';
 
@@ -37,6 +38,11 @@ const domain = z
   .regex(/^[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/, 'expected a domain name in lower case');
 
 const account = z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$|^[1-9][0-9]{0,9}$/, 'expected the name or number of a user');
+
+/** The port may be 0, for tests. */
+const endpoint = z.string().refine((value) => parseEndpoint(value) !== undefined, {
+  message: 'expected an address and port such as "127.0.0.1:8443" or "[::1]:8443"',
+});
 
 const distinguishedName = z.string().min(1).max(1024);
 const filter = z
@@ -406,6 +412,23 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  admin: z
+    .strictObject({
+      listen: endpoint.optional().describe('address and port of the admin page and its API'),
+      certFile: text.optional().describe('certificate of the admin page; default: one of the own authority'),
+      keyFile: text.optional(),
+      administrators: z.array(groupName).max(64).default(['administrators']).describe('groups that may do everything'),
+      operators: z.array(groupName).max(64).default(['operators']).describe('groups that do the daily work'),
+      viewers: z.array(groupName).max(64).default(['viewers']).describe('groups that may look'),
+      idleSeconds: seconds(60, 86_400).default(1800).describe('somebody who does nothing is logged out after this'),
+      absoluteSeconds: seconds(300, 604_800).default(43_200).describe('everybody logs in again after this'),
+    })
+    .refine(({ certFile, keyFile }) => (certFile === undefined) === (keyFile === undefined), {
+      path: ['keyFile'],
+      message: 'expected together with certFile',
+    })
+    .prefault({}),
+
   log: z
     .strictObject({
       level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
@@ -421,6 +444,26 @@ export type GatewayConfig = Readonly<z.output<typeof gatewayConfigSchema>>;
 
 /** One outside source of accounts, as configured. */
 export type BackendConfig = GatewayConfig['backends'][string];
+
+/** The keys of `admin` that list groups, and the role that each gives; the highest first. */
+export const GROUP_ROLES = [
+  ['administrators', 'administrator'],
+  ['operators', 'operator'],
+  ['viewers', 'viewer'],
+] as const;
+
+/** The highest role that one of these groups gives; undefined: none. */
+export function roleOf(groups: readonly string[], admin: GatewayConfig['admin']): Role | undefined {
+  return GROUP_ROLES.find(([key]) => groups.some((group) => admin[key].includes(group)))?.[1];
+}
+
+/** Address and port of `ADDRESS:PORT`, with brackets around an IPv6 address; undefined for anything else. */
+export function parseEndpoint(text: string): { address: string; port: number } | undefined {
+  const [, v6, v4, digits] = /^(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})$/.exec(text) ?? [];
+  const address = v6 ?? v4 ?? '';
+  const port = Number(digits);
+  return isIP(address) !== (v6 === undefined ? 4 : 6) || port > 65_535 ? undefined : { address, port };
+}
 
 /** Keys that `reload` applies to a running gateway; the others need a restart. */
 export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
@@ -470,6 +513,11 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
       ...config.store,
       ...(config.store.passwordFile === undefined ? {} : { passwordFile: absolute(config.store.passwordFile) }),
       ...(config.store.caFile === undefined ? {} : { caFile: absolute(config.store.caFile) }),
+    },
+    admin: {
+      ...config.admin,
+      ...(config.admin.certFile === undefined ? {} : { certFile: absolute(config.admin.certFile) }),
+      ...(config.admin.keyFile === undefined ? {} : { keyFile: absolute(config.admin.keyFile) }),
     },
     certFile: absolute(config.certFile),
     keyFile: absolute(config.keyFile),

@@ -12,6 +12,7 @@ import { type Logger, silentLogger } from '../base/log.ts';
 import type { GatewayApi, GatewayStatus, SessionInfo } from '../control/operations.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import type { ServerCredentials } from '../transport/tls.ts';
+import type { AdminPage } from './admin/admin.ts';
 import type { Administration } from './administration.ts';
 import type { StartedSession } from './auth/live-session.ts';
 import { GatewayMetrics } from './auth/metrics.ts';
@@ -97,6 +98,7 @@ export class VpnServer {
   readonly #stopped = Promise.withResolvers<void>();
   readonly #config: GatewayConfig;
   #running: Running | undefined;
+  #page: AdminPage | undefined;
   #isStopping = false;
 
   /** @throws {VpnError} ERR_CONFIG_VALUE */
@@ -248,7 +250,26 @@ export class VpnServer {
     const replaceWorkers = async () => {
       throw new VpnError('ERR_UNSUPPORTED', 'this gateway is one process: there is no worker to replace');
     };
-    return gatewayApi(auth, facts, { readConfig, stop, report: () => supervisor.report(), replaceWorkers });
+    return gatewayApi(auth, facts, {
+      readConfig,
+      stop,
+      report: () => supervisor.report(),
+      replaceWorkers,
+      admin: () => this.#page,
+    });
+  }
+
+  /**
+   * Serves the admin page, if `admin.listen` says where, until the gateway stops.
+   *
+   * @returns the port; undefined where there is no page
+   * @throws {VpnError} ERR_CONFLICT when it is served already
+   */
+  async openAdmin(readConfig: () => Promise<GatewayConfig>): Promise<number | undefined> {
+    if (this.#page !== undefined) throw new VpnError('ERR_CONFLICT', 'the admin page is served already');
+    const opened = await this.#live().auth.openAdmin(this.api(readConfig), this.#version, undefined);
+    this.#page = opened;
+    return opened?.port;
   }
 
   /** Where metrics are answered; undefined: nowhere. */

@@ -19,6 +19,7 @@ import { type AccountSource, openBackend } from '../identity/backends/open.ts';
 import { Bans } from '../identity/bans.ts';
 import { Devices } from '../identity/devices.ts';
 import { DEFAULT_DEVICES_PER_USER, EnrolmentTokens } from '../identity/enrolment.ts';
+import { Operators } from '../identity/operators.ts';
 import {
   ARGON2_PARAMETERS,
   hashPassword,
@@ -114,6 +115,7 @@ export class GatewayState implements AsyncDisposable {
   readonly accessTokens: AccessTokens;
   readonly bans: Bans;
   readonly proxyLogins: ProxyLogins;
+  readonly operators: Operators;
   readonly authenticator: Authenticator;
   /** The outside sources that judge passwords; none while no gateway runs. */
   passwordSources: PasswordSources | undefined;
@@ -150,6 +152,8 @@ export class GatewayState implements AsyncDisposable {
     this.secondFactors = new SecondFactors({ ...shared, vault });
     this.accessTokens = new AccessTokens(shared);
     this.proxyLogins = new ProxyLogins({ ...shared, tokens: this.accessTokens, bans: this.bans });
+    const { passwords, secondFactors, accessTokens, bans } = this;
+    this.operators = new Operators({ ...shared, passwords, secondFactors, accessTokens, bans });
     this.sessions = new Sessions({ ...shared, vault });
     this.usage = new UsageRecord(store);
     this.sources = new Sources({ store, vault, clock });

@@ -44,6 +44,8 @@ const DAY_MS = 24 * HOUR_MS;
 const BACKDATE_MS = HOUR_MS;
 const CA_DAYS = 3650;
 const LEAF_DAYS = 825;
+/** A page's certificate is made anew at a start within this time before its end. */
+const PAGE_RENEWAL_DAYS = 60;
 const MAX_NAMES = 32;
 const MAX_CRL_ATTEMPTS = 100;
 const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
@@ -238,6 +240,39 @@ export class Pki {
     await writePrivateFile(keyFile, key.privatePem);
     await writePrivateFile(certFile, pemOf(certificate), { mode: 0o644 });
     return { certificate: await this.#facts(certificate, certFile), certFile, keyFile };
+  }
+
+  /**
+   * The certificate of the admin page, with its key: the one that there is, `page.pem` and `page.key`, or a new one where that
+   * ends soon, is revoked, or has other names. PEM.
+   *
+   * @throws {VpnError} ERR_BAD_REQUEST for a name; ERR_SYSCALL
+   */
+  async pageCertificate(names: readonly string[]): Promise<{ cert: string; key: string }> {
+    const wanted = serverNames(names);
+    const [certFile, keyFile] = [join(this.paths.folder, 'page.pem'), join(this.paths.folder, 'page.key')];
+    const cert = await readFile(certFile, 'utf8').catch(() => undefined);
+    const key = await readFile(keyFile, 'utf8').catch(() => undefined);
+    if (cert !== undefined && key !== undefined) {
+      const present = new x509.X509Certificate(parseX509(cert, certFile).raw);
+      const isGood =
+        present.notAfter.getTime() > this.#clock.wallNow() + PAGE_RENEWAL_DAYS * DAY_MS &&
+        sansOf(present).toSorted().join() === wanted.toSorted().join() &&
+        !(await this.#revocations()).has(normaliseSerial(present.serialNumber)) &&
+        keyMatches(parseX509(cert, certFile), key, keyFile);
+      if (isGood) return { cert, key };
+    }
+    const made = newKey();
+    const subject = [{ CN: ['CustomVPN admin page'] }];
+    const certificate = await this.#sign(made.spki, {
+      subject,
+      usage: SERVER_AUTH,
+      validity: undefined,
+      names: wanted,
+    });
+    await writePrivateFile(keyFile, made.privatePem);
+    await writePrivateFile(certFile, pemOf(certificate), { mode: 0o644 });
+    return { cert: pemOf(certificate), key: made.privatePem };
   }
 
   /**

@@ -5,6 +5,7 @@
  * the peer can see. Secrets never come here. It must not know how a decision was made.
  */
 
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { randomBytes } from 'node:crypto';
 import { type Insertable, sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
@@ -47,6 +48,12 @@ export const AuditEvent = {
   resumeRefused: 'session.resume_refused',
   sessionEnded: 'session.ended',
   storeRestored: 'store.restored',
+  operatorLogin: 'operator.login',
+  operatorRefused: 'operator.refused',
+  operatorLogout: 'operator.logout',
+  operatorActed: 'operator.acted',
+  adminLinkMade: 'admin.link',
+  adminLinkUsed: 'admin.link_used',
 } as const;
 export type AuditEvent = (typeof AuditEvent)[keyof typeof AuditEvent];
 
@@ -76,6 +83,10 @@ export interface AuditQuery {
   readonly event?: string;
   /** The id of a record: only those after it. */
   readonly after?: string;
+  /** The id of a record: only those before it. */
+  readonly before?: string;
+  /** Only records that have this text in a field, whatever its case. */
+  readonly search?: string;
   /** At most this many, the newest; default 1,000. */
   readonly limit?: number;
 }
@@ -87,10 +98,18 @@ const append = prepare((db, { id, at, event, user, device, source, reason, detai
 /** A user or peer chooses some of the values; none may fill the disk. */
 const MAX_TEXT = 256;
 
+const actors = new AsyncLocalStorage<string>();
+
+/** Does some work in the name of an operator, whom every record that comes of it names as `by`. */
+export function actingFor<T>(operator: string, work: () => Promise<T>): Promise<T> {
+  return actors.run(operator, work);
+}
+
 export class Audit {
   readonly #store: Store;
   readonly #clock: Clock;
   readonly #writer = randomBytes(6).toString('hex');
+  readonly #counts = new Map<AuditEvent, number>();
   #order = 0;
 
   constructor(store: Store, clock: Clock) {
@@ -98,9 +117,16 @@ export class Audit {
     this.#clock = clock;
   }
 
+  /** How many rows of an event this process has appended. */
+  count(event: AuditEvent): number {
+    return this.#counts.get(event) ?? 0;
+  }
+
   /** Appends a row, on `db` when it is part of a transaction. */
   async append(entry: AuditEntry, db: Queries = this.#store.db): Promise<void> {
     const at = Math.trunc(this.#clock.wallNow());
+    const actor = actors.getStore();
+    this.#counts.set(entry.event, (this.#counts.get(entry.event) ?? 0) + 1);
     await append(db, {
       id: this.#nextId(at),
       at,
@@ -109,7 +135,7 @@ export class Audit {
       device: cut(entry.device),
       source: cut(entry.source),
       reason: cut(entry.reason),
-      detail: JSON.stringify(entry.detail ?? {}),
+      detail: JSON.stringify(actor === undefined ? (entry.detail ?? {}) : { ...entry.detail, by: actor }),
     });
   }
 
@@ -123,6 +149,14 @@ export class Audit {
     if (query.since !== undefined) select = select.where('at', '>=', query.since);
     if (query.user !== undefined) select = select.where('user', '=', query.user);
     if (query.after !== undefined) select = select.where('id', '>', query.after);
+    if (query.before !== undefined) select = select.where('id', '<', query.before);
+    if (query.search !== undefined) {
+      const wanted = `%${query.search.toLowerCase().replace(/[\\%_]/g, '\\$&')}%`;
+      const columns = ['event', 'user', 'device', 'source', 'reason', 'detail'] as const;
+      select = select.where((build) =>
+        build.or(columns.map((column) => sql<boolean>`lower(${build.ref(column)}) like ${wanted} escape '\\'`)),
+      );
+    }
     if (query.event !== undefined) {
       const { event } = query;
       // How texts sort, and what `like` makes of their case, is different in each database.

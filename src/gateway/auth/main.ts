@@ -6,8 +6,8 @@
  * directory it can reach nothing afterwards but the folder of certificates, in which it was started. It ends with the
  * supervisor.
  *
- * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket, then that of metrics if the
- * configuration has one, and the log of denied packets where there is one.
+ * Descriptors: 3 supervisor, 4 packets with the channels of workers, 5 listening control socket; then those of metrics and of the
+ * admin page where the configuration has them, and the log of denied packets where there is one.
  */
 
 import { systemClock } from '../../base/clock.ts';
@@ -19,6 +19,8 @@ import { enterCage } from '../../os/cage.ts';
 import { giveUpRights } from '../../os/launcher.ts';
 import { closeFd } from '../../os/socket.ts';
 import { DescriptorReceiver, DescriptorSender } from '../../os/unix-socket.ts';
+import type { AdminPage } from '../admin/admin.ts';
+import type { GatewayConfig } from '../config.ts';
 import { Dialler, HostDialNetwork } from '../dialler.ts';
 import { IpcChannel } from '../ipc/channel.ts';
 import { decodeNewcomer } from '../ipc/descriptors.ts';
@@ -62,6 +64,7 @@ let prepared: Prepared | undefined;
 let facts: GatewayFacts | undefined;
 let control: AsyncDisposable | undefined;
 let metrics: AsyncDisposable | undefined;
+let adminPage: AdminPage | undefined;
 let isStopping = false;
 const ways = new Map<number, number>();
 
@@ -76,7 +79,7 @@ const channel = new IpcChannel({
   in: supervisorToAuth,
   handlers: {
     alive: async () => ({}),
-    prepare: async ({ config, workers, state, identity, showsDenied }) => {
+    prepare: async ({ config, workers, state, identity, showsDenied, page }) => {
       const log = createLogger(config.log);
       const service = await AuthService.open({
         config,
@@ -85,11 +88,12 @@ const channel = new IpcChannel({
         files: supervisor,
         policyFiles: supervisor,
         certs: CERTS,
+        page,
         clock: systemClock,
         log,
       });
       prepared = { service, log, folder: `${state}/certs` };
-      if (showsDenied) service.readDenied(config.metrics.listen === undefined ? METRICS_FD : METRICS_FD + 1);
+      if (showsDenied) service.readDenied(descriptorsOf(config).denied);
       giveUpRights(identity);
       enterCage('auth', { log });
       return {};
@@ -114,8 +118,12 @@ const channel = new IpcChannel({
         stop: () => supervisor.stop(),
         report: () => supervisor.report(),
         replaceWorkers: () => supervisor.replaceWorkers(),
+        admin: () => adminPage,
       });
-      control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, inTheirWords(api, folder), log);
+      const operations = inTheirWords(api, folder);
+      if (service.config.admin.listen !== undefined)
+        adminPage = await service.openAdmin(operations, facts.version, { fd: descriptorsOf(service.config).page });
+      control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, operations, log);
       if (service.config.metrics.listen !== undefined) {
         const gathered = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
         metrics = await MetricsServer.open({ at: { fd: METRICS_FD }, metrics: gathered, log });
@@ -143,6 +151,12 @@ const channel = new IpcChannel({
   limits: LIMITS_FROM_ABOVE,
   closed: () => process.exit(0),
 });
+
+/** Where the admin page's listening socket is, and the log of denied packets after it. */
+function descriptorsOf({ metrics, admin }: GatewayConfig): { page: number; denied: number } {
+  const page = metrics.listen === undefined ? METRICS_FD : METRICS_FD + 1;
+  return { page, denied: admin.listen === undefined ? page : page + 1 };
+}
 
 /** By which a worker gets the connections that are made for it. Comes before the worker itself. */
 function takeWay(worker: number, fd: number): void {

@@ -4,8 +4,10 @@
  * Hides that what an operator sees as one gateway is several workers: it asks each, and adds up.
  */
 
+import type { z } from 'zod';
 import { VpnError } from '../../base/errors.ts';
-import type { GatewayApi, GatewayStatus, SessionInfo } from '../../control/operations.ts';
+import type { GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
+import { pageOf } from '../../control/page.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
 import type { GatewayConfig } from '../config.ts';
 import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
@@ -36,10 +38,28 @@ export interface GatewayControl {
   report(): Promise<HostReport>;
   /** Puts other processes in the place of the workers, one after the other; returns how many. */
   replaceWorkers(): Promise<number>;
+  /** Undefined: there is no admin page, or not yet. */
+  admin?(): AdminDesk | undefined;
 }
+
+/** Those who work with the admin page. */
+export interface AdminDesk {
+  /** Makes a link that makes an administrator, once. */
+  link(): Promise<{ url: string; expiresAt: string }>;
+  /** Who is logged in, the newest first. */
+  sessions(): z.output<(typeof gatewayOperations)['admin.sessions']['output']>;
+}
+
+const NO_PAGE =
+  'this gateway has no admin page; add a line such as admin.listen = "127.0.0.1:8443" to its configuration, and start it again';
 
 /** Implements the operations. */
 export function gatewayApi(service: AuthService, facts: GatewayFacts, control: GatewayControl): GatewayApi {
+  const admin = (): AdminDesk => {
+    const desk = control.admin?.();
+    if (desk !== undefined) return desk;
+    throw new VpnError('ERR_NOT_RUNNING', NO_PAGE);
+  };
   return {
     ...service.administration,
     'server.status': () => statusOf(service, facts, control),
@@ -57,12 +77,16 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
       return { sessions, until: new Date(until).toISOString() };
     },
     'server.replaceWorkers': async () => ({ replaced: await control.replaceWorkers() }),
-    'session.list': async () => {
-      const lists = await Promise.all(
-        [...service.workers.values()].map((worker) => listSessions(worker).catch(() => [])),
-      );
-      return service.withProxies(lists.flat());
-    },
+    'server.history': async () => service.history.report(),
+    'admin.link': () => admin().link(),
+    'admin.sessions': async () => admin().sessions(),
+    'session.list': async (page) =>
+      pageOf(
+        await sessionsOf(service),
+        page,
+        ({ id }) => id,
+        ({ id, user, device, addresses, peer }) => [id, user, device, peer, ...addresses],
+      ),
     'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
   };
 }
@@ -78,6 +102,12 @@ export function kick(service: AuthService, id: string): number {
     throw new VpnError('ERR_NOT_FOUND', `no session starts with ${id}; see: customvpn server sessions`);
   if (matching > 1) throw new VpnError('ERR_BAD_REQUEST', `${matching} sessions start with ${id}; give more digits`);
   return 1;
+}
+
+/** Those of all workers, and of the proxy. */
+export async function sessionsOf(service: AuthService): Promise<SessionInfo[]> {
+  const lists = await Promise.all([...service.workers.values()].map((worker) => listSessions(worker).catch(() => [])));
+  return service.withProxies(lists.flat());
 }
 
 async function listSessions(worker: WorkerPort): Promise<SessionInfo[]> {

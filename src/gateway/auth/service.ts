@@ -10,17 +10,22 @@ import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { nodePrimitives } from '../../base/primitives.ts';
-import type { SessionInfo } from '../../control/operations.ts';
+import type { GatewayApi, SessionInfo } from '../../control/operations.ts';
 import type { AccountSource } from '../../identity/backends/open.ts';
 import { usersNamed } from '../../identity/steps/certificate.ts';
 import { formatIp, parseIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { LogReader } from '../../os/nflog.ts';
+import { AuditEvent } from '../../store/audit.ts';
+import { loadServerCredentials } from '../../transport/credentials.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
+import { AdminPage, namesOfPage } from '../admin/admin.ts';
+import { loadPage, type PageFiles, type PageSource, pageFiles } from '../admin/files.ts';
+import { History } from '../admin/history.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
 import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
-import { checkCertificateStep, type GatewayConfig, RELOADABLE_KEYS } from '../config.ts';
+import { checkCertificateStep, type GatewayConfig, parseEndpoint, RELOADABLE_KEYS } from '../config.ts';
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
 import { type DialNetwork, HostDialNetwork } from '../dialler.ts';
@@ -52,6 +57,7 @@ import {
   loginProviderOf,
   passwordSourcesOf,
 } from './login-config.ts';
+import { sessionsOf } from './operations.ts';
 import { type OperatorWay, PolicyDesk } from './policy-desk.ts';
 import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
@@ -76,6 +82,8 @@ export interface AuthServiceOptions {
   network?: Pick<DialNetwork, 'resolve'> | undefined;
   /** Another way to the folder of certificates. */
   certs?: string | undefined;
+  /** Script and style of the admin page; default: loaded where there is a page. */
+  page?: PageSource | undefined;
   /** Has the last word on a login that the steps have accepted. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
   /** Told of sessions as their clients are. */
@@ -91,6 +99,12 @@ export interface AuthHost {
   readonly port: number;
   /** Puts certificates in force in every worker. */
   useCredentials(what: CredentialKind, credentials: ServerCredentials): Promise<void>;
+}
+
+/** What the admin page is made of, read while that is possible. */
+interface PageMaterial {
+  readonly files: PageFiles;
+  readonly credentials: { readonly cert: string; readonly key: string };
 }
 
 interface Begun {
@@ -121,6 +135,10 @@ export class AuthService {
   #policy: ReadyPolicy | undefined;
   readonly #workers = new Map<number, WorkerPort>();
   readonly #starts = new Map<number, number>();
+  readonly #page: PageMaterial | undefined;
+  /** The last hour. */
+  readonly history: History;
+  #admin: AdminPage | undefined;
   #loaded: Loaded;
   #config: GatewayConfig;
   #begun: Begun | undefined;
@@ -162,11 +180,13 @@ export class AuthService {
       log,
     });
     const policy = await access.read(config);
+    const page = await readPage(config, state, options.page);
     const path = config.audit.file;
     const auditFile =
       path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
     undo.move();
-    return new AuthService(options, { pool, hasher, state, backends, files, loaded, auditFile, access, policy });
+    const parts = { pool, hasher, state, backends, files, loaded, auditFile, access, policy, page };
+    return new AuthService(options, parts);
   }
 
   private constructor(
@@ -181,6 +201,7 @@ export class AuthService {
       auditFile: AuditFile | undefined;
       access: AccessDesk;
       policy: ReadyPolicy | undefined;
+      page: PageMaterial | undefined;
     },
   ) {
     const { config, clock, log } = options;
@@ -197,6 +218,16 @@ export class AuthService {
     this.#auditFile = parts.auditFile;
     this.#access = parts.access;
     this.#policy = parts.policy;
+    this.#page = parts.page;
+    this.history = new History({
+      sessions: () => sessionsOf(this),
+      logins: () => ({
+        accepted: state.audit.count(AuditEvent.loginAccepted),
+        refused: state.audit.count(AuditEvent.loginRefused),
+      }),
+      clock,
+      failed: (error) => log.warn('the last hour has a gap', { component: 'admin', error }),
+    });
     state.bans.policy = banPolicyOf(config);
     state.bans.onBan = ({ kind, key, failures, until }) => {
       log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
@@ -356,7 +387,10 @@ export class AuthService {
       this.#state,
       () => ({ ...this.#config, port }),
       {
-        endSessions: (concerned) => auth.closeSessions((session) => isConcerned(session, concerned), 'revoked'),
+        endSessions: (concerned) => {
+          if (concerned.user !== undefined) this.#admin?.endUser(concerned.user);
+          return auth.closeSessions((session) => isConcerned(session, concerned), 'revoked');
+        },
         endInsufficient: async (user) => {
           const ended = await auth.endInsufficient(user);
           await this.#access.regroup();
@@ -392,6 +426,7 @@ export class AuthService {
     this.#accounting.start();
     this.#access.start();
     this.#traffic.start();
+    this.history.start();
   }
 
   /** What a worker may ask. */
@@ -448,6 +483,31 @@ export class AuthService {
   /** How many leases are held, and how many there can be. */
   get pool(): { readonly leased: number; readonly size: number } {
     return this.#pool;
+  }
+
+  /**
+   * Serves the admin page with these operations; undefined where the configuration has none.
+   *
+   * @throws {VpnError} ERR_PORT_TAKEN
+   */
+  async openAdmin(
+    api: GatewayApi,
+    version: string,
+    at: { readonly fd: number } | undefined,
+  ): Promise<AdminPage | undefined> {
+    const where = at ?? parseEndpoint(this.#config.admin.listen ?? '');
+    if (this.#page === undefined || where === undefined) return undefined;
+    this.#admin = new AdminPage({
+      state: this.#state,
+      api,
+      config: () => this.#config,
+      version,
+      ...this.#page,
+      clock: this.#clock,
+      log: this.#log,
+    });
+    await this.#admin.listen(where);
+    return this.#admin;
   }
 
   /** Users, devices, profiles and certificates. */
@@ -605,6 +665,8 @@ export class AuthService {
   /** Nothing is decided by time any more. Before the workers stop. */
   async pause(): Promise<void> {
     clearInterval(this.#drain);
+    await this.history.stop();
+    await this.#admin?.close();
     const begun = this.#begun;
     if (begun === undefined) return;
     await begun.ends.stop();
@@ -656,6 +718,27 @@ export class AuthService {
     if (this.#begun === undefined) throw new VpnError('ERR_NOT_RUNNING', 'the gateway does not run');
     return this.#begun;
   }
+}
+
+/** @throws {VpnError} ERR_CONFIG_VALUE, ERR_CERT_FILE, ERR_UNSUPPORTED */
+async function readPage(
+  { admin, ...config }: GatewayConfig,
+  state: GatewayState,
+  source: PageSource | undefined,
+): Promise<PageMaterial | undefined> {
+  if (admin.listen === undefined) return undefined;
+  const files = pageFiles(source ?? (await loadPage()));
+  const { certFile, keyFile } = admin;
+  if (certFile !== undefined && keyFile !== undefined) {
+    return { files, credentials: await loadServerCredentials({ certFile, keyFile }) };
+  }
+  if (!state.hasPki) {
+    throw new VpnError(
+      'ERR_CONFIG_VALUE',
+      'admin.certFile: expected a certificate and admin.keyFile, because this gateway has no authority of its own',
+    );
+  }
+  return { files, credentials: await state.pki.pageCertificate(namesOfPage({ ...config, admin })) };
 }
 
 async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<void> {

@@ -470,6 +470,9 @@ const facts = z.strictObject({
     .readonly(),
 });
 
+/** Script and style of the admin page. */
+const page = z.strictObject({ script: text(4096 * KIB), style: text(1024 * KIB) });
+
 /** What the supervisor tells auth. */
 export const supervisorToAuth = {
   /** A sign of life. */
@@ -483,6 +486,7 @@ export const supervisorToAuth = {
       identity,
       /** It has inherited the log of denied packets. */
       showsDenied: z.boolean(),
+      page: page.exactOptional(),
     }),
     output: nothing,
   },

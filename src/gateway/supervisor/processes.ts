@@ -19,7 +19,8 @@ import { closeFd, openListenSocket } from '../../os/socket.ts';
 import type { TunDescriptor } from '../../os/tun-linux.ts';
 import { DescriptorSender, listenAtPath, socketPair } from '../../os/unix-socket.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
-import { checkCertificateStep, type GatewayConfig, metricsEndpoint } from '../config.ts';
+import { loadPage, type PageSource } from '../admin/files.ts';
+import { checkCertificateStep, type GatewayConfig, metricsEndpoint, parseEndpoint } from '../config.ts';
 import {
   type CredentialKind,
   type CredentialTexts,
@@ -74,6 +75,10 @@ export class GatewayProcesses {
   readonly #metrics: number | undefined;
   /** What shows packets that the policy denies. */
   readonly #deniedLog: number | undefined;
+  /** The listening socket of the admin page. */
+  readonly #pageFd: number | undefined;
+  /** Its script and style: auth can load neither. */
+  readonly #page: Promise<PageSource | undefined>;
   readonly #own: OwnAuthority | undefined;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #trouble: Trouble;
@@ -127,9 +132,11 @@ export class GatewayProcesses {
     if (metrics !== undefined) undo.defer(() => closeFd(metrics.fd));
     const deniedLog = openDeniedLog(log);
     if (deniedLog !== undefined) undo.defer(() => closeFd(deniedLog));
+    const page = parseEndpoint(config.admin.listen ?? '');
+    const pageFd = page === undefined ? undefined : undo.adopt(openListenSocket({ ...page, backlog: 64 }).fd, closeFd);
     const gateway = new GatewayProcesses(
       { ...options, stateDir },
-      { launcher, identities, control, metrics: metrics?.fd, deniedLog, own, credentials },
+      { launcher, identities, control, metrics: metrics?.fd, pageFd, deniedLog, own, credentials },
     );
     undo.defer(() => gateway.#opened?.close());
     undo.defer(() => gateway.#end());
@@ -159,6 +166,7 @@ export class GatewayProcesses {
       control: { path: string; fd: number };
       metrics: number | undefined;
       deniedLog: number | undefined;
+      pageFd: number | undefined;
       own: OwnAuthority | undefined;
       credentials: CredentialTexts;
     },
@@ -171,6 +179,10 @@ export class GatewayProcesses {
     this.#control = parts.control;
     this.#metrics = parts.metrics;
     this.#deniedLog = parts.deniedLog;
+    this.#pageFd = parts.pageFd;
+    this.#page = parts.pageFd === undefined ? Promise.resolve(undefined) : loadPage();
+    // It is said where it is waited for.
+    this.#page.catch(() => {});
     this.#own = parts.own;
     this.#credentials = parts.credentials;
     this.#trouble = new Trouble(this.#log, () => this.#stopping !== undefined);
@@ -228,7 +240,7 @@ export class GatewayProcesses {
     undo.defer(() => rmSync(this.#control.path, { force: true }));
     undo.defer(() => closeFd(this.#control.fd));
     undo.defer(() => {
-      for (const fd of [this.#metrics, this.#deniedLog]) if (fd !== undefined) closeFd(fd);
+      for (const fd of [this.#metrics, this.#pageFd, this.#deniedLog]) if (fd !== undefined) closeFd(fd);
     });
     undo.defer(() => clearJournal(statePaths(this.#options.stateDir).store));
     undo.defer(() => this.#host.close());
@@ -260,9 +272,19 @@ export class GatewayProcesses {
     const { config, workers, stateDir: state, version } = this.#options;
     const auth = this.#auth?.child;
     if (auth === undefined) throw new VpnError('ERR_INVARIANT', 'auth has ended before anything could begin');
-    const showsDenied = this.#deniedLog !== undefined;
-    const start = { config, workers, state, identity: this.#identities.auth, showsDenied };
-    await Promise.all([makeReady(), auth.whileAlive(auth.channel.call('prepare', start)), this.#workers.prepare()]);
+    const prepare = async (): Promise<void> => {
+      const page = await this.#page;
+      const start = {
+        config,
+        workers,
+        state,
+        identity: this.#identities.auth,
+        showsDenied: this.#deniedLog !== undefined,
+        ...(page === undefined ? {} : { page }),
+      };
+      await auth.whileAlive(auth.channel.call('prepare', start));
+    };
+    await Promise.all([makeReady(), prepare(), this.#workers.prepare()]);
     const facts = {
       version,
       pid: process.pid,
@@ -282,7 +304,11 @@ export class GatewayProcesses {
     const { stateDir, authProgram = programOf('auth') } = this.#options;
     const { certs } = statePaths(stateDir);
     const files = authFiles(this.#options.config, stateDir);
-    const inherited = [far, this.#control.fd, ...[this.#metrics, this.#deniedLog].filter((fd) => fd !== undefined)];
+    const inherited = [
+      far,
+      this.#control.fd,
+      ...[this.#metrics, this.#pageFd, this.#deniedLog].filter((fd) => fd !== undefined),
+    ];
     const child: AuthChild = new Child({
       name: 'auth',
       command: this.#launcher.commandAsRoot(authProgram, { ...files, descriptors: descriptorsOfChild(inherited) }),

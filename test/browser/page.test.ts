@@ -1,0 +1,260 @@
+// The admin page in a real browser, before a real gateway: from the set-up link to a connected client, each section, and what
+// holds for all of them.
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { parseProfile } from '../../src/control/profile.ts';
+import { decodeProfileLink } from '../../src/control/profile-link.ts';
+import { loadPage, pageFiles } from '../../src/gateway/admin/files.ts';
+import { codeOf } from '../support/admin.ts';
+import { noBrowser, PASSWORD, Stage, WIDTHS } from '../support/browser.ts';
+import { until } from '../support/world.ts';
+
+const OPTIONS = { timeout: 120_000, skip: noBrowser ?? false };
+
+test('a new administrator gets from the set-up link to a connected client by the page alone', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  const page = await stage.window();
+  const { url } = await stage.api['admin.link']({});
+  await page.goto(url);
+  await page.getByLabel('Name').fill('ada');
+  await page.getByLabel('Password').fill(PASSWORD);
+  await page.getByRole('button', { name: 'Continue' }).click();
+  const codes = page.locator('.codes code');
+  await codes.first().waitFor();
+  assert.equal(await codes.count(), 10);
+  await page.getByRole('button', { name: 'I have kept them' }).click();
+  await page.getByRole('img', { name: 'QR code for your authenticator app' }).waitFor();
+  await page.getByText('I cannot scan it').click();
+  const secret = await page.locator('code.long').textContent();
+  await page.getByRole('textbox', { name: 'Code' }).fill(codeOf(`otpauth://totp/x?secret=${secret}`, Date.now()));
+  await page.getByRole('button', { name: 'Finish' }).click();
+  await page.getByRole('heading', { name: 'Three steps to the first connection' }).waitFor();
+  await page.getByRole('link', { name: 'Add a user' }).click();
+  await page.getByRole('dialog').getByLabel('Name').fill('bob');
+  await page.getByRole('button', { name: 'Add user' }).click();
+  await page.getByRole('button', { name: 'Make profile' }).click();
+  const download = page.waitForEvent('download');
+  await page.getByRole('button', { name: 'Save bob.toml' }).click();
+  const file = await (await download).path();
+  const profile = parseProfile(readFileSync(file, 'utf8'), 'the download');
+  const link = (await page.locator('code.link').textContent()) ?? '';
+  assert.deepEqual(decodeProfileLink(link).token?.reveal(), profile.token?.reveal());
+  await page.getByRole('img', { name: 'QR code with the profile of bob' }).waitFor();
+  await page.getByRole('link', { name: 'Sessions', exact: true }).last().click();
+  await page.getByText('Nobody is connected').waitFor();
+  const client = await stage.world.client('bob', { profile });
+  await client.client.connect({ once: true });
+  stage.world.keepSessions();
+  await page.getByRole('link', { name: 'bob' }).waitFor();
+  await page.getByRole('button', { name: 'End the session of bob' }).click();
+  await page.getByRole('button', { name: 'End session' }).click();
+  await page.getByText('Nobody is connected').waitFor();
+  stage.check();
+});
+
+test('an operator does the daily work: groups, password, second factor, devices, disabling', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  await stage.world.connected('carol');
+  const page = await stage.as('operator');
+  await stage.go(page, 'users', 'Users');
+  await page.getByLabel('Search name or group').fill('caro');
+  await page.getByRole('link', { name: 'carol' }).click();
+  await page.getByRole('button', { name: 'Change groups' }).click();
+  await page.getByRole('textbox', { name: 'Groups' }).fill('staff, night');
+  await page.getByRole('button', { name: 'Save' }).click();
+  await page.getByText('night, staff').waitFor();
+  await page.getByRole('button', { name: 'Set a password' }).click();
+  await page.getByRole('dialog').locator('input').fill('short');
+  await page.getByRole('dialog').getByRole('button', { name: 'Set password' }).click();
+  await page.getByRole('alert').getByText('at least 10 characters').waitFor();
+  await page.getByRole('dialog').locator('input').fill('long enough for anybody');
+  await page.getByRole('dialog').getByRole('button', { name: 'Set password' }).click();
+  await page.getByRole('button', { name: 'Reset password' }).waitFor();
+  await page.getByRole('button', { name: 'Set up second factor' }).click();
+  await page.getByRole('button', { name: 'Make it' }).click();
+  await page.getByRole('img', { name: 'QR code with the second factor of carol' }).waitFor();
+  await page.getByRole('button', { name: 'Done' }).click();
+  await page.getByText('yes, 10 recovery codes left').waitFor();
+  await page.getByRole('button', { name: /^Rename/ }).click();
+  await page.getByRole('textbox', { name: 'Name' }).fill('laptop of carol');
+  await page.getByRole('dialog').getByRole('button', { name: 'Rename' }).click();
+  await page.getByText('laptop of carol').waitFor();
+  await page.getByRole('button', { name: 'Revoke laptop of carol' }).click();
+  await page.getByRole('button', { name: 'Revoke device' }).click();
+  await page.locator('.badge').getByText('revoked').waitFor();
+  await page.getByRole('button', { name: 'Disable', exact: true }).click();
+  await page.getByRole('button', { name: 'Disable user' }).click();
+  await page.locator('.badge').getByText('disabled').waitFor();
+  const shown = await stage.api['user.show']({ name: 'carol' });
+  assert.deepEqual(
+    [shown.groups, shown.disabled, shown.totp, shown.devices[0]?.name, shown.devices[0]?.state],
+    [['night', 'staff'], true, true, 'laptop of carol', 'revoked'],
+  );
+  await stage.go(page, 'audit', 'Audit');
+  await page.getByLabel('Kind of event').selectOption('operator');
+  await page.getByText(/operation user\.disable/).waitFor();
+  const download = page.waitForEvent('download');
+  await page.getByRole('button', { name: 'Export' }).click();
+  const lines = readFileSync(await (await download).path(), 'utf8')
+    .trim()
+    .split('\n');
+  assert.ok(lines.every((line) => String(JSON.parse(line).event).startsWith('operator.')));
+  stage.check();
+});
+
+test('a viewer sees everything and is offered nothing to change', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  await stage.world.connected('carol');
+  const page = await stage.as('viewer');
+  for (const [path, heading] of [
+    ['sessions', 'Sessions'],
+    ['users', 'Users'],
+    ['users/carol', 'carol'],
+    ['devices', 'Devices'],
+    ['settings', 'Settings'],
+  ] as const) {
+    await stage.go(page, path, heading);
+    const names = await page.locator('main button').allTextContents();
+    assert.deepEqual(
+      names.filter((name) => !/Skip|Show|Export/.test(name)),
+      [],
+      path,
+    );
+  }
+  stage.check();
+});
+
+test('texts that are scripts are shown as texts, wherever they come from', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  const script = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>';
+  await stage.world.connected('carol');
+  const [device] = await stage.api['device.list']({});
+  await stage.api['device.rename']({ id: device?.id ?? '', name: '<img src=x onerror=document.title="owned">' });
+  await stage.api['token.issue']({ user: 'carol', name: '<svg onload=document.title="owned">', scopes: ['proxy'] });
+  const stranger = await stage.window();
+  await stranger.goto(stage.origin);
+  await stranger.getByLabel('Name').fill(script);
+  await stranger.getByLabel('Password').fill('x');
+  await stranger.getByLabel('Code').fill('1');
+  await stranger.getByRole('button', { name: 'Log in' }).click();
+  await stranger.getByRole('alert').waitFor();
+  const page = await stage.as('administrator');
+  await stage.go(page, 'users/carol', 'carol');
+  await page.getByText('<svg onload=document.title="owned">').first().waitFor();
+  await page.getByText('<img src=x onerror=document.title="owned">').first().waitFor();
+  await stage.go(page, 'audit', 'Audit');
+  await page.getByText('<script>').first().waitFor();
+  assert.doesNotMatch(await page.title(), /owned/);
+  assert.equal(await page.locator('img, main svg[onload], main script').count(), 0);
+  stage.check();
+});
+
+test(
+  'every section fits every width in both themes, and a check for accessibility finds nothing serious',
+  OPTIONS,
+  async () => {
+    await using stage = await Stage.open();
+    await stage.world.connected('carol');
+    for (const width of WIDTHS) {
+      for (const dark of [false, true]) {
+        const page = await stage.as('administrator', { width, dark });
+        for (const [path, heading] of [
+          ['overview', 'Overview'],
+          ['sessions', 'Sessions'],
+          ['users', 'Users'],
+          ['users/carol', 'carol'],
+          ['devices', 'Devices'],
+          ['audit', 'Audit'],
+          ['settings', 'Settings'],
+        ] as const) {
+          await stage.go(page, path, heading);
+          assert.deepEqual(await stage.accessibility(page), [], `${path} at ${width}, dark ${dark}`);
+          assert.equal(await stage.overflow(page), 0, `${path} at ${width}`);
+        }
+        await page.context().close();
+      }
+    }
+    stage.check();
+  },
+);
+
+test('the check for accessibility sees what it is there for', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  const page = await stage.window();
+  await page.goto(stage.origin);
+  await page.getByLabel('Name').waitFor();
+  assert.deepEqual(await stage.accessibility(page), []);
+  await page.evaluate("document.querySelector('label').remove()");
+  assert.ok((await stage.accessibility(page)).some((found) => found.startsWith('label')));
+});
+
+test('the keyboard alone is enough', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  await stage.api['user.add']({ name: 'carol' });
+  const page = await stage.as('operator');
+  const press = async (key: string, until: () => Promise<boolean>): Promise<void> => {
+    for (let count = 0; count < 60; count++) {
+      if (await until()) return;
+      await page.keyboard.press(key);
+    }
+    assert.fail(`sixty times ${key} do not lead there`);
+  };
+  const focused = (pattern: RegExp) => async () =>
+    pattern.test(String(await page.evaluate('document.activeElement?.textContent ?? ""')));
+  await press('Tab', focused(/^Users$/));
+  await page.keyboard.press('Enter');
+  await page.getByRole('heading', { level: 1, name: 'Users' }).waitFor();
+  await until(focused(/^Users$/), 'the heading has the focus');
+  await page.getByRole('link', { name: 'carol' }).waitFor();
+  await press('Tab', focused(/^Add a user$/));
+  await page.keyboard.press('Enter');
+  await page.getByRole('dialog').waitFor();
+  await page.keyboard.press('Escape');
+  await page.getByRole('dialog').waitFor({ state: 'detached' });
+  await until(focused(/^Add a user$/), 'the focus is back where it was');
+  await press('Tab', focused(/^carol$/));
+  await page.keyboard.press('Enter');
+  await page.getByRole('heading', { level: 1, name: 'carol' }).waitFor();
+  stage.check();
+});
+
+test('ten thousand users are no trouble for the table', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  const db = new (await import('node:sqlite')).DatabaseSync(`${stage.world.dir}/store.sqlite`);
+  db.exec('begin');
+  const add = db.prepare('insert into users (id, name, created_at) values (?, ?, 1)');
+  for (let index = 0; index < 10_000; index++) {
+    add.run(String(index).padStart(32, '0'), `user${String(index).padStart(5, '0')}`);
+  }
+  db.exec('commit');
+  db.close();
+  const page = await stage.as('viewer');
+  await stage.go(page, 'users', 'Users');
+  await page.getByRole('link', { name: 'user00000' }).waitFor();
+  assert.equal(await page.locator('tbody tr').count(), 100);
+  await page.getByRole('button', { name: 'Show more' }).click();
+  await page.getByRole('link', { name: 'user00150' }).waitFor();
+  await page.getByLabel('Search name or group').fill('09999');
+  await page.getByRole('link', { name: 'user09999' }).waitFor();
+  await until(async () => (await page.locator('tbody tr').count()) === 1, 'one is found');
+  stage.check();
+});
+
+test('a page whose login has ended asks for another, and does not lose its place', OPTIONS, async () => {
+  await using stage = await Stage.open();
+  const page = await stage.as('viewer');
+  await stage.go(page, 'devices', 'Devices');
+  const [session] = await stage.api['admin.sessions']({});
+  await stage.api['user.disable']({ name: session?.user ?? '' });
+  await page.getByLabel('Search name, user or id').fill('x');
+  await page.getByText('You were logged out').waitFor();
+  assert.match(page.url(), /#\/devices$/);
+});
+
+test('the page weighs no more than 120 KB, compressed', async () => {
+  const files = pageFiles(await loadPage());
+  const sizes = [...files.values()].map(({ gzipped }) => gzipped.length);
+  const total = sizes.reduce((sum, size) => sum + size, 0);
+  assert.ok(total <= 120_000, `${total} bytes`);
+});
