@@ -1,0 +1,129 @@
+// What a change makes of classes, peers and marks, as text; that the kernel does what the text says: test/lab/policy-*.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { isVpnError } from '../../base/errors.ts';
+import { parseIp } from '../../ip/address.ts';
+import { withAddresses } from '../../policy/kernel-rules.ts';
+import { readPolicy } from '../../policy/policy.ts';
+import type { AdmittedLease } from '../ipc/ports.ts';
+import { AccessTable } from './access-table.ts';
+
+const RULES = `version = 1
+[[rules]]
+action = "allow"
+from = ["any"]
+to = ["192.0.2.0/24"]
+[[rules]]
+action = "allow"
+from = ["any"]
+to = ["group:ops"]
+[[rules]]
+action = "deny"
+from = ["any"]
+to = ["198.51.100.7"]
+`;
+
+let mark = 0;
+
+function tableOf(text: string, admitted: readonly AdmittedLease[], former?: AccessTable): AccessTable {
+  const { policy, problems } = readPolicy(text);
+  assert.ok(policy !== undefined, JSON.stringify(problems));
+  return new AccessTable({
+    table: 'inet t',
+    rules: withAddresses(policy.rules, () => []),
+    allow: 'accept',
+    deny: 'drop',
+    clients: { 4: 'pool4', 6: 'pool6' },
+    admitted,
+    nextMark: () => ++mark,
+    former,
+  });
+}
+
+const client = (v4: string, rules: readonly number[], peers: readonly string[] = []): AdmittedLease => ({
+  lease: { v4: parseIp(v4) },
+  access: { rules, peers },
+});
+
+/** The mark of each client, by its address. */
+function marksOf(table: AccessTable): Record<string, string> {
+  const line = table.lines().find((one) => one.includes('map marks4')) ?? '';
+  return Object.fromEntries(
+    [...line.matchAll(/(\d+\.\d+\.\d+\.\d+) : (\d+)/g)].map(([, address, one]) => [address, one]),
+  );
+}
+
+test('with other rules a client gets another mark, and nobody else does', () => {
+  const one = client('10.0.0.1', [0]);
+  const two = client('10.0.0.2', [0]);
+  const table = tableOf(RULES, [one, two]);
+  const before = marksOf(table);
+  table.admit([client('10.0.0.1', [0, 2])]);
+  const between = marksOf(table);
+  assert.notEqual(between['10.0.0.1'], before['10.0.0.1']);
+  assert.equal(between['10.0.0.2'], before['10.0.0.2']);
+  // Another policy, in which the first client's rules are the same, and the second one's are not.
+  const next = tableOf(
+    RULES.replace('192.0.2.0/24', '192.0.2.0/25').replace('198.51.100.7', '192.0.2.0/24'),
+    [client('10.0.0.1', [0]), client('10.0.0.2', [0])],
+    tableOf(
+      RULES.replace('192.0.2.0/24', '192.0.2.0/25'),
+      [client('10.0.0.1', [0]), client('10.0.0.2', [0, 2])],
+      table,
+    ),
+  );
+  const again = tableOf(RULES, [client('10.0.0.1', [0])], next);
+  assert.notEqual(marksOf(again)['10.0.0.1'], marksOf(next)['10.0.0.1']);
+  const kept = tableOf(
+    RULES.replace('198.51.100.7', '198.51.100.8'),
+    [client('10.0.0.1', [0]), client('10.0.0.3', [0])],
+    again,
+  );
+  assert.equal(marksOf(kept)['10.0.0.1'], marksOf(again)['10.0.0.1']);
+  assert.notEqual(marksOf(kept)['10.0.0.3'], undefined);
+});
+
+test('who leaves a group that rules lead to is left by the connections that those rules let through', () => {
+  const table = tableOf(RULES, [
+    client('10.0.0.1', [0, 1]),
+    client('10.0.0.2', [0]),
+    client('10.0.0.9', [0], ['group:ops']),
+  ]);
+  const before = marksOf(table);
+  const { commands } = table.admit([client('10.0.0.9', [0])]);
+  const after = marksOf(table);
+  assert.match(commands, /delete element inet t peers_0_4 \{ 10\.0\.0\.9 \}/);
+  assert.notEqual(after['10.0.0.1'], before['10.0.0.1']);
+  assert.equal(after['10.0.0.2'], before['10.0.0.2']);
+});
+
+test('what was not carried out is undone, classes too', () => {
+  const table = tableOf(RULES, [client('10.0.0.1', [0]), client('10.0.0.9', [0, 1], ['group:ops'])]);
+  // Maps do not have an order.
+  const sorted = () =>
+    table.lines().map((line) =>
+      line
+        .split(/[{},]/)
+        .map((word) => word.trim())
+        .toSorted()
+        .join(),
+    );
+  const before = sorted();
+  table.admit([client('10.0.0.9', [0]), client('10.0.0.5', [0, 1, 2])]).undo();
+  table.dismiss({ v4: parseIp('10.0.0.1') }).undo();
+  assert.deepEqual(sorted(), before);
+  // The class is made again, as it is not in the kernel.
+  assert.match(table.admit([client('10.0.0.5', [0, 1, 2])]).commands, /chain class_2 \{/);
+});
+
+test('numbers of rules that are none, or out of order, are refused before anything changes', () => {
+  const table = tableOf(RULES, []);
+  for (const rules of [[3], [-1], [1, 0], [0, 0], [0.5]]) {
+    assert.throws(
+      () => table.admit([client('10.0.0.1', rules)]),
+      (error) => isVpnError(error, 'ERR_INVARIANT'),
+      rules.join(),
+    );
+  }
+  assert.equal(table.dismiss({ v4: parseIp('10.0.0.1') }).commands, '');
+});
