@@ -5,7 +5,7 @@
  * may live in memory instead. Opening reads and checks everything and changes nothing of the host.
  */
 
-import { createHash, randomBytes } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
@@ -41,7 +41,6 @@ import { type LoginProvider, OidcStep } from '../identity/steps/oidc.ts';
 import { type PasswordSources, PasswordStep } from '../identity/steps/password.ts';
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
-import type { Policy } from '../policy/policy.ts';
 import { Audit } from '../store/audit.ts';
 import { recordPolicy } from '../store/policy.ts';
 import type { PostgresOptions } from '../store/postgres.ts';
@@ -241,15 +240,10 @@ export class GatewayState implements AsyncDisposable {
   }
 
   /** Puts on record what has changed in who may enter, and where to. @throws {VpnError} ERR_STORE */
-  async recordPolicy(config: GatewayConfig, policy?: Policy): Promise<void> {
+  async recordPolicy(config: GatewayConfig, digest?: string): Promise<void> {
     const rules = Object.fromEntries(POLICY_KEYS.map((key) => [key, config[key]]));
     // Of a file of thousands of rules it is enough to know that it was another one.
-    const text =
-      policy === undefined
-        ? undefined
-        : JSON.stringify(policy, (_, value) => (value instanceof Map || value instanceof Set ? [...value] : value));
-    const digest = text === undefined ? 'none' : createHash('sha256').update(text).digest('hex');
-    await recordPolicy(this.#store, this.audit, { ...rules, policyFile: config.policyFile, policy: digest });
+    await recordPolicy(this.#store, this.audit, { ...rules, policyFile: config.policyFile, policy: digest ?? 'none' });
   }
 
   get hasPki(): boolean {

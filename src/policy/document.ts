@@ -149,8 +149,10 @@ export interface ReadDocument {
   /** Undefined when there is an error. */
   readonly document: PolicyDocument | undefined;
   readonly problems: readonly Problem[];
-  /** Where the value at a path stands. */
+  /** Where the value at a path stands. Slow the first time. */
   readonly locate: (path: readonly PropertyKey[]) => TextLocation;
+  /** The line of an entry of a list of tables, or of a test. */
+  readonly lineOf: (list: 'rules' | 'settings' | 'tests', index: number) => number;
 }
 
 /** Reads the text of a policy file. Never throws for what is in it. */
@@ -160,6 +162,9 @@ export function readDocument(text: string): ReadDocument {
     locations ??= new TomlLocations(text);
     return locations.of(path);
   };
+  const quick = new QuickLines(text);
+  const lineOf: ReadDocument['lineOf'] = (list, index) =>
+    quick.of(list, index) ?? locate(list === 'tests' ? [list, 'expect', index] : [list, index]).line;
   let value: unknown;
   try {
     value = parse(text);
@@ -167,10 +172,13 @@ export function readDocument(text: string): ReadDocument {
     if (!(error instanceof TomlError)) throw error;
     const message = error.message.split('\n')[0]?.replace(/^Invalid TOML document: /, '') ?? 'not TOML';
     const { line, column } = error;
-    return { document: undefined, problems: [{ severity: 'error', line, column, message }], locate };
+    return { document: undefined, problems: [{ severity: 'error', line, column, message }], locate, lineOf };
   }
   const { data, error } = policySchema.safeParse(value);
-  if (error === undefined) return { document: data, problems: [], locate };
+  if (error === undefined) {
+    quick.expect(data);
+    return { document: data, problems: [], locate, lineOf };
+  }
   const problems = error.issues.flatMap((issue): Problem[] => {
     if (issue.code !== 'unrecognized_keys') {
       return [{ severity: 'error', ...locate(issue.path), message: messageOf(issue) }];
@@ -181,7 +189,48 @@ export function readDocument(text: string): ReadDocument {
       message: `unknown key ${JSON.stringify(key)}`,
     }));
   });
-  return { document: undefined, problems, locate };
+  return { document: undefined, problems, locate, lineOf };
+}
+
+/** Lines of what is written as nearly everybody writes it, without a syntax tree: that of thousands of rules takes long. */
+class QuickLines {
+  readonly #text: string;
+  #lines: Partial<Record<'rules' | 'settings' | 'tests', readonly number[]>> = {};
+
+  constructor(text: string) {
+    this.#text = text;
+  }
+
+  /** Looks for what the text is known to hold. What is not found as often as it should be is not known. */
+  expect({ rules, settings, tests }: PolicyDocument): void {
+    // In a string of several lines anything may stand.
+    if (/"""|'''/.test(this.#text)) return;
+    const heads: Record<string, number[]> = { rules: [], settings: [] };
+    const literals = tests.expect.map((test) => JSON.stringify(test));
+    const found: number[] = [];
+    for (const [at, line] of this.#text.split('\n').entries()) {
+      const [, head = ''] = /^[ \t]*\[\[[ \t]*(rules|settings)[ \t]*\]\]/.exec(line) ?? [];
+      heads[head]?.push(at + 1);
+      for (
+        let next = literals[found.length];
+        next !== undefined && line.includes(next);
+        next = literals[found.length]
+      ) {
+        found.push(at + 1);
+        if (literals[found.length] === next) break;
+      }
+    }
+    const [ruleLines = [], settingLines = []] = [heads.rules, heads.settings];
+    this.#lines = {
+      ...(ruleLines.length === rules.length ? { rules: ruleLines } : {}),
+      ...(settingLines.length === settings.length ? { settings: settingLines } : {}),
+      ...(found.length === literals.length ? { tests: found } : {}),
+    };
+  }
+
+  of(list: 'rules' | 'settings' | 'tests', index: number): number | undefined {
+    return this.#lines[list]?.[index];
+  }
 }
 
 /** The schema of a policy file for editors, as JSON Schema. */

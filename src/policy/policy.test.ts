@@ -119,3 +119,33 @@ test('names that mean something to an object are names like others', () => {
     ['found "toString"'],
   );
 });
+
+test('rules, settings and tests have their lines, however they are written', () => {
+  const usual = `version = 1
+
+  [[ rules ]]
+action = "deny"
+from = ["any"]
+to = ["any"]
+[[rules]] # another
+action = "deny"
+from = ["any"]
+to = ["any"]
+[[settings]]
+for = ["any"]
+[tests]
+expect = ["a cannot reach 192.0.2.1", "a cannot reach 192.0.2.1",
+  "b cannot reach 192.0.2.1"]
+`;
+  const linesOf = (text: string) => {
+    const { policy, problems } = readPolicy(text);
+    assert.ok(policy !== undefined, JSON.stringify(problems));
+    return [policy.rules, policy.settings, policy.tests].map((list) => list.map(({ line }) => line));
+  };
+  assert.deepEqual(linesOf(usual), [[3, 7], [11], [14, 14, 15]]);
+  const rule = '{ action = "deny", from = ["any"], to = ["any"] }';
+  const inline = `version = 1\nrules = [\n  ${rule},\n  ${rule} ]\n[tests]\nexpect = ['a cannot reach 192.0.2.1']\n`;
+  assert.deepEqual(linesOf(inline), [[3, 4], [], [6]]);
+  const misleading = usual.replace('action = "deny"', 'name = """\n[[rules]]\n"""\naction = "deny"');
+  assert.deepEqual(linesOf(misleading)[0], [3, 10]);
+});

@@ -100,7 +100,7 @@ const MAX_STEPS = 2_000_000;
 export function readPolicy(text: string): ReadPolicy {
   const read = readDocument(text);
   if (read.document === undefined) return { policy: undefined, problems: sorted(read.problems) };
-  const reader = new PolicyReader(read.document, read.locate);
+  const reader = new PolicyReader(read.document, read);
   const policy = reader.read();
   const problems = sorted(reader.problems);
   return { policy: problems.some(({ severity }) => severity === 'error') ? undefined : policy, problems };
@@ -110,6 +110,7 @@ class PolicyReader {
   readonly problems: Problem[] = [];
   readonly #document: PolicyDocument;
   readonly #locate: ReadDocument['locate'];
+  readonly #lineOf: ReadDocument['lineOf'];
   readonly #groups = new Set<string>();
   readonly #hosts = new Set<string>();
   /** What a named network or service has turned out to be. */
@@ -117,9 +118,10 @@ class PolicyReader {
   readonly #services = new Map<string, readonly Service[]>();
   #steps = 0;
 
-  constructor(document: PolicyDocument, locate: ReadDocument['locate']) {
+  constructor(document: PolicyDocument, { locate, lineOf }: Pick<ReadDocument, 'locate' | 'lineOf'>) {
     this.#document = document;
     this.#locate = locate;
+    this.#lineOf = lineOf;
   }
 
   read(): Policy {
@@ -137,7 +139,7 @@ class PolicyReader {
       nesting,
       groups: this.#groups,
       hosts: [...this.#hosts].sort(),
-      tests: tests.expect.map((text, index) => ({ text, line: this.#locate(['tests', 'expect', index]).line })),
+      tests: tests.expect.map((text, index) => ({ text, line: this.#lineOf('tests', index) })),
     };
   }
 
@@ -147,7 +149,7 @@ class PolicyReader {
 
   #rule(rule: RuleDocument, index: number): Rule {
     const path = ['rules', index];
-    const { line } = this.#locate(path);
+    const line = this.#lineOf('rules', index);
     return {
       index,
       name: rule.name ?? `rule ${index + 1}`,
@@ -175,7 +177,7 @@ class PolicyReader {
     const path = ['settings', index];
     return {
       for: subjects.flatMap((text, at) => this.#subject(text, [...path, 'for', at])),
-      line: this.#locate(path).line,
+      line: this.#lineOf('settings', index),
       settings: { ...settings, routes: routes?.flatMap((text, at) => this.#route(text, [...path, 'routes', at])) },
     };
   }

@@ -6,6 +6,7 @@
  * is another one. What the kernel does not take changes nothing here either. Without a policy nothing of this is done.
  */
 
+import { createHash } from 'node:crypto';
 import type { Clock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
@@ -54,6 +55,8 @@ const NOBODY: Concerned = { sessions: () => [], resettled: () => {}, regrouped: 
 /** A policy that may be put in force. */
 export interface ReadyPolicy {
   readonly file: string;
+  /** SHA-256 of its text, hexadecimal. */
+  readonly digest: string;
   readonly selector: Selector;
   readonly names: HostNames;
 }
@@ -143,7 +146,8 @@ export class AccessDesk {
       groupsOfUser: (user: string) => groups.get(user) ?? [],
     };
     requireTests(policy, file, surroundings, clock.wallNow());
-    return { file, selector: new Selector(policy), names };
+    const digest = createHash('sha256').update(text).digest('hex');
+    return { file, digest, selector: new Selector(policy), names };
   }
 
   async #testedNames(hosts: readonly string[]): Promise<HostNames> {
