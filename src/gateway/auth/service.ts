@@ -653,13 +653,8 @@ export class AuthService {
     for (const worker of this.#workers.values()) worker.limit(merged.limits);
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
-<<<<<<< HEAD
     this.#recheckStreams();
-    await this.#state.recordPolicy(merged, policy?.selector.policy);
-=======
-    for (const worker of this.#workers.values()) worker.recheckStreams();
     await this.#state.recordPolicy(merged, policy?.digest);
->>>>>>> b15c9a5 (policy: find the lines of rules without a syntax tree)
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     const warnings = [...this.#policyDesk.cutOff(losers), ...this.#policyDesk.cutsWay(via, merged)];
