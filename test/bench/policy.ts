@@ -100,7 +100,9 @@ async function flow(
   const add = ['user', 'group', client.user, '--add', `g${GROUPS - 1}`];
   await deployment.ok(deployment.gateway, ...add, '--state', deployment.state);
   await client.up();
-  await using server = await deployment.behind.start(['iperf3', '-s', '-p', '5201'], { ready: /listening/ });
+  await using server = await deployment.behind.start(['iperf3', '--forceflush', '-s', '-p', '5201'], {
+    ready: /listening/,
+  });
   const measure = async (isPoliced: boolean): Promise<number> => {
     await deployment.configure((text) => {
       const bare = text.replace(/^policyFile.*\n/m, '');
