@@ -65,6 +65,7 @@ const CODES = {
   ERR_CONFIG_SYNTAX: 'config',
   ERR_CONFIG_KEY: 'config',
   ERR_CONFIG_VALUE: 'config',
+  ERR_DEVICE_KIND: 'config',
   ERR_CERT_KEY_MISMATCH: 'config',
   ERR_CERT_FILE: 'config',
 

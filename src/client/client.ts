@@ -14,7 +14,8 @@ import { type Logger, type Secret, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import { formatIp, type IpAddress, parseIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
-import type { TunDevice, TunReader } from '../os/tun.ts';
+import { NO_OFFLOAD } from '../ip/super-packet.ts';
+import type { PacketBuffer, TunDevice, TunReader } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
 import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
@@ -24,8 +25,9 @@ import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protoc
 import type { Channel, ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
 import { type DialOptions, dial, dialHttp2 } from '../transport/dial.ts';
+import { EthernetLink } from '../transport/ethernet-link.ts';
 import type { ChooseProxy } from '../transport/outbound-proxy.ts';
-import { PacketBufferPool, PacketLink, SendBatch } from '../transport/packet-link.ts';
+import { PacketBufferPool, PacketLink, SendBatch, type TunnelLink } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import type { RekeyCounters } from '../transport/slot.ts';
 import { DeviceKey } from './device-key.ts';
@@ -156,7 +158,7 @@ export class VpnClient {
   #tun: TunDevice | undefined;
   #buffers: PacketBufferPool | undefined;
   readonly #batch = new SendBatch();
-  #link: PacketLink | undefined;
+  #link: TunnelLink | undefined;
   /** The session that `#link` is for. */
   #linked: AcceptMessage | undefined;
   /** Configurations are applied one after the other. */
@@ -555,6 +557,7 @@ export class VpnClient {
 
   #features(): string[] {
     const features: string[] = [Feature.attach, Feature.resume, Feature.rekey];
+    if (this.#tun?.kind === 'tap') return [...features, Feature.ethernet];
     if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
     features.push(Feature.superPackets);
     if (this.#tun.uso) features.push(Feature.udpSuperPackets);
@@ -562,7 +565,7 @@ export class VpnClient {
   }
 
   /** Called for the first CONFIG of a session and for every later one, which keeps the link. */
-  async #openLink(config: AcceptedConfig, accepted: AcceptMessage): Promise<PacketLink | undefined> {
+  async #openLink(config: AcceptedConfig, accepted: AcceptMessage): Promise<TunnelLink | undefined> {
     const { host } = this.#options;
     const tun = this.#tun;
     const buffers = this.#buffers;
@@ -575,6 +578,11 @@ export class VpnClient {
     if (this.#linked === accepted) return this.#link;
     this.#linked = accepted;
     const { features } = accepted;
+    if (features.includes(Feature.ethernet)) {
+      const receive = (buffer: PacketBuffer, length: number): boolean => tun.write(buffer, length, NO_OFFLOAD);
+      this.#link = new EthernetLink({ buffers, batch: this.#batch, drops: this.#drops, receive });
+      return this.#link;
+    }
     const { v4, v6 } = config.addresses;
     this.#link = new PacketLink({
       device: tun,

@@ -15,7 +15,7 @@ import type { Primitives } from '../protocol/keys.ts';
 import { type CloseReason, decodeMessage } from '../protocol/messages.ts';
 import { recoveryAfterError } from '../protocol/reasons.ts';
 import type { Channel } from '../transport/channel.ts';
-import type { PacketLink } from '../transport/packet-link.ts';
+import type { TunnelLink } from '../transport/packet-link.ts';
 import { type RekeyCounters, Slot } from '../transport/slot.ts';
 import { ServerConnection, type ServiceOptions, withTimeout } from './connection.ts';
 
@@ -68,7 +68,7 @@ export class DataLink {
   readonly #places: readonly Place[];
   #keys: AttachKeys;
   #worker: number;
-  #link: PacketLink | undefined;
+  #link: TunnelLink | undefined;
   #isClosed = false;
   /** Connections that have not proven themselves yet. */
   readonly #unproven = new Set<ServerConnection>();
@@ -117,7 +117,7 @@ export class DataLink {
   }
 
   /** Packets go between this link and the connections from now on. */
-  set link(link: PacketLink) {
+  set link(link: TunnelLink) {
     this.#link = link;
     for (const { slot, number } of this.#places) {
       for (const connection of slot.connections) connection.receiver = link.createReceiver();

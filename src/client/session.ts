@@ -19,7 +19,7 @@ import type { ProxyBinding } from '../protocol/proxy-binding.ts';
 import { recoveryAfterError } from '../protocol/reasons.ts';
 import { CONTROL_SLOT } from '../protocol/rekey.ts';
 import type { Channel } from '../transport/channel.ts';
-import type { PacketLink } from '../transport/packet-link.ts';
+import type { TunnelLink } from '../transport/packet-link.ts';
 import { type RekeyCounters, Slot } from '../transport/slot.ts';
 import { ServerConnection, withTimeout } from './connection.ts';
 import { DataLink } from './data-link.ts';
@@ -46,7 +46,7 @@ export interface ClientSessionOptions extends DialogueOptions {
   now: () => number;
   log: Logger;
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
-  openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<PacketLink | undefined>;
+  openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<TunnelLink | undefined>;
 }
 
 /** How a session ended: with an error, or with the reason the server gave. */
@@ -77,7 +77,7 @@ export class ClientSession {
   #echoBytes = 0;
   #config: AcceptedConfig;
   #refused: readonly RefusedItem[];
-  #link: PacketLink | undefined;
+  #link: TunnelLink | undefined;
   /** When the control connection may be changed again. */
   #renewAt = Number.NEGATIVE_INFINITY;
   readonly #renewals = new Backoff();
@@ -161,7 +161,7 @@ export class ClientSession {
     return this.#refused;
   }
 
-  get link(): PacketLink | undefined {
+  get link(): TunnelLink | undefined {
     return this.#link;
   }
 

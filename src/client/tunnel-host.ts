@@ -16,6 +16,7 @@ import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
 import { type AcceptedConfig, MIN_TUNNEL_MTU, type RefusedItem } from '../protocol/config-check.ts';
 import type { ClientHost } from './client.ts';
+import { planEthernet } from './ethernet-plan.ts';
 import {
   DEVICE_NAME,
   findOverlaps,
@@ -37,6 +38,8 @@ export interface TunnelHostOptions {
   closing: 'off' | 'on' | 'always';
   /** From the start, what a captive portal needs is open for so long. */
   portalMs?: number;
+  /** Default: `tun`. */
+  device?: 'tun' | 'tap';
   superPackets: boolean;
   wishes: TunnelWishes;
   /** Who gets networks that both have; `auto`: private ones stay local, others go into the tunnel. */
@@ -118,7 +121,16 @@ export class TunnelHost implements ClientHost {
    * @throws {VpnError} ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_UNSUPPORTED, ERR_HOST_APPLY
    */
   async open(): Promise<TunDevice> {
-    const { journalPath, namesPath, superPackets, killSwitch, closing, portalMs, log } = this.#options;
+    const {
+      journalPath,
+      namesPath,
+      device: kind = 'tun',
+      superPackets,
+      killSwitch,
+      closing,
+      portalMs,
+      log,
+    } = this.#options;
     const wasClosed = await killSwitch.isClosed();
     this.#isOpenedOnFailure = closing === 'on' && !wasClosed;
     if (wasClosed && !this.#isClosed)
@@ -128,7 +140,8 @@ export class TunnelHost implements ClientHost {
     this.#guard = setInterval(() => void this.#keepClosed(), GUARD_MS).unref();
     this.#host = await HostNetwork.open({ journalPath, log });
     this.#names = await NameService.open({ journalPath: namesPath, log });
-    this.#tun = openTun({ name: DEVICE_NAME, superPackets, mtu: MIN_TUNNEL_MTU });
+    const isSuper = superPackets && kind === 'tun';
+    this.#tun = openTun({ name: DEVICE_NAME, kind, superPackets: isSuper, mtu: MIN_TUNNEL_MTU });
     if (portalMs !== undefined) await this.openPortal(portalMs);
     return this.#tun;
   }
@@ -141,6 +154,8 @@ export class TunnelHost implements ClientHost {
     if (host === undefined || names === undefined || device === undefined) return [];
     const { wishes, killSwitch } = this.#options;
     const facts = await readHostFacts((name) => OUR_DEVICE.test(name));
+    if (this.#options.device === 'tap')
+      return await this.#applyEthernet(planEthernet({ device, config, facts, wishes }), config, device);
     await this.#chooseAll(findOverlaps({ config, wishes, facts }));
     const choose = (overlap: Overlap): OverlapChoice => this.#choices.get(keyOf(overlap)) ?? standardChoice(overlap);
     const plan = planHost({ device, config, wishes, facts, choose });
@@ -150,6 +165,17 @@ export class TunnelHost implements ClientHost {
       plan.dns === undefined ? undefined : { device, ...plan.dns, servers: plan.dns.servers.map(formatIp) },
     );
     await this.#endPortal();
+    this.#hasApplied = true;
+    this.#config = config;
+    this.#plan = plan;
+    this.#tell(plan);
+    return plan.refused;
+  }
+
+  async #applyEthernet(plan: HostPlan, config: AcceptedConfig, device: string): Promise<readonly RefusedItem[]> {
+    await this.#host?.become(plan.changes);
+    const { dns } = plan;
+    await this.#names?.apply(dns === undefined ? undefined : { device, ...dns, servers: dns.servers.map(formatIp) });
     this.#hasApplied = true;
     this.#config = config;
     this.#plan = plan;

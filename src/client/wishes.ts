@@ -27,20 +27,26 @@ export interface TunnelFlags {
 /**
  * What the tunnel's host is opened with.
  *
- * @throws {VpnError} ERR_USAGE when a kill switch is wanted for a split tunnel
+ * @throws {VpnError} ERR_USAGE when a kill switch is wanted for a split tunnel, or anything but a split one over Ethernet
  */
 export function hostWishes(
   { tunnel }: Profile,
   flags: TunnelFlags,
   answer: AnswerSteps | undefined,
   signal: AbortSignal,
-): Pick<TunnelHostOptions, 'wishes' | 'overlap' | 'ask' | 'closing' | 'portalMs'> {
+): Pick<TunnelHostOptions, 'device' | 'wishes' | 'overlap' | 'ask' | 'closing' | 'portalMs'> {
   const closing = tunnel.killSwitch === 'off' && flags.killSwitch === true ? 'on' : tunnel.killSwitch;
   const mode = flags.mode ?? tunnel.mode;
   if (closing !== 'off' && mode === 'split') {
     throw new VpnError(
       'ERR_USAGE',
       'a kill switch lets nothing out but the tunnel, so it needs a full one: leave out --split, or the kill switch',
+    );
+  }
+  if (tunnel.device === 'tap' && (closing !== 'off' || mode === 'full')) {
+    throw new VpnError(
+      'ERR_USAGE',
+      'the profile bridges Ethernet (tunnel.device = "tap"), which has no full tunnel and no kill switch: leave out --full and --kill-switch',
     );
   }
   const wishes: TunnelWishes = {
@@ -52,7 +58,7 @@ export function hostWishes(
   };
   const ask = flags.isAsked === true && answer !== undefined ? { ask: askAbout(answer, signal) } : {};
   const portal = flags.portalMs === undefined ? {} : { portalMs: flags.portalMs };
-  return { wishes, overlap: flags.overlap ?? tunnel.overlap, closing, ...ask, ...portal };
+  return { device: tunnel.device, wishes, overlap: flags.overlap ?? tunnel.overlap, closing, ...ask, ...portal };
 }
 
 /** What the gateway may push: as far as the profile allows it and the tunnel is to have it. */

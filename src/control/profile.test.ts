@@ -56,6 +56,7 @@ const full: NewProfile = {
   server: { hosts: ['vpn.example.org', '2001:db8::1'], port: 443, name: 'vpn.example.org' },
   allow: { fullTunnel: false, maxRoutes: 10, dns: false, dnsDomains: ['corp.example'] },
   tunnel: {
+    device: 'tun',
     mode: 'full',
     include: ['192.0.2.0/24', '2001:db8::/32'],
     exclude: ['10.0.0.0/8'],
@@ -107,6 +108,7 @@ test('what is left out takes its default', () => {
     assert.deepEqual(profile.pins, []);
     assert.deepEqual(profile.allow, { fullTunnel: true, maxRoutes: 1000, dns: true });
     assert.deepEqual(profile.tunnel, {
+      device: 'tun',
       mode: 'auto',
       include: [],
       exclude: [],

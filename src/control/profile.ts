@@ -78,6 +78,10 @@ const network = z
   .refine((text) => Number(text.slice(text.indexOf('/') + 1)) >= 8, 'too broad: for everything use mode = "full"');
 
 const tunnel = z.strictObject({
+  device: z
+    .enum(['tun', 'tap'])
+    .default('tun')
+    .describe('`tap`: Ethernet frames, for a gateway that bridges; the tunnel is split then'),
   mode: z
     .enum(['auto', 'full', 'split'])
     .default('auto')
@@ -139,6 +143,10 @@ export const profileSchema = z
     path: ['tunnel', 'killSwitch'],
     message: 'a kill switch lets nothing out but the tunnel, so mode cannot be "split"',
   })
+  .refine(({ tunnel: { device, killSwitch, mode } }) => device === 'tun' || (killSwitch === 'off' && mode !== 'full'), {
+    path: ['tunnel', 'device'],
+    message: '"tap" joins a network and leaves the others alone: it has no full tunnel and no kill switch',
+  })
   .refine((profile) => (profile.certFile === undefined) === (profile.keyFile === undefined), {
     path: ['keyFile'],
     message: 'certFile and keyFile come together',
@@ -149,7 +157,7 @@ export type Profile = Readonly<z.output<typeof profileSchema>>;
 /** A profile to be written; what is left out takes its default. */
 export type NewProfile = Readonly<
   Omit<Profile, 'verifyServer' | 'pins' | 'allow' | 'tunnel'> &
-    Partial<Pick<Profile, 'verifyServer' | 'pins' | 'allow' | 'tunnel'>>
+    Partial<Pick<Profile, 'verifyServer' | 'pins' | 'allow'>> & { tunnel?: Partial<Profile['tunnel']> }
 >;
 
 /** A name for a new profile that no other has: 32 hexadecimal digits. */
@@ -229,7 +237,7 @@ export function formatProfile(profile: NewProfile): string {
 }
 
 /** What differs from the defaults. */
-function tunnelLines(wishes: Profile['tunnel'] | undefined): string[] {
+function tunnelLines(wishes: Partial<Profile['tunnel']> | undefined): string[] {
   const defaults: Readonly<Record<string, unknown>> = tunnel.parse({});
   const lines = Object.entries(wishes ?? {}).flatMap(([key, value]) => {
     if (JSON.stringify(value) === JSON.stringify(defaults[key])) return [];

@@ -33,6 +33,7 @@ import type { ServerCredentials } from '../transport/tls.ts';
 import { type GatewayConfig, GROUP_ROLES, RELOADABLE_KEYS, roleOf } from './config.ts';
 import { profileTrust } from './profile-trust.ts';
 import type { GatewayState } from './state.ts';
+import { isBridging } from './tap-config.ts';
 
 const DAY_MS = 86_400_000;
 const HOUR_MS = 3_600_000;
@@ -234,6 +235,7 @@ export function createAdministration(
           ...(camouflage === undefined ? {} : { camouflage }),
         },
         ...trust,
+        ...(isBridging(config()) ? { tunnel: { device: 'tap' as const } } : {}),
         ...(issued === undefined
           ? {}
           : { token: issued.token, tokenExpires: new Date(issued.expiresAt).toISOString() }),

@@ -13,6 +13,7 @@ import { VpnError } from '../base/errors.ts';
 import type { Role } from '../control/operations.ts';
 import { normaliseName } from '../identity/names.ts';
 import { parsePrefix } from '../ip/address.ts';
+import { tapSchema } from './tap-config.ts';
 
 const text = z.string().min(1).max(4096);
 const address = z.union([z.ipv4(), z.ipv6()], 'expected an IPv4 or IPv6 address');
@@ -188,8 +189,9 @@ export const gatewayConfigSchema = z.strictObject({
     .string()
     .regex(/^[a-zA-Z][a-zA-Z0-9_-]{0,12}$/, 'expected a name of at most 13 letters, digits, - or _')
     .default('cvpn0')
-    .describe('TUN device; a second one with "p" appended serves peers without super-packets'),
-  mtu: z.number().int().min(1280).max(9000).default(1500).describe('of the TUN devices'),
+    .describe('TUN device; a second one with "p" appended serves peers without super-packets; "tap": bridge Ethernet'),
+  tap: tapSchema.prefault({}),
+  mtu: z.number().int().min(1280).max(9000).default(1500).describe('of the devices'),
   pool: z
     .array(prefix)
     .min(1)

@@ -99,6 +99,46 @@ export const DropReason = {
   queueBudget: 38,
   /** Its user has carried as much as the quota allows. */
   quota: 39,
+
+  // Ethernet: the frame.
+  /** Fewer bytes than an Ethernet header, or than what its type says. */
+  frameTooShort: 40,
+  /** A source that is no address of a single station. */
+  frameSource: 41,
+  /** To the reserved addresses of bridges (STP, LLDP, PAUSE …), or LLC, which these speak. */
+  frameControl: 42,
+  /** A VLAN tag. */
+  frameTagged: 43,
+  /** A protocol that is not listed. */
+  frameProtocol: 44,
+  /** A fragment whose transport header cannot be told. */
+  frameFragment: 45,
+
+  // Ethernet: what a client must not say.
+  /** Another's MAC address, as the source or in an ARP or DHCP message. */
+  macSpoofed: 46,
+  /** More MAC addresses than a client may have. */
+  macLimit: 47,
+  /** No room in the table of MAC addresses. */
+  macTableFull: 48,
+  /** An IP address that is another's or was not leased, as a source or in an ARP or neighbour message. */
+  addressSpoofed: 49,
+  /** More IP addresses than a client may have. */
+  addressLimit: 50,
+  /** A router advertisement or redirect. */
+  routerAdvertisement: 51,
+  /** What only a DHCP server says. */
+  dhcpServer: 52,
+
+  // Ethernet: where frames go.
+  /** More broadcasts and multicasts of a client in a second than it may send. */
+  broadcastRate: 53,
+  /** More broadcasts and multicasts from the bridge in a second than are copied to the clients. */
+  floodRate: 54,
+  /** To another client, and clients are kept apart. */
+  clientIsolated: 55,
+  /** To where the frame came from. */
+  sameSide: 56,
 } as const;
 export type DropReason = (typeof DropReason)[keyof typeof DropReason];
 

@@ -25,7 +25,13 @@ export type HostChange =
       queueLength?: number;
       /** `none`: no link-local address of its own. */
       addressGeneration?: 'none' | 'eui64';
+      /** As `02:c5:0a:58:00:02`; of a device that is down. */
+      hardwareAddress?: string;
     }
+  /** A bridge of our own, down, without addresses; known again by its MAC address, which nobody else has. */
+  | { kind: 'bridge'; device: string; mac: string; mtu: number }
+  /** A device becomes a port of a bridge; `isolated`: the kernel carries nothing to other isolated ports. */
+  | { kind: 'port'; device: string; bridge: string; isolated: boolean }
   /** An address, alone or with its prefix length. */
   | { kind: 'address'; device: string; address: string }
   | {
@@ -69,6 +75,7 @@ export type Undo =
   | { op: 'address'; device: string; index: number; address: string }
   | { op: 'route'; device: string | null; index: number; args: string[] }
   | { op: 'rule'; family: 4 | 6; args: string[] }
+  | { op: 'bridge'; device: string; mac: string }
   | { op: 'nft'; table: TableName };
 
 /** One step of a plan: what has to be written down, then what has to be done. */
@@ -93,6 +100,9 @@ export interface Link {
   isUp: boolean;
   queueLength: number;
   addressGeneration: string | undefined;
+  hardwareAddress: string;
+  /** As `ip` names it: `tun`, `bridge`, `veth`; undefined for a piece of hardware. */
+  kind: string | undefined;
   isTun: boolean;
 }
 
@@ -107,10 +117,17 @@ export async function listLinks(): Promise<Map<string, Link>> {
       isUp: Array.isArray(link.flags) && link.flags.includes('UP'),
       queueLength: Number(link.txqlen ?? 0),
       addressGeneration: typeof generation === 'string' ? generation : undefined,
+      hardwareAddress: String(link.address ?? ''),
+      kind: typeof kind === 'string' ? kind : undefined,
       isTun: kind === 'tun',
     });
   }
   return links;
+}
+
+/** A device as it is, if there is one of the name. */
+export async function readLink(device: string): Promise<Link | undefined> {
+  return (await listLinks()).get(device);
 }
 
 export async function planChange(change: HostChange, links: ReadonlyMap<string, Link>): Promise<Step[]> {
@@ -121,6 +138,25 @@ export async function planChange(change: HostChange, links: ReadonlyMap<string, 
       return await planForwarding6(links);
     case 'link':
       return planLink(change, linkOf(change.device, links));
+    case 'bridge': {
+      const { device, mac, mtu } = change;
+      const words = ['link', 'add', 'name', device, 'address', mac, 'mtu', String(mtu), 'type', 'bridge'];
+      return [{ undo: { op: 'bridge', device, mac }, ip: [[...words, 'mcast_snooping', '0']] }];
+    }
+    case 'port': {
+      const { device, bridge, isolated } = change;
+      const { index } = linkOf(device, links);
+      const flags = ['isolated', isolated ? 'on' : 'off', 'guard', 'on', 'root_block', 'on'];
+      return [
+        {
+          undo: { op: 'link', device, index, set: [['nomaster']] },
+          ip: [
+            ['link', 'set', 'dev', device, 'master', bridge],
+            ['link', 'set', 'dev', device, 'type', 'bridge_slave', ...flags],
+          ],
+        },
+      ];
+    }
     case 'address':
       return await planAddress(change, linkOf(change.device, links));
     case 'route':
@@ -227,6 +263,10 @@ function planLink(change: Extract<HostChange, { kind: 'link' }>, link: Link): St
   if (change.queueLength !== undefined && change.queueLength !== link.queueLength) {
     set(['txqueuelen', String(change.queueLength)], ['txqueuelen', String(link.queueLength)]);
   }
+  const { hardwareAddress } = change;
+  if (hardwareAddress !== undefined && hardwareAddress !== link.hardwareAddress) {
+    set(['address', hardwareAddress], ['address', link.hardwareAddress]);
+  }
   const generation = change.addressGeneration;
   if (generation !== undefined && link.addressGeneration !== undefined && generation !== link.addressGeneration) {
     set(['addrgenmode', generation], ['addrgenmode', link.addressGeneration]);
@@ -322,13 +362,14 @@ const UNDO_CHECKS: Readonly<Record<string, (undo: Record<string, unknown>) => bo
   link: (undo) => isPlace(undo) && Array.isArray(undo.set) && undo.set.every(isWords),
   address: (undo) => isPlace(undo) && isWord(undo.address),
   route: (undo) => (undo.device === null || isPlace(undo)) && isWords(undo.args),
+  bridge: (undo) => isWord(undo.device) && isWord(undo.mac),
   rule: (undo) => (undo.family === 4 || undo.family === 6) && isWords(undo.args),
   nft: (undo) => isRecord(undo.table) && isWord(undo.table.family) && isWord(undo.table.name),
 };
 
 /** Commands for `ip -batch`; none when the device is gone, and what was on it with it. Undefined: not a matter of `ip`. */
 export function ipUndo(undo: Undo, links: ReadonlyMap<string, Link>): string[][] | undefined {
-  if (undo.op === 'nft' || undo.op === 'sysctl' || undo.op === 'rule') return undefined;
+  if (undo.op === 'nft' || undo.op === 'sysctl' || undo.op === 'rule' || undo.op === 'bridge') return undefined;
   if (undo.device !== null && links.get(undo.device)?.index !== undo.index) return [];
   switch (undo.op) {
     case 'link':
@@ -344,6 +385,11 @@ export async function runUndo(undo: Undo): Promise<void> {
   if (undo.op === 'nft') await deleteTable(undo.table);
   // One rule at a time: a rule that is gone is what is wanted.
   if (undo.op === 'rule') await changeRule(undo.family, 'delete', undo.args).catch(ignoreGone);
+  if (undo.op === 'bridge') {
+    const link = await readLink(undo.device);
+    const isOurs = link?.kind === 'bridge' && link.hardwareAddress === undo.mac;
+    if (isOurs) await runCommand('ip', ['link', 'delete', 'dev', undo.device]);
+  }
   if (undo.op !== 'sysctl') return;
   // A side effect of a crash in the middle of undoing: the setting is back, what the kernel changed with it is not yet.
   const current = await readSysctl(undo.key);

@@ -12,7 +12,7 @@ import { hasProgram, runCommand } from './command.ts';
 
 /** A table, as `nft` writes it: `inet customvpn`. */
 export interface TableName {
-  family: 'inet' | 'ip' | 'ip6';
+  family: 'inet' | 'ip' | 'ip6' | 'bridge';
   name: string;
 }
 

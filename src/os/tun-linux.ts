@@ -1,5 +1,5 @@
 /**
- * A TUN device of the Linux kernel.
+ * A TUN or TAP device of the Linux kernel.
  *
  * Hides the character device, its ioctls and the `virtio_net_hdr` in front of every packet. With super-packets the kernel
  * hands over and takes TCP (and UDP) payloads of up to 64 KiB with their segmentation facts; without them it cuts and
@@ -30,6 +30,8 @@ import { PACKET_OFFSET, type PacketBuffer, type TunCounters, type TunDevice, typ
 export interface OpenTunOptions {
   /** At most 15 characters; `%d` in it is replaced by the kernel with the first free number. */
   name: string;
+  /** What it carries: IP packets (default) or Ethernet frames. */
+  kind?: 'tun' | 'tap';
   superPackets: boolean;
   mtu: number;
   /** Makes the device behave as on a kernel that lacks a capability. */
@@ -45,6 +47,7 @@ const TUNSETVNETHDRSZ = 0x400454d8n;
 const SIOCSIFMTU = 0x8922n;
 
 const IFF_TUN = 0x0001;
+const IFF_TAP = 0x0002;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
 /** Never take over a device that is already there. */
@@ -72,6 +75,8 @@ const WAKE_BYTES = 256 * 1024;
 export interface TunDescriptor {
   readonly fd: number;
   readonly name: string;
+  /** Default: `tun`. */
+  readonly kind?: 'tun' | 'tap';
   readonly mtu: number;
   readonly superPackets: boolean;
   readonly uso: boolean;
@@ -88,8 +93,8 @@ export function openTun(options: OpenTunOptions): TunDevice {
 }
 
 /** The device of a descriptor, which it takes over. Needs no privilege. @throws {VpnError} ERR_SYSCALL */
-export function tunOf({ fd, name, mtu, superPackets, uso }: TunDescriptor): TunDevice {
-  return new LinuxTun(nativeCalls(), fd, name, mtu, superPackets, uso);
+export function tunOf(descriptor: TunDescriptor): TunDevice {
+  return new LinuxTun(nativeCalls(), descriptor);
 }
 
 /** As `openTun`; the descriptor is the caller's to close. */
@@ -104,10 +109,10 @@ export function openTunDescriptor(options: OpenTunOptions): TunDescriptor {
   const fd = calls.open(TUN_PATH, O_RDWR_NONBLOCK_CLOEXEC, 0);
   if (fd < 0) throw openError(calls.errno());
   try {
-    const name = attach(calls, fd, options.name);
+    const name = attach(calls, fd, options.name, options.kind === 'tap' ? IFF_TAP : IFF_TUN);
     const uso = options.superPackets && enableSuperPackets(calls, fd, options.force?.uso ?? true);
     setMtu(calls, name, options.mtu);
-    return { fd, name, mtu: options.mtu, superPackets: options.superPackets, uso };
+    return { fd, name, kind: options.kind ?? 'tun', mtu: options.mtu, superPackets: options.superPackets, uso };
   } catch (error) {
     calls.close(fd);
     throw error;
@@ -126,10 +131,10 @@ function openError(errno: number): VpnError {
 }
 
 /** Makes the device; returns the name that the kernel gave it. */
-function attach(calls: NativeCalls, fd: number, name: string): string {
+function attach(calls: NativeCalls, fd: number, name: string, kind: number): string {
   const request = new NativeMemory(IFREQ_BYTES);
   request.bytes.set(new TextEncoder().encode(name));
-  request.view.setUint16(IFNAMSIZ, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, true);
+  request.view.setUint16(IFNAMSIZ, kind | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, true);
   if (calls.ioctl(fd, TUNSETIFF, request.address) < 0) {
     const errno = calls.errno();
     const details = { syscall: 'ioctl', errno: errnoName(errno), device: name };
@@ -175,6 +180,7 @@ function setMtu(calls: NativeCalls, name: string, mtu: number): void {
 
 class LinuxTun implements TunDevice {
   readonly name: string;
+  readonly kind: 'tun' | 'tap';
   readonly mtu: number;
   readonly superPackets: boolean;
   readonly uso: boolean;
@@ -201,10 +207,11 @@ class LinuxTun implements TunDevice {
   readonly #writeVectorAddress = this.#writeVector.address;
   #lastWritten: PacketBuffer | undefined;
 
-  constructor(calls: NativeCalls, fd: number, name: string, mtu: number, superPackets: boolean, uso: boolean) {
+  constructor(calls: NativeCalls, { fd, name, kind = 'tun', mtu, superPackets, uso }: TunDescriptor) {
     this.#calls = calls;
     this.#fd = fd;
     this.name = name;
+    this.kind = kind;
     this.mtu = mtu;
     this.superPackets = superPackets;
     this.uso = uso;

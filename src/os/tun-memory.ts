@@ -34,6 +34,7 @@ export interface WrittenPacket {
 
 export interface MemoryTunOptions {
   name?: string;
+  kind?: 'tun' | 'tap';
   mtu?: number;
   superPackets?: boolean;
   uso?: boolean;
@@ -43,6 +44,7 @@ const QUEUE_PACKETS = 500;
 
 export class MemoryTun implements TunDevice {
   readonly name: string;
+  readonly kind: 'tun' | 'tap';
   readonly mtu: number;
   readonly superPackets: boolean;
   readonly uso: boolean;
@@ -69,6 +71,7 @@ export class MemoryTun implements TunDevice {
 
   constructor(options: MemoryTunOptions = {}) {
     this.name = options.name ?? 'memory0';
+    this.kind = options.kind ?? 'tun';
     this.mtu = options.mtu ?? 1400;
     this.superPackets = options.superPackets ?? true;
     this.uso = options.uso ?? this.superPackets;

@@ -53,6 +53,8 @@ export interface TunCounters {
 /** A TUN device that belongs to the caller until `close`. */
 export interface TunDevice {
   readonly name: string;
+  /** What its packets are: of IP (`tun`, the default), or Ethernet frames. */
+  readonly kind?: 'tun' | 'tap';
   /** Whether the device gives and takes super-packets and partial checksums. */
   readonly superPackets: boolean;
   /** Whether it also takes UDP super-packets (Linux 6.2 and later). */

@@ -220,3 +220,32 @@ test('REQ-CONFIG-015: notices are handed on as they are, and are gone when none 
   assert.deepEqual(check({ notices: ['the quota is used up'] }).accepted.notices, ['the quota is used up']);
   assert.deepEqual(check({}).accepted.notices, []);
 });
+
+test('REQ-CONFIG-016: an Ethernet segment is used with a MAC address of one station, and networks that hold what was pushed', () => {
+  const segment = {
+    mac: '02:c5:0a:58:00:02',
+    networks: ['10.88.0.0/16', '10.99.0.0/16', '0.0.0.0/0', 'nonsense'],
+    routers: ['10.88.0.1', '10.99.0.1', 'fd00::1'],
+    dhcp: false,
+  };
+  const addresses = { v4: { address: '10.88.0.2', gateway: '10.88.0.1' } };
+  const { accepted, refused } = check({ addresses, ethernet: segment });
+  const { mac, v4, v6, routers, dhcp } = accepted.ethernet ?? {};
+  assert.deepEqual([mac, v4 && formatPrefix(v4), v6, dhcp], ['02:c5:0a:58:00:02', '10.88.0.0/16', undefined, false]);
+  assert.deepEqual(routers?.map(formatIp), ['10.88.0.1']);
+  assert.deepEqual(
+    refused.filter((item) => item.startsWith('ethernet.')),
+    [
+      'ethernet.networks 10.99.0.0/16',
+      'ethernet.networks 0.0.0.0/0',
+      'ethernet.networks nonsense',
+      'ethernet.routers 10.99.0.1',
+      'ethernet.routers fd00::1',
+    ],
+  );
+  for (const bad of ['03:00:00:00:00:01', 'ff:ff:ff:ff:ff:ff', '02:c5:0a:58:00']) {
+    const judged = check({ addresses, ethernet: { ...segment, mac: bad } });
+    assert.equal(judged.accepted.ethernet, undefined);
+    assert.ok(judged.refused.includes(`ethernet.mac ${bad}`));
+  }
+});

@@ -19,6 +19,7 @@ import {
   parsePrefix,
   prefixContains,
 } from '../ip/address.ts';
+import { parseMac } from '../ip/ethernet-station.ts';
 import type { ConfigMessage, DataMode } from './messages.ts';
 import { REKEY_INTERVAL_MS } from './rekey.ts';
 
@@ -61,10 +62,24 @@ export interface AcceptedConfig {
   ping: { intervalMs: number; deadMs: number };
   data: { mode: DataMode; channels: number };
   rekeyMs: number;
+  /** Where the session carries Ethernet. */
+  ethernet?: AcceptedEthernet;
   /** Base64 of SHA-256 of a public key; added to the profile's. */
   pins: readonly string[];
   /** What the server wants the person to know. Text of the server's: shown as that, never acted upon. */
   notices: readonly string[];
+}
+
+/** What the client is on an Ethernet segment. */
+export interface AcceptedEthernet {
+  /** As `02:c5:0a:58:00:02`. */
+  mac: string;
+  /** The network of the segment, in which the client's address is. */
+  v4?: Prefix;
+  v6?: Prefix;
+  /** Next hops of the routes. */
+  routers: readonly IpAddress[];
+  dhcp: boolean;
 }
 
 export interface TunnelAddress {
@@ -100,6 +115,7 @@ export function checkConfig(
     ping: readTimers(config, refuse),
     data: readData(config, refuse),
     rekeyMs: readRekey(config, refuse),
+    ...(config.ethernet === undefined ? {} : readEthernet(config.ethernet, { v4, v6 }, refuse)),
     pins: config.pins.filter(
       (pin) => /^[A-Za-z0-9+/]{43}=$/.test(pin) || refuse(`pins ${pin}`, 'no base64 of a SHA-256'),
     ),
@@ -215,6 +231,38 @@ function readRekey({ rekeySeconds }: ConfigMessage, refuse: Refuse): number {
   if (rekeySeconds >= REKEY_SECONDS.least && rekeySeconds <= REKEY_SECONDS.most) return rekeySeconds * 1_000;
   refuse(`rekeySeconds ${rekeySeconds}`, `not within ${REKEY_SECONDS.least} to ${REKEY_SECONDS.most}`);
   return REKEY_INTERVAL_MS;
+}
+
+function readEthernet(
+  { mac, networks, routers, dhcp }: NonNullable<ConfigMessage['ethernet']>,
+  addresses: { v4: TunnelAddress | undefined; v6: TunnelAddress | undefined },
+  refuse: Refuse,
+): { ethernet?: AcceptedEthernet } {
+  if (parseMac(mac) === undefined) {
+    refuse(`ethernet.mac ${mac}`, 'no MAC address of a single station');
+    return {};
+  }
+  const prefixes = networks.flatMap((text) => {
+    const prefix = read(() => parsePrefix(text));
+    const own = prefix?.address.version === 4 ? addresses.v4 : addresses.v6;
+    if (prefix !== undefined && !isBroadRoute(prefix) && own !== undefined && prefixContains(prefix, own.address)) {
+      return [prefix];
+    }
+    refuse(`ethernet.networks ${text}`, 'not the network of an address that was pushed');
+    return [];
+  });
+  const v4 = prefixes.find(({ address }) => address.version === 4);
+  const v6 = prefixes.find(({ address }) => address.version === 6);
+  const hops = routers.flatMap((text) => {
+    const router = read(() => parseIp(text));
+    const network = router?.version === 4 ? v4 : v6;
+    if (router !== undefined && network !== undefined && prefixContains(network, router)) return [router];
+    refuse(`ethernet.routers ${text}`, 'not within a network of the segment');
+    return [];
+  });
+  return {
+    ethernet: { mac, ...(v4 === undefined ? {} : { v4 }), ...(v6 === undefined ? {} : { v6 }), routers: hops, dhcp },
+  };
 }
 
 /** The value, or undefined where the text is not one. */

@@ -19,6 +19,8 @@ export const Feature = {
   resume: 'resume',
   /** Make-before-break change of a connection with SWITCH. */
   rekey: 'rekey',
+  /** ETHERNET frames in place of PACKET and SUPER. An end that has it wants nothing else. */
+  ethernet: 'ethernet',
 } as const;
 export type Feature = (typeof Feature)[keyof typeof Feature];
 

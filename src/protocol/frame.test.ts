@@ -17,6 +17,7 @@ import {
   GREETING,
   MAX_CONTROL_PAYLOAD_BYTES,
   MAX_EARLY_PING_PAYLOAD_BYTES,
+  MAX_ETHERNET_PAYLOAD_BYTES,
   MAX_LOGIN_PAYLOAD_BYTES,
   MAX_PACKET_PAYLOAD_BYTES,
   MAX_PING_PAYLOAD_BYTES,
@@ -124,6 +125,8 @@ function assertDecodes(sender: FrameSender, phase: FramePhase, bytes: Uint8Array
 
 const hex = (type: number, length: number) => hash(frame(type, length).subarray(4));
 
+const DATA_TYPES: readonly number[] = [FrameType.packet, FrameType.super, FrameType.ethernet];
+
 test('REQ-FRAME-001: a frame is a type, a length of 24 bits big-endian and the payload', () => {
   assert.equal(encodeFrame(FrameType.ping, utf8('ab')).toHex(), '070000026162');
   assert.equal(encodeFrame(FrameType.config, new Uint8Array(0x012345)).subarray(0, 4).toHex(), '06012345');
@@ -156,6 +159,7 @@ test('REQ-FRAME-002: the type numbers', () => {
       'packet 20',
       'super 21',
       'echo 22',
+      'ethernet 23',
     ],
   );
 });
@@ -213,14 +217,16 @@ test('REQ-FRAME-004: a payload as long as its limit is taken, one byte more is E
     ['client', 'session', FrameType.packet, MAX_PACKET_PAYLOAD_BYTES],
     ['server', 'data', FrameType.packet, MAX_PACKET_PAYLOAD_BYTES],
     ['server', 'data', FrameType.super, MAX_SUPER_PAYLOAD_BYTES],
+    ['client', 'data', FrameType.ethernet, MAX_ETHERNET_PAYLOAD_BYTES],
     ['client', 'session', 0xff, MAX_CONTROL_PAYLOAD_BYTES],
   ];
   assert.equal(MAX_PACKET_PAYLOAD_BYTES, 65_575);
   assert.equal(MAX_SUPER_PAYLOAD_BYTES, 65_579);
+  assert.equal(MAX_ETHERNET_PAYLOAD_BYTES, 9_014);
   assert.equal(MAX_LOGIN_PAYLOAD_BYTES, 16_384);
   assert.equal(MAX_CONTROL_PAYLOAD_BYTES, 262_144);
   for (const [sender, phase, type, limit] of cases) {
-    const handling = type === 0xff ? 'unknown' : type === 0x20 || type === 0x21 ? 'data' : 'control';
+    const handling = type === 0xff ? 'unknown' : DATA_TYPES.includes(type) ? 'data' : 'control';
     const expected = type === 0xff ? 'unknown 255' : `${handling} ${type} ${hex(type, limit)}`;
     const largest = frame(type, limit);
     assert.deepEqual(decode(sender, phase, [largest]), [expected]);
@@ -240,6 +246,8 @@ test('REQ-FRAME-005: a frame that must hold something and does not is ERR_FRAME_
   for (let length = 0; length <= 4; length++) {
     assertDecodes('client', 'session', frame(FrameType.super, length), ['ERR_FRAME_EMPTY']);
   }
+  assertDecodes('client', 'session', frame(FrameType.ethernet, 13), ['ERR_FRAME_EMPTY']);
+  assertDecodes('client', 'session', frame(FrameType.ethernet, 14), [`data 35 ${hex(35, 14)}`]);
   assertDecodes('client', 'session', frame(FrameType.super, 5), [`data 33 ${hex(33, 5)}`]);
   assertDecodes('client', 'session', concat(frame(FrameType.ping, 0), frame(FrameType.echo, 0)), [
     'control 7 ',
@@ -248,7 +256,7 @@ test('REQ-FRAME-005: a frame that must hold something and does not is ERR_FRAME_
 });
 
 test('REQ-FRAME-006: an unknown type below 0x80 is ERR_FRAME_TYPE, from its first byte on', () => {
-  for (const type of [0x00, 0x11, 0x1f, 0x23, 0x7f]) {
+  for (const type of [0x00, 0x11, 0x1f, 0x24, 0x7f]) {
     assertDecodes('client', 'session', frame(type, 3), ['ERR_FRAME_TYPE']);
     assertDecodes('server', 'login', Uint8Array.of(type), ['ERR_FRAME_TYPE']);
   }
@@ -273,20 +281,20 @@ test('REQ-FRAME-008: before login no extension type is legal', () => {
 test('REQ-FRAME-009: every known type is legal only in the phases and from the end that the table lists', () => {
   const legal: Record<string, string> = {
     'client login': 'login answer ping close attach resume',
-    'client session': 'ping pong close resumeDone switch packet super echo',
-    'client data': 'ping pong close switch packet super echo',
+    'client session': 'ping pong close resumeDone switch packet super echo ethernet',
+    'client data': 'ping pong close switch packet super echo ethernet',
     'server login': 'challenge accept reject pong close attached moved resumed',
-    'server session': 'config ping pong close switch packet super echo',
-    'server data': 'ping pong close switch packet super echo',
+    'server session': 'config ping pong close switch packet super echo ethernet',
+    'server data': 'ping pong close switch packet super echo ethernet',
   };
   for (const sender of ['client', 'server'] as const) {
     for (const phase of ['login', 'session', 'data'] as const) {
       const names = (legal[`${sender} ${phase}`] ?? '').split(' ');
       for (const [name, type] of Object.entries(FrameType)) {
-        const bytes = frame(type, 8);
-        const data = type === FrameType.packet || type === FrameType.super;
+        const bytes = frame(type, 20);
+        const data = DATA_TYPES.includes(type);
         const expected = names.includes(name)
-          ? `${data ? 'data' : 'control'} ${type} ${hex(type, 8)}`
+          ? `${data ? 'data' : 'control'} ${type} ${hex(type, 20)}`
           : 'ERR_FRAME_STATE';
         assertDecodes(sender, phase, bytes, [expected]);
       }
@@ -296,6 +304,7 @@ test('REQ-FRAME-009: every known type is legal only in the phases and from the e
 });
 
 test('REQ-FRAME-009: data before login is ERR_FRAME_STATE', () => {
+  assertDecodes('client', 'login', frame(FrameType.ethernet, 40), ['ERR_FRAME_STATE']);
   assertDecodes('client', 'login', frame(FrameType.packet, 40), ['ERR_FRAME_STATE']);
   assertDecodes('client', 'login', frame(FrameType.super, 40), ['ERR_FRAME_STATE']);
   assertDecodes('client', 'login', frame(FrameType.echo, 40), ['ERR_FRAME_STATE']);

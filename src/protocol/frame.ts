@@ -38,6 +38,7 @@ export const FrameType = {
   packet: 0x20,
   super: 0x21,
   echo: 0x22,
+  ethernet: 0x23,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -54,6 +55,8 @@ export const MAX_CONTROL_PAYLOAD_BYTES = 262_144;
 export const MAX_PACKET_PAYLOAD_BYTES = 65_575;
 /** Longest `SUPER` payload. */
 export const MAX_SUPER_PAYLOAD_BYTES = MAX_PACKET_PAYLOAD_BYTES + SUPER_HEADER_BYTES;
+/** Longest `ETHERNET` payload: a header and the largest MTU. */
+export const MAX_ETHERNET_PAYLOAD_BYTES = 9_014;
 /** Longest `PING` or `PONG` payload after login. */
 export const MAX_PING_PAYLOAD_BYTES = 1_024;
 /** Longest `PING` payload before login, and how many of them a client may send there. */
@@ -82,7 +85,7 @@ export interface FrameSink {
   target: Uint8Array;
   targetOffset: number;
   /**
-   * Asks for room for a `PACKET` or `SUPER` payload; must set `target` and `targetOffset`. They are read once, now.
+   * Asks for room for a `PACKET`, `SUPER` or `ETHERNET` payload; must set `target` and `targetOffset`. They are read once, now.
    *
    * @param whole all of the payload is in the chunk at hand: `data` follows before `push` returns
    */
@@ -119,7 +122,7 @@ function rules(limits: Limits, maxUnknown: number): Rules {
   for (const [name, type] of Object.entries(FrameType) as [keyof typeof FrameType, number][]) {
     const limit = limits[name];
     if (limit === undefined) continue;
-    handling[type] = name === 'packet' || name === 'super' ? Handling.data : Handling.control;
+    handling[type] = DATA_TYPES.has(name) ? Handling.data : Handling.control;
     minimum[type] = MINIMUM[name] ?? 1;
     maximum[type] = limit;
   }
@@ -133,7 +136,8 @@ function rules(limits: Limits, maxUnknown: number): Rules {
   return { handling, minimum, maximum };
 }
 
-const MINIMUM: Limits = { ping: 0, pong: 0, echo: 0, super: SUPER_HEADER_BYTES + 1 };
+const DATA_TYPES: ReadonlySet<string> = new Set(['packet', 'super', 'ethernet']);
+const MINIMUM: Limits = { ping: 0, pong: 0, echo: 0, super: SUPER_HEADER_BYTES + 1, ethernet: 14 };
 
 const DATA_LIMITS: Limits = {
   ping: MAX_PING_PAYLOAD_BYTES,
@@ -142,6 +146,7 @@ const DATA_LIMITS: Limits = {
   switch: MAX_SHORT_PAYLOAD_BYTES,
   packet: MAX_PACKET_PAYLOAD_BYTES,
   super: MAX_SUPER_PAYLOAD_BYTES,
+  ethernet: MAX_ETHERNET_PAYLOAD_BYTES,
   echo: MAX_PACKET_PAYLOAD_BYTES,
 };
 

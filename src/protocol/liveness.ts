@@ -113,7 +113,9 @@ export class SessionLimits {
 
   /** A frame came or went. Only PACKET, SUPER and ECHO are use. */
   frame(type: number, now: number): void {
-    if (type === FrameType.packet || type === FrameType.super || type === FrameType.echo) this.#lastUse = now;
+    const isUse =
+      type === FrameType.packet || type === FrameType.super || type === FrameType.ethernet || type === FrameType.echo;
+    if (isUse) this.#lastUse = now;
   }
 
   /** The reason to close the session, if it is time. */

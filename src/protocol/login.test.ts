@@ -419,6 +419,23 @@ test('REQ-LOGIN-012: another version is answered with REJECT version', () => {
   assert.equal(failed.error.code, 'ERR_PROTOCOL_VERSION');
 });
 
+test('REQ-ETHERNET-002: who bridges Ethernet takes no client that does not, and the other way round', () => {
+  const login = decodeMessage('login', frame('login')[1]);
+  const bridging = { ...login, features: [...login.features, Feature.ethernet] };
+  const routes = ends();
+  const refused = expectKind(routes.server.receive(...split(encodeMessage('login', bridging))), 'rejected');
+  assert.equal(refused.code, 'device_kind');
+  const { client } = ends();
+  client.start(encodeGreeting());
+  const failed = expectKind(client.receive(...split(refused.frame)), 'failed');
+  assert.equal(failed.error.code, 'ERR_DEVICE_KIND');
+  assert.match(failed.error.message, /leave out device = "tap"/);
+
+  const bridges = ends({ server: [Feature.ethernet] });
+  const other = expectKind(bridges.server.receive(...split(encodeMessage('login', login))), 'rejected');
+  assert.equal(other.code, 'device_kind');
+});
+
 test('REQ-LOGIN-013: before LOGIN at most 4 PINGs are answered, with their own payload', () => {
   const { server } = ends();
   for (let i = 0; i < 4; i++) {
@@ -452,6 +469,7 @@ test('REQ-LOGIN-014: every reject code reaches the client as its own error, befo
     'ERR_CERT_EXPIRED',
     'ERR_CERT_NOT_YET_VALID',
     'ERR_CERT_REVOKED',
+    'ERR_DEVICE_KIND',
   ];
   for (const [index, rejectCode] of REJECT_CODES.entries()) {
     const both = ends();

@@ -22,7 +22,7 @@
  */
 
 import { VpnError } from '../base/errors.ts';
-import { negotiateFeatures } from './features.ts';
+import { Feature, negotiateFeatures } from './features.ts';
 import { encodeFrame, encodeGreeting, FrameType, MAX_EARLY_PINGS, parseGreeting } from './frame.ts';
 import {
   deviceIdOf,
@@ -261,6 +261,8 @@ export class LoginServer {
     if (login.version !== PROTOCOL_VERSION) {
       return this.#refuse('version', `this server speaks version ${PROTOCOL_VERSION}`);
     }
+    const bridges = this.#foundation.features.includes(Feature.ethernet);
+    if (bridges !== login.features.includes(Feature.ethernet)) return this.#refuse('device_kind', deviceKind(bridges));
     checkDevice(this.#foundation.primitives, login);
     this.#transcript.add(encodeFrame(FrameType.login, payload));
     this.#login = login;
@@ -615,6 +617,9 @@ export class LoginClient {
     if (!accept.features.every((name) => features.includes(name))) {
       throw wrongField('accept', 'features', 'the server uses a feature that was not offered');
     }
+    if (features.includes(Feature.ethernet) && !accept.features.includes(Feature.ethernet)) {
+      throw new VpnError('ERR_DEVICE_KIND', deviceKind(false));
+    }
     this.#transcript.add(encodeFrame(FrameType.accept, payload));
     this.#state = 'over';
     return { kind: 'accepted', accept, secret: sessionSecret(exporter, this.#transcript.digest()) };
@@ -628,6 +633,12 @@ export class LoginClient {
       frame: encodeMessage('close', { reason: 'peer_disconnect' }),
     };
   }
+}
+
+function deviceKind(bridges: boolean): string {
+  return bridges
+    ? 'this gateway bridges Ethernet: set device = "tap" under [tunnel] of the profile'
+    : 'this gateway carries IP packets: leave out device = "tap" under [tunnel] of the profile';
 }
 
 function isAnswerable(step: Step): step is Step & { kind: StepKind } {

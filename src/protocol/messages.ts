@@ -34,6 +34,7 @@ export const REJECT_CODES = [
   'certificate_expired',
   'certificate_not_yet_valid',
   'certificate_revoked',
+  'device_kind',
 ] as const;
 export type RejectCode = (typeof REJECT_CODES)[number];
 
@@ -219,6 +220,18 @@ const CONFIG = z.object({
   rekeySeconds: U32.exactOptional(),
   /** What the person should know of the session, in place of what was said before; shown, never acted upon. */
   notices: z.array(text(256)).max(4).exactOptional(),
+  /** What the client is on an Ethernet segment, where `ethernet` was agreed on. */
+  ethernet: z
+    .object({
+      mac: text(17),
+      /** The networks of the segment, at most one of each family. */
+      networks: z.array(PREFIX).max(2),
+      /** The next hops of `routes`. */
+      routers: z.array(ADDRESS).max(2),
+      /** Addresses come from a DHCP server on the segment, or from its routers. */
+      dhcp: z.boolean(),
+    })
+    .exactOptional(),
   transports: z.array(text(32)).max(MAX_LISTED),
   pins: z.array(text(64)).max(MAX_LISTED),
 });

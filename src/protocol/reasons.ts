@@ -34,6 +34,7 @@ const REJECT_ERRORS: Readonly<Record<RejectCode, readonly [ErrorCode, string]>> 
   certificate_expired: ['ERR_CERT_EXPIRED', 'the client certificate has expired; ask for a new one'],
   certificate_not_yet_valid: ['ERR_CERT_NOT_YET_VALID', 'the client certificate is not valid yet; is the clock right?'],
   certificate_revoked: ['ERR_CERT_REVOKED', 'the client certificate has been revoked'],
+  device_kind: ['ERR_DEVICE_KIND', 'one of client and gateway wants Ethernet (TAP), the other IP packets (TUN)'],
 };
 
 /** A REJECT as an error; `said` is the server's own text, if any. */
@@ -79,6 +80,8 @@ export function rejectCodeOf(error: VpnError): RejectCode {
       return 'certificate_not_yet_valid';
     case 'ERR_CERT_REVOKED':
       return 'certificate_revoked';
+    case 'ERR_DEVICE_KIND':
+      return 'device_kind';
     default:
       return 'rejected';
   }

@@ -1,5 +1,5 @@
 /**
- * What can be done to a PACKET or SUPER frame that waits: mark it, take segments off it, send a part of it.
+ * What can be done to a PACKET, SUPER or ETHERNET frame that waits: mark it, take segments off it, send a part of it.
  *
  * Hides the frame's headers and the packet behind them. Everything happens in the memory that holds the frame; a frame
  * never grows, and what comes out passes the receiver's rules (docs/protocol.md, REQ-SUPER-002 to -006) if the frame did.
@@ -10,6 +10,7 @@
 
 import { DropReason } from '../ip/drop-reason.ts';
 import { markCongestion } from '../ip/ecn.ts';
+import { ETHERNET_HEADER_BYTES } from '../ip/ethernet.ts';
 import { checkPacket, walkTransport } from '../ip/packet.ts';
 import { keepBack, keepFront } from '../ip/segment.ts';
 import { FLAG_PARTIAL_CHECKSUM, GsoType, headerBytes, segmentCount } from '../ip/super-packet.ts';
@@ -17,6 +18,8 @@ import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } f
 
 /** Where the packet of a SUPER frame starts. */
 const SUPER_PACKET_OFFSET = FRAME_HEADER_BYTES + SUPER_HEADER_BYTES;
+/** Where the packet of an ETHERNET frame starts; what is no packet there is taken for one that does not parse. */
+const ETHERNET_PACKET_OFFSET = FRAME_HEADER_BYTES + ETHERNET_HEADER_BYTES;
 /** Fewer would not be a super-packet. */
 const LEAST_SEGMENTS = 2;
 
@@ -26,15 +29,16 @@ export function frameLength(bytes: Uint8Array, at: number): number {
   return FRAME_HEADER_BYTES + length;
 }
 
-/** Whether a frame carries a packet, which may be lost on the way. */
+/** Whether a frame carries a packet or an Ethernet frame, which may be lost on the way. */
 export function isPacketFrame(bytes: Uint8Array, at: number): boolean {
   const type = bytes[at];
-  return type === FrameType.packet || type === FrameType.super;
+  return type === FrameType.packet || type === FrameType.super || type === FrameType.ethernet;
 }
 
 /** Where the packet starts, counted from the frame. */
 export function packetOffset(bytes: Uint8Array, at: number): number {
-  return bytes[at] === FrameType.super ? SUPER_PACKET_OFFSET : FRAME_HEADER_BYTES;
+  if (bytes[at] === FrameType.packet) return FRAME_HEADER_BYTES;
+  return bytes[at] === FrameType.super ? SUPER_PACKET_OFFSET : ETHERNET_PACKET_OFFSET;
 }
 
 /** How many packets a frame stands for. @param length of the frame with its header */

@@ -77,9 +77,9 @@ export class PacketBufferPool {
  * packets costs one write and one TLS record for every 16 KiB of them, not for every packet.
  */
 export class SendBatch {
-  readonly #links: PacketLink[] = [];
+  readonly #links: TunnelLink[] = [];
 
-  add(link: PacketLink): void {
+  add(link: TunnelLink): void {
     this.#links.push(link);
   }
 
@@ -131,8 +131,27 @@ export interface Shape {
   readonly queues?: QueueBudget | undefined;
 }
 
+/** One session's way between a device and its data channels, whatever a frame carries. */
+export interface TunnelLink {
+  readonly counters: LinkCounters;
+  /** Which channel a packet goes to; without one it is dropped. */
+  readonly spread: FlowSpread;
+  /** Sends what the device has just read; see `TunReader.packet` for the arguments. */
+  send(bytes: Uint8Array, length: number, gsoType: number, flags: number, gsoSize: number): void;
+  /** Sends the small packets that wait. */
+  flush(): void;
+  /** What its packets keep from now on. */
+  shape(shape: Shape): void;
+  /** Called about once a second. */
+  handleTick(): void;
+  /** Nothing comes or goes any more. */
+  close(): void;
+  /** The receiving half for one channel. */
+  createReceiver(): PacketReceiver;
+}
+
 /** One session's way between a TUN device and its data channels. */
-export class PacketLink {
+export class PacketLink implements TunnelLink {
   readonly counters: LinkCounters = { sentPackets: 0, sentBytes: 0, receivedPackets: 0, receivedBytes: 0 };
   readonly #device: TunDevice;
   readonly #buffers: PacketBufferPool;
@@ -321,7 +340,8 @@ export class PacketLink {
     const isSuper = type === FrameType.super;
     const length = isSuper ? payloadLength - SUPER_HEADER_BYTES : payloadLength;
     const offload = isSuper ? this.#offload : NO_OFFLOAD;
-    let reason = this.#check(bytes, isSuper, length);
+    let reason: DropReason = DropReason.notNegotiated;
+    if (isSuper || type === FrameType.packet) reason = this.#check(bytes, isSuper, length);
     if (reason === DropReason.none && !this.#isOwn(bytes)) reason = DropReason.sourceNotLeased;
     if (reason !== DropReason.none) {
       this.#drop(reason);

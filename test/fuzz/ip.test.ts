@@ -10,6 +10,8 @@ import { isVpnError } from '../../src/base/errors.ts';
 import { formatIp, formatPrefix, parseIp, parsePrefix } from '../../src/ip/address.ts';
 import { completeChecksum, internetChecksum, ipv4HeaderChecksumOk } from '../../src/ip/checksum.ts';
 import { DROP_REASON_NAMES, DropReason } from '../../src/ip/drop-reason.ts';
+import { checkFrame, findDhcpAck, inspectFrame } from '../../src/ip/ethernet.ts';
+import { EthernetSwitch, Verdict } from '../../src/ip/ethernet-switch.ts';
 import { HostTable } from '../../src/ip/host-table.ts';
 import {
   checkPacket,
@@ -27,6 +29,7 @@ import { RouteTable } from '../../src/ip/route-table.ts';
 import { headerBytes, NO_OFFLOAD, rebuildOffload } from '../../src/ip/super-packet.ts';
 import { encodeFrame, FrameType } from '../../src/protocol/frame.ts';
 import { frameLength, markFrame, splitFrame, trimFrame } from '../../src/transport/data-frame.ts';
+import { arpFrame, dhcpFrame, ipFrame, neighbourFrame } from '../support/ethernet.ts';
 import {
   concat,
   fragmentHeader,
@@ -263,3 +266,70 @@ const askedWell = fc.oneof(
     uso: fc.constant(true),
   }),
 );
+
+/** Frames of clients and of the segment, with a few bytes changed and perhaps cut. */
+const FRAMES: readonly Uint8Array[] = [
+  arpFrame(),
+  dhcpFrame({ from: 'client', message: 3 }),
+  dhcpFrame({ from: 'server', message: 5, yiaddr: '192.0.2.9' }),
+  neighbourFrame({ type: 136, extensions: [optionsHeader(0), optionsHeader(60, 1)] }),
+  neighbourFrame({ type: 134, extensions: [fragmentHeader(0)] }),
+  ...SEEDS.map((packet) => ipFrame(packet)),
+];
+const mutatedFrame = fc
+  .tuple(
+    fc.constantFrom(...FRAMES),
+    fc.array(fc.tuple(fc.nat({ max: 90 }), fc.nat({ max: 255 })), { maxLength: 6 }),
+    fc.option(fc.nat({ max: 120 }), { nil: undefined }),
+  )
+  .map(([frame, changes, cut]) => {
+    const bytes = frame.slice(0, cut);
+    for (const [at, value] of changes) if (at < bytes.length) bytes[at] = value;
+    return bytes;
+  });
+
+test('an Ethernet frame of any kind gets an answer of the list, and nothing outside of it is read', () => {
+  fc.assert(
+    fc.property(fc.oneof(mutatedFrame, fc.uint8Array({ maxLength: 200 })), (frame) => {
+      const bytes = guard(placed(frame), 16, frame.length);
+      const facts = { type: 0, version: 0, claim: 0, target: 0 };
+      const first = checkFrame(bytes, 16, frame.length, 1500, new Set([0x8892]));
+      assert.ok(DROP_REASON_NAMES[first] !== undefined);
+      if (first !== DropReason.none) return;
+      assert.ok(DROP_REASON_NAMES[inspectFrame(bytes, 16, frame.length, facts)] !== undefined);
+      const size = facts.version === 4 ? 4 : facts.version === 6 ? 16 : 0;
+      assert.ok(size === 0 || (facts.claim >= 30 && facts.claim + size <= 16 + frame.length));
+      assert.ok(facts.target === 0 || facts.target + 16 <= 16 + frame.length);
+      const ack = findDhcpAck(bytes, 16, frame.length);
+      assert.ok(ack === 0 || ack + 240 <= 16 + frame.length);
+    }),
+    { numRuns: RUNS },
+  );
+});
+
+test('a switch lives through any frames: its verdicts are those of the list, its tables keep their bounds', () => {
+  const options = { mtu: 1500, clientToClient: true, protocols: [], reserved: [], seed: 3 };
+  const limits = { macsPerClient: 3, addressesPerClient: 4, tableSize: 16, ageTicks: 5, broadcasts: 1e9, floods: 1e9 };
+  const bridge = new EthernetSwitch({ ...options, limits });
+  const ports = [1, 2, 3].map((last) =>
+    bridge.openPort({ mac: Uint8Array.of(2, 0xc5, 0, 0, 0, last), lease: undefined }),
+  );
+  fc.assert(
+    fc.property(mutatedFrame, fc.nat({ max: 255 }), fc.nat({ max: 4 }), (frame, sender, where) => {
+      const bytes = frame.slice();
+      if (bytes.length > 11) bytes[11] = sender;
+      const port = ports[where];
+      const verdict =
+        port === undefined
+          ? bridge.fromBridge(bytes, 0, bytes.length)
+          : bridge.fromClient(port, bytes, 0, bytes.length);
+      if (verdict < 0) assert.ok(DROP_REASON_NAMES[-verdict] !== undefined);
+      else assert.ok(ports.includes(verdict) || verdict === Verdict.bridge || verdict === Verdict.everybody);
+      assert.notEqual(verdict, port, 'a frame comes back');
+      const { macs, addresses } = bridge.sizes;
+      assert.ok(macs <= 16 && addresses <= 16);
+      if (sender % 7 === 0) bridge.handleTick();
+    }),
+    { numRuns: RUNS },
+  );
+});

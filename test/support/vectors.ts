@@ -230,6 +230,13 @@ export function computeVectors() {
       close: encodeMessage('close', { reason: 'replaced' }),
       switch: encodeMessage('switch', { slot: 1, generation: 2 }),
       moved: encodeMessage('moved', { worker: 3 }),
+      // A gratuitous ARP request of 192.0.2.9.
+      ethernet: encodeMessageLess(
+        0x23,
+        Uint8Array.fromHex(
+          'ffffffffffff02c5c000020908060001080006040001' + '02c5c0000209c0000209' + '000000000000c0000209',
+        ),
+      ),
     },
   });
 }

@@ -42,6 +42,7 @@ import { type PolicyFiles, policyFiles } from '../policy-files.ts';
 import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
 import type { StreamFacts } from '../stream-policy.ts';
+import { checkTap } from '../tap-config.ts';
 import { AccessDesk, type ReadyPolicy } from './access-desk.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
@@ -633,6 +634,7 @@ export class AuthService {
     const loaded = await readCredentials(merged, this.#files, this.#clock.wallNow());
     checkLoginSources(merged);
     checkCertificateStep(merged);
+    checkTap(merged);
     const policy = await this.#access.read(merged);
     const formerPolicy = this.#access.inForce;
     const losers = await this.#access.enforce(policy);

@@ -26,6 +26,7 @@ import type {
   SupervisorPort,
   WorkerPort,
 } from '../ipc/ports.ts';
+import { ethernetConfig, isBridging } from '../tap-config.ts';
 import { endOf, freshState, type LiveSession, type StartedSession } from './live-session.ts';
 
 /** How long the worker that a session leaves may take to let go of it. */
@@ -447,6 +448,7 @@ export class SessionBook {
       ...(notices.length === 0 ? {} : { notices: [...notices] }),
       transports: [],
       pins: [],
+      ...(isBridging(config) ? ethernetConfig(config, this.#options.pool, lease) : {}),
     };
   }
 }

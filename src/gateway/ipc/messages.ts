@@ -187,6 +187,14 @@ const clientConfig = z.strictObject({
   data: z.strictObject({ mode: z.enum(['inline', 'attached']), channels: z.int().min(0).max(255) }),
   rekeySeconds: u32.exactOptional(),
   notices: z.array(text(256)).max(4).exactOptional(),
+  ethernet: z
+    .strictObject({
+      mac: text(17),
+      networks: z.array(text(64)).max(2),
+      routers: z.array(text(64)).max(2),
+      dhcp: z.boolean(),
+    })
+    .exactOptional(),
   transports: z.array(text(32)).max(64),
   pins: z.array(text(64)).max(64),
 });
@@ -444,7 +452,8 @@ export const supervisorToWorker = {
       config,
       identity,
       primary: deviceFacts,
-      plain: deviceFacts,
+      /** None where Ethernet is bridged. */
+      plain: deviceFacts.exactOptional(),
     }),
     output: nothing,
   },

@@ -24,8 +24,9 @@ import { openTunDescriptor, type TunDescriptor } from '../../os/tun-linux.ts';
 import { withAddresses } from '../../policy/kernel-rules.ts';
 import { EMPTY_POLICY } from '../../policy/policy.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
+import type { AdmittedLease, Enforcement, HostReport, Place } from '../ipc/ports.ts';
 import { type AccessChange, AccessTable } from './access-table.ts';
+import type { WorkerHost } from './open-host.ts';
 import {
   DENIED_GROUP,
   GATEWAY_TABLE,
@@ -36,7 +37,7 @@ import {
   type RulesetInput,
 } from './ruleset.ts';
 
-const CONGESTION = 'bbr';
+export const CONGESTION = 'bbr';
 /** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
 const NOT_SENT_LOWAT_BYTES = 8192;
 const BACKLOG = 4096;
@@ -88,8 +89,29 @@ export interface WorkerDescriptors {
   /** Its listening socket. */
   readonly socket: number;
   readonly primary: TunDescriptor;
-  /** For peers that cannot take super-packets. */
-  readonly plain: TunDescriptor;
+  /** For peers that cannot take super-packets; none where Ethernet is bridged. */
+  readonly plain: TunDescriptor | undefined;
+}
+
+/** A socket for each worker. @throws {VpnError} as `openGatewaySocket` */
+export function openGatewaySockets(
+  config: GatewayConfig,
+  count: number,
+  undo: AsyncDisposableStack,
+): ReturnType<typeof openGatewaySocket>[] {
+  const sockets: ReturnType<typeof openGatewaySocket>[] = [];
+  for (let worker = 0; worker < count; worker++) {
+    const port = sockets[0]?.port ?? config.port;
+    sockets.push(undo.adopt(openGatewaySocket(config, { port, shared: count > 1 }), (opened) => closeFd(opened.fd)));
+  }
+  return sockets;
+}
+
+export function warnOfCongestion(log: Logger, congestion: string): void {
+  log.warn(`the kernel offers no ${CONGESTION}: throughput on lossy paths will be low`, {
+    component: 'supervisor',
+    congestion,
+  });
 }
 
 export interface GatewayHostOptions {
@@ -102,7 +124,7 @@ export interface GatewayHostOptions {
   log: Logger;
 }
 
-export class GatewayHost implements SupervisorPort {
+export class GatewayHost implements WorkerHost {
   readonly port: number;
   /** The congestion control in force on the listening sockets. */
   readonly congestion: string;
@@ -158,11 +180,7 @@ export class GatewayHost implements SupervisorPort {
     const { config, log, workers: count } = options;
     await using undo = new AsyncDisposableStack();
     const names = Array.from({ length: count }, (_, worker) => deviceNames(config.device, worker));
-    const sockets: ReturnType<typeof openGatewaySocket>[] = [];
-    for (let worker = 0; worker < count; worker++) {
-      const port = sockets[0]?.port ?? config.port;
-      sockets.push(undo.adopt(openGatewaySocket(config, { port, shared: count > 1 }), (opened) => closeFd(opened.fd)));
-    }
+    const sockets = openGatewaySockets(config, count, undo);
     const journalPath = journalOf(options.stateDir);
     if (options.stateDir === undefined) undo.defer(() => rmSync(journalPath, { force: true }));
     const host = undo.adopt(await HostNetwork.open({ journalPath, log }), (opened) => opened.revert());
@@ -183,12 +201,7 @@ export class GatewayHost implements SupervisorPort {
     const routes = undo.adopt(await RouteBatch.open({ log }), (opened) => opened.close());
     const { port = 0, congestion = '' } = sockets[0] ?? {};
     const opened = new GatewayHost(options, { port, congestion, workers, host, routes });
-    if (congestion !== CONGESTION) {
-      log.warn(`the kernel offers no ${CONGESTION}: throughput on lossy paths will be low`, {
-        component: 'supervisor',
-        congestion,
-      });
-    }
+    if (congestion !== CONGESTION) warnOfCongestion(log, congestion);
     undo.move();
     return opened;
   }
@@ -352,11 +365,13 @@ export class GatewayHost implements SupervisorPort {
 
   #deviceName(device: number): string | undefined {
     const worker = this.workers[Math.floor(device / DEVICES_PER_WORKER)];
-    return device % DEVICES_PER_WORKER === PLAIN ? worker?.plain.name : worker?.primary.name;
+    return device % DEVICES_PER_WORKER === PLAIN ? worker?.plain?.name : worker?.primary.name;
   }
 
   get #deviceNames(): string[] {
-    return this.workers.flatMap(({ primary, plain }) => [primary.name, plain.name]);
+    return this.workers.flatMap(({ primary, plain }) =>
+      [primary, ...(plain === undefined ? [] : [plain])].map(({ name }) => name),
+    );
   }
 
   async report(): Promise<HostReport> {
@@ -386,7 +401,8 @@ export class GatewayHost implements SupervisorPort {
     if (this.#options.stateDir === undefined) undo.defer(() => rmSync(journalOf(undefined), { force: true }));
     for (const [number, worker] of this.workers.entries()) {
       if (this.#taken.has(worker)) continue;
-      for (const { fd } of [worker.plain, worker.primary]) undo.defer(() => closeFd(fd));
+      for (const device of [worker.plain, worker.primary])
+        if (device !== undefined) undo.defer(() => closeFd(device.fd));
       undo.defer(() => this.closeSocket(number));
     }
     undo.defer(() => this.#host.revert());
@@ -446,7 +462,7 @@ export class GatewayHost implements SupervisorPort {
         const kind = config.data.superPackets ? 'super' : 'plain';
         return [
           { name: primary.name, kind, blocks: pool.prefixesOf(worker), hosts: hostsOf(first) } as const,
-          { name: plain.name, kind: 'plain', blocks: [], hosts: hostsOf(first + PLAIN) } as const,
+          { name: plain?.name ?? '', kind: 'plain', blocks: [], hosts: hostsOf(first + PLAIN) } as const,
         ];
       }),
       ...(v4 === undefined || pool.gateway4 === undefined ? {} : { pool4: v4, gateway4: pool.gateway4 }),
@@ -480,7 +496,7 @@ function nextGeneration(generation: number): number {
   return generation === MAX_GENERATION ? 1 : generation + 1;
 }
 
-function journalOf(stateDir: string | undefined): string {
+export function journalOf(stateDir: string | undefined): string {
   return stateDir === undefined
     ? join(tmpdir(), `customvpn-${process.pid}.journal`)
     : join(stateDir, 'run', 'host.journal');

@@ -35,9 +35,10 @@ import { statePaths } from '../layout.ts';
 import { openPool } from '../pool.ts';
 import { authFiles } from './auth-files.ts';
 import { Child, descriptorsOfChild, programOf } from './child.ts';
-import { GatewayHost, openDeniedLog } from './host.ts';
+import { openDeniedLog } from './host.ts';
 import { identitiesOf } from './identities.ts';
 import { LifeWatch } from './life-watch.ts';
+import { openHost, type WorkerHost } from './open-host.ts';
 import { PolicyStage } from './policy-stage.ts';
 import { Trouble } from './trouble.ts';
 import { Workers } from './workers.ts';
@@ -84,7 +85,7 @@ export class GatewayProcesses {
   readonly #trouble: Trouble;
   readonly #life = new LifeWatch(systemClock);
   readonly #workers: Workers;
-  #opened: GatewayHost | undefined;
+  #opened: WorkerHost | undefined;
   #hasStarted = false;
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number; unwatch(): void } | undefined;
   #config: GatewayConfig;
@@ -143,7 +144,7 @@ export class GatewayProcesses {
     // Loading their code is what takes longest.
     gateway.#spawnAll({ isCold: false });
     gateway.#life.start();
-    const host = await GatewayHost.open({ config, pool, workers, stateDir, log });
+    const host = await openHost({ config, pool, workers, stateDir, log });
     gateway.#opened = host;
     await gateway.#startAll(() => host.configure());
     gateway.#hasStarted = true;
@@ -152,7 +153,9 @@ export class GatewayProcesses {
       component: 'server',
       listen: gateway.listen,
       congestion: host.congestion,
-      devices: host.workers.flatMap(({ primary, plain }) => [primary.name, plain.name]).join(' '),
+      devices: devicesOf(host)
+        .map(({ name }) => name)
+        .join(' '),
       workers,
     });
     return gateway;
@@ -207,7 +210,7 @@ export class GatewayProcesses {
     });
   }
 
-  get #host(): GatewayHost {
+  get #host(): WorkerHost {
     if (this.#opened === undefined) throw new VpnError('ERR_INVARIANT', 'the host has not been opened');
     return this.#opened;
   }
@@ -292,7 +295,7 @@ export class GatewayProcesses {
       listen: this.listen,
       port: this.#host.port,
       congestion: this.#host.congestion,
-      devices: this.#host.workers.flatMap(({ primary, plain }) => [deviceFacts(primary), deviceFacts(plain)]),
+      devices: devicesOf(this.#host).map(deviceFacts),
     };
     await auth.whileAlive(auth.channel.call('begin', { facts }));
     await this.#workers.join();
@@ -432,6 +435,10 @@ export class GatewayProcesses {
     this.#credentials = next;
     if (what === 'all') this.#config = this.#configOf(of);
   }
+}
+
+function devicesOf({ workers }: WorkerHost): TunDescriptor[] {
+  return workers.flatMap(({ primary, plain }) => [primary, ...(plain === undefined ? [] : [plain])]);
 }
 
 function deviceFacts({ name, mtu, superPackets, uso }: TunDescriptor) {

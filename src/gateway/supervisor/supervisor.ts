@@ -12,7 +12,8 @@ import { tunOf } from '../../os/tun-linux.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
 import type { WorkerDevices } from '../worker/worker.ts';
-import { GatewayHost, openDeniedLog } from './host.ts';
+import { openDeniedLog } from './host.ts';
+import { openHost, type WorkerHost } from './open-host.ts';
 
 /** What a gateway in one process needs of its privileged part. */
 export interface Supervisor extends SupervisorPort {
@@ -29,16 +30,16 @@ export interface Supervisor extends SupervisorPort {
 
 export class HostSupervisor implements Supervisor {
   readonly devices: WorkerDevices;
-  readonly #host: GatewayHost;
+  readonly #host: WorkerHost;
   readonly deniedLog: number | undefined;
   #socket: number | undefined;
 
-  private constructor(host: GatewayHost, deniedLog: number | undefined) {
+  private constructor(host: WorkerHost, deniedLog: number | undefined) {
     this.#host = host;
     this.deniedLog = deniedLog;
     const { socket, primary, plain } = host.take(0);
     this.#socket = socket;
-    this.devices = { primary: tunOf(primary), plain: tunOf(plain) };
+    this.devices = { primary: tunOf(primary), plain: plain === undefined ? undefined : tunOf(plain) };
   }
 
   /**
@@ -54,7 +55,7 @@ export class HostSupervisor implements Supervisor {
     log: Logger;
   }): Promise<HostSupervisor> {
     await using undo = new AsyncDisposableStack();
-    const host = undo.adopt(await GatewayHost.open({ ...options, workers: 1 }), (opened) => opened.close());
+    const host = undo.adopt(await openHost({ ...options, workers: 1 }), (opened) => opened.close());
     await host.configure();
     undo.move();
     return new HostSupervisor(host, openDeniedLog(options.log));

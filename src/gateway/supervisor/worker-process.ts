@@ -96,8 +96,14 @@ export class WorkerProcess {
     closeFd(forWorker);
     this.give({ use: 'listen' }, socket);
     this.give({ use: 'primary' }, primary.fd);
-    this.give({ use: 'plain' }, plain.fd);
-    const place = { worker, config, identity, primary: factsOf(primary), plain: factsOf(plain) };
+    if (plain !== undefined) this.give({ use: 'plain' }, plain.fd);
+    const place = {
+      worker,
+      config,
+      identity,
+      primary: factsOf(primary),
+      ...(plain === undefined ? {} : { plain: factsOf(plain) }),
+    };
     await this.#child.whileAlive(this.#child.channel.call('prepare', place));
   }
 

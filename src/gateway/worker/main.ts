@@ -93,7 +93,7 @@ new IpcChannel({
       const log = createLogger(config.log).child({ worker });
       const devices = {
         primary: tunOf({ fd: await inherited.primary.promise, ...primary }),
-        plain: tunOf({ fd: await inherited.plain.promise, ...plain }),
+        plain: plain === undefined ? undefined : tunOf({ fd: await inherited.plain.promise, ...plain }),
       };
       const link = new AuthLink(await inherited.auth.promise, running, () => process.exit(0));
       auth = link;

@@ -175,6 +175,7 @@ export class WorkerService implements WorkerPort {
         ...counters,
         ...streamCounters(this.#streams),
         ...queueCounters(queues),
+        ...this.#worker.ethernetCounters,
         ...prefixed('refused_', refusals),
       },
       drops: Object.fromEntries(DROP_REASON_NAMES.map((name, reason) => [name, drops[reason] ?? 0])),

@@ -16,7 +16,7 @@ import { encodeFrame, FrameType } from '../../protocol/frame.ts';
 import { Liveness, type LivenessOptions, SessionLimits } from '../../protocol/liveness.ts';
 import { type CloseReason, type ConfigMessage, decodeMessage, encodeMessage } from '../../protocol/messages.ts';
 import { CONTROL_SLOT } from '../../protocol/rekey.ts';
-import type { PacketLink } from '../../transport/packet-link.ts';
+import type { TunnelLink } from '../../transport/packet-link.ts';
 import { type RekeyCounters, Slot } from '../../transport/slot.ts';
 import type { SessionGrant } from '../ipc/ports.ts';
 import type { Connection } from './connection.ts';
@@ -28,7 +28,7 @@ export interface SessionOptions {
   features: readonly string[];
   /** Packets go over the control connection, as the configuration says or because the client cannot attach. */
   inline: boolean;
-  link: PacketLink;
+  link: TunnelLink;
   /** Undefined for a session that waits for its client from the start. */
   control: Connection | undefined;
   /** How it was in an earlier life of the gateway. */
@@ -59,7 +59,7 @@ export interface Former {
 export class Session {
   readonly granted: SessionGrant;
   readonly superPackets: boolean;
-  readonly link: PacketLink;
+  readonly link: TunnelLink;
   readonly since: number;
   readonly features: readonly string[];
   readonly #control: Slot<Connection>;

@@ -21,8 +21,9 @@ import type { Primitives } from '../../protocol/keys.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { LOOP_DELAY_BOUNDS } from '../../telemetry/gateway-metrics.ts';
 import type { Channel } from '../../transport/channel.ts';
+import { EthernetLink } from '../../transport/ethernet-link.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
-import { PacketBufferPool, PacketLink, SendBatch } from '../../transport/packet-link.ts';
+import { PacketBufferPool, PacketLink, SendBatch, type TunnelLink } from '../../transport/packet-link.ts';
 import { QueueBudget } from '../../transport/queue-budget.ts';
 import type { RekeyCounters } from '../../transport/slot.ts';
 import type { GatewayConfig } from '../config.ts';
@@ -36,7 +37,10 @@ import {
   SHAPES_PER_MESSAGE,
   type Shapes,
 } from '../ipc/ports.ts';
+import { openPool } from '../pool.ts';
+import { isBridging, switchOptions } from '../tap-config.ts';
 import { Connection, type ConnectionHost, type StageLimits } from './connection.ts';
+import { EthernetPlane } from './ethernet-plane.ts';
 import { type Former, Session } from './session.ts';
 import { Shaping } from './shaping.ts';
 
@@ -75,7 +79,7 @@ export type Refusals = Readonly<Record<string, number>>;
 export class Worker implements ConnectionHost {
   readonly auth: AuthPort;
   readonly primitives: Primitives;
-  readonly features: readonly string[];
+  readonly features: string[];
   readonly drops: Float64Array = new Float64Array(DROP_REASON_NAMES.length);
   /** For the data queues of every connection that is handed in. */
   readonly queues: QueueBudget;
@@ -101,6 +105,8 @@ export class Worker implements ConnectionHost {
   readonly #sessions = new Map<SessionKey, Session>();
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
+  /** Where Ethernet is bridged. */
+  readonly #plane: EthernetPlane | undefined;
   readonly #batch = new SendBatch();
   readonly #shaping: Shaping;
   #hasReported = false;
@@ -130,13 +136,16 @@ export class Worker implements ConnectionHost {
       () => options.clock.bootNow(),
     );
     const { devices, config } = options;
-    this.features = [
-      Feature.attach,
-      Feature.resume,
-      Feature.rekey,
+    this.#plane = isBridging(config) ? this.#createPlane(options) : undefined;
+    this.features = [Feature.attach, Feature.resume, Feature.rekey];
+    if (this.#plane !== undefined) {
+      this.features.push(Feature.ethernet);
+      return;
+    }
+    this.features.push(
       ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
       ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
-    ];
+    );
     for (const device of [devices.primary, devices.plain]) {
       if (device !== undefined) this.#pools.set(device, new PacketBufferPool(device));
     }
@@ -144,6 +153,7 @@ export class Worker implements ConnectionHost {
 
   /** Starts reading the devices and keeping time. */
   start(): void {
+    this.#plane?.start();
     for (const device of this.#pools.keys()) device.start(new SessionReader(this.#hosts, this.#batch, this.drops));
     this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
     this.#tick.unref();
@@ -200,6 +210,11 @@ export class Worker implements ConnectionHost {
     this.#shaping.classify(rules);
   }
 
+  /** Of the switch, where Ethernet is bridged. */
+  get ethernetCounters(): Readonly<Record<string, number>> {
+    return this.#plane?.counters ?? {};
+  }
+
   get refusals(): Refusals {
     return this.#refusals;
   }
@@ -245,19 +260,9 @@ export class Worker implements ConnectionHost {
     connection: Connection | undefined,
     former: Former | undefined,
   ): Session {
-    const { devices, clock, config } = this.#options;
+    const { clock, config } = this.#options;
     const isSuper = features.includes(Feature.superPackets);
-    const device = isSuper ? devices.primary : (devices.plain ?? devices.primary);
-    const link = new PacketLink({
-      device,
-      buffers: this.#buffersOf(device),
-      batch: this.#batch,
-      lease: granted.lease,
-      ownAddress: 'source',
-      superPackets: isSuper,
-      limits: { mtu: device.mtu, uso: device.uso && features.includes(Feature.udpSuperPackets) },
-      drops: this.drops,
-    });
+    const link = this.#plane?.open(granted.lease) ?? this.#createLink(granted, features);
     const session = new Session({
       granted,
       superPackets: isSuper,
@@ -279,14 +284,47 @@ export class Worker implements ConnectionHost {
     return session;
   }
 
+  #createLink(granted: SessionGrant, features: readonly string[]): TunnelLink {
+    const { devices } = this.#options;
+    const superPackets = features.includes(Feature.superPackets);
+    const device = superPackets ? devices.primary : (devices.plain ?? devices.primary);
+    return new PacketLink({
+      device,
+      buffers: this.#buffersOf(device),
+      batch: this.#batch,
+      lease: granted.lease,
+      ownAddress: 'source',
+      superPackets,
+      limits: { mtu: device.mtu, uso: device.uso && features.includes(Feature.udpSuperPackets) },
+      drops: this.drops,
+    });
+  }
+
+  #createPlane({ devices, config }: WorkerOptions): EthernetPlane {
+    const [seed = 0] = crypto.getRandomValues(new Int32Array(1));
+    return new EthernetPlane({
+      device: devices.primary,
+      switching: switchOptions(config, openPool(config), seed),
+      isLeased: config.tap.addressing === 'pool',
+      batch: this.#batch,
+      drops: this.drops,
+    });
+  }
+
   sessionStarted(session: Session): void {
     this.counters.logins += 1;
+    this.#announce(session);
     this.auth.started(session.granted.key, session.remote);
   }
 
   sessionResumed(session: Session, isChange: boolean): void {
     if (!isChange) this.counters.resumes += 1;
+    this.#announce(session);
     this.auth.started(session.granted.key, session.remote);
+  }
+
+  #announce({ link }: Session): void {
+    if (link instanceof EthernetLink) this.#plane?.announce(link);
   }
 
   dataAttached(): void {
@@ -317,6 +355,7 @@ export class Worker implements ConnectionHost {
     this.#sessions.delete(granted.key);
     addTraffic(this.#ended, session);
     this.#told.delete(session);
+    if (session.link instanceof EthernetLink) this.#plane?.close(session.link);
     for (const address of addressesOf(granted)) {
       // A device that logs in twice at once has the same addresses twice for a moment.
       if (this.#hosts.lookup(address.bytes, 0, address.version) === session) this.#hosts.delete(address);
@@ -353,6 +392,7 @@ export class Worker implements ConnectionHost {
     const { sleptMs } = this.#sleep.look();
     if (sleptMs > 0) this.#log.warn('this machine slept', { seconds: Math.round(sleptMs / 1000) });
     this.#ticks += 1;
+    this.#plane?.handleTick();
     const isReport = this.#ticks % REPORT_TICKS === 0;
     for (const session of this.#sessions.values()) {
       session.handleTick(now, sleptMs);
