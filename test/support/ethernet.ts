@@ -58,11 +58,13 @@ export interface NeighbourOptions extends FrameOptions {
   sender?: string;
   target?: string;
   extensions?: readonly ExtensionHeader[];
+  /** What stands behind the target. */
+  rest?: Uint8Array;
 }
 
 export function neighbourFrame(options: NeighbourOptions): Uint8Array {
-  const { type, sender = 'fe80::1', target = 'fe80::1', extensions } = options;
-  const message = concat(Uint8Array.of(type, 0, 0, 0, 0x20, 0, 0, 0), parseIp(target).bytes);
+  const { type, sender = 'fe80::1', target = 'fe80::1', extensions, rest = new Uint8Array(0) } = options;
+  const message = concat(Uint8Array.of(type, 0, 0, 0, 0x20, 0, 0, 0), parseIp(target).bytes, rest);
   const packet = ipPacket(58, message, {
     version: 6,
     source: sender,
@@ -79,6 +81,8 @@ export interface DhcpOptions extends FrameOptions {
   chaddr?: string;
   yiaddr?: string;
   sender?: string;
+  /** In the field for the server's name, at most 64 bytes. */
+  name?: Uint8Array;
 }
 
 export function dhcpFrame(options: DhcpOptions): Uint8Array {
@@ -88,6 +92,7 @@ export function dhcpFrame(options: DhcpOptions): Uint8Array {
   fixed.set([isServer ? 2 : 1, 1, 6, 0]);
   fixed.set(parseIp(yiaddr).bytes, 16);
   fixed.set(macBytes(options.chaddr ?? source), 28);
+  fixed.set(options.name ?? new Uint8Array(0), 44);
   const payload = concat(fixed, Uint8Array.of(0x63, 0x82, 0x53, 0x63, 0, 53, 1, message, 255));
   return udpFrame(
     {
