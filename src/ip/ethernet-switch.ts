@@ -6,7 +6,7 @@
  * it goes, or why it does not. What a client says in another's name is dropped, whether the other is a client or a host on
  * the bridge that has been heard lately. Time comes in ticks. Pure; per frame nothing is allocated.
  *
- * @see docs/protocol.md#REQ-ETHERNET-003, docs/decisions/0029-ethernet-by-a-switch-in-each-worker.md
+ * @see docs/protocol.md#REQ-ETHERNET-003, docs/decisions/0026-ethernet-by-a-switch-in-each-worker.md
  */
 
 import type { IpAddress } from './address.ts';

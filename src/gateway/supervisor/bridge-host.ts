@@ -5,7 +5,7 @@
  * gateway's addresses, and is removed. Workers are apart in the kernel unless clients may reach each other. Where addresses
  * live is no business of the kernel's routes here: the bridge learns it.
  *
- * @see docs/decisions/0029-ethernet-by-a-switch-in-each-worker.md
+ * @see docs/decisions/0026-ethernet-by-a-switch-in-each-worker.md
  */
 
 import { randomBytes } from 'node:crypto';
