@@ -1,8 +1,8 @@
 /**
  * The files of a gateway's certificates: what stands in them, and whether they have changed.
  *
- * Hides the file system from the process that decides about certificates, which may not be allowed to read them, and which
- * never sees the key. Loads nothing that understands a revocation list.
+ * Hides the file system from whoever decides about certificates, which may be a process that is not allowed to read them: then the
+ * one that does leaves the key out. Loads nothing that understands a revocation list.
  */
 
 import { stat } from 'node:fs/promises';

@@ -12,6 +12,7 @@ import { test } from 'node:test';
 import { systemClock } from '../../src/base/clock.ts';
 import type { VpnError } from '../../src/base/errors.ts';
 import { silentLogger } from '../../src/base/log.ts';
+import { nodePrimitives } from '../../src/base/primitives.ts';
 import { VpnClient } from '../../src/client/client.ts';
 import { DeviceKey } from '../../src/client/device-key.ts';
 import { parseProfile } from '../../src/control/profile.ts';
@@ -22,11 +23,13 @@ import { gatewayConfigSchema, resolveFiles } from '../../src/gateway/config.ts';
 import { Dialler, HostDialNetwork } from '../../src/gateway/dialler.ts';
 import { initGateway } from '../../src/gateway/init.ts';
 import { workerToAuth } from '../../src/gateway/ipc/messages.ts';
-import type { ResumeVerdict, SupervisorPort } from '../../src/gateway/ipc/ports.ts';
+import type { AttachVerdict, ResumeConfirmation, ResumeVerdict, SupervisorPort } from '../../src/gateway/ipc/ports.ts';
 import { DetachedSupervisor } from '../../src/gateway/supervisor/detached.ts';
 import { WorkerService } from '../../src/gateway/worker/service.ts';
 import { MemoryTun } from '../../src/os/tun-memory.ts';
 import { DescriptorSender, socketPair } from '../../src/os/unix-socket.ts';
+import { attachKey, attachProof, hkdfExtract, resumeKey } from '../../src/protocol/keys.ts';
+import { encodeMessage } from '../../src/protocol/messages.ts';
 import type { ResumeEvidence } from '../../src/protocol/resume.ts';
 import { until } from '../support/world.ts';
 
@@ -47,8 +50,26 @@ class Siege implements AsyncDisposable {
   /** What auth says to resumes. */
   readonly verdicts: ResumeVerdict[] = [];
 
-  /** @param bend what the worker of the client makes of a resume before it asks auth; with it, the client resumes every 2 s */
-  static async open(bend?: (evidence: ResumeEvidence) => ResumeEvidence): Promise<Siege> {
+  /** S(0) of the client, which its worker has. */
+  secret: Uint8Array = new Uint8Array(0);
+  /** What the worker was granted, and the bytes it gave auth for S(1). */
+  proposed: { mix: Uint8Array; session: Uint8Array; epoch: number; nonce: Uint8Array } | undefined;
+  /** How often the application was asked whether a login or a connection is good, and what it says. */
+  asked = 0;
+  isAuthorized = true;
+  /** Milliseconds that auth's clock is ahead. */
+  aheadMs = 0;
+  /** What auth says to the confirmation of resumes. */
+  readonly confirmed: unknown[] = [];
+
+  /**
+   * @param bend what the worker of the client makes of a resume before it asks auth; with it, the client resumes every 2 s
+   * @param forge what it makes of the confirmation
+   */
+  static async open(
+    bend?: (evidence: ResumeEvidence) => ResumeEvidence,
+    forge?: (siege: Siege, confirmation: ResumeConfirmation) => ResumeConfirmation,
+  ): Promise<Siege> {
     const siege = new Siege();
     const dir = mkdtempSync(join(tmpdir(), 'customvpn-siege-'));
     siege.undo.defer(() => rmSync(dir, { recursive: true }));
@@ -58,6 +79,7 @@ class Siege implements AsyncDisposable {
       port: 0,
       names: ['localhost'],
       pool: ['10.20.0.0/24'],
+      data: { channels: 2 },
       ...(bend === undefined ? {} : { session: { rekeySeconds: 2 } }),
     });
     const config = resolveFiles(parsed, dir);
@@ -68,7 +90,11 @@ class Siege implements AsyncDisposable {
       workers: 2,
       stateDir: dir,
       events: { started: ({ key }) => void keys.push(key), ended: () => {} },
-      clock: systemClock,
+      authorize: () => {
+        siege.asked += 1;
+        return siege.isAuthorized;
+      },
+      clock: { ...systemClock, now: () => systemClock.now() + siege.aheadMs },
       log,
     });
     siege.undo.defer(() => siege.auth.close());
@@ -87,10 +113,33 @@ class Siege implements AsyncDisposable {
     await siege.auth.begin({ supervisor: watched, port: supervisor.port, useCredentials: async () => {} });
     const gate = siege.auth.gateOf(HONEST);
     const resume = gate.resume.bind(gate);
+    let evidenced: ResumeEvidence | undefined;
     gate.resume = async (evidence, about) => {
+      evidenced = evidence;
       const verdict = await resume(bend?.(evidence) ?? evidence, about);
       siege.verdicts.push(verdict);
       return verdict;
+    };
+    const establish = gate.establish.bind(gate);
+    gate.establish = async (session, secret, features) => {
+      siege.secret = secret.slice();
+      await establish(session, secret, features);
+    };
+    const propose = gate.proposeResume.bind(gate);
+    gate.proposeResume = async (granted, mix) => {
+      if (evidenced !== undefined) siege.proposed = { ...evidenced, mix: mix.slice() };
+      await propose(granted, mix);
+    };
+    const confirm = gate.confirmResume.bind(gate);
+    gate.confirmResume = async (confirmation, about) => {
+      try {
+        const resumed = await confirm(forge?.(siege, confirmation) ?? confirmation, about);
+        siege.confirmed.push('confirmed');
+        return resumed;
+      } catch (error) {
+        siege.confirmed.push(Reflect.get(error as Error, 'code'));
+        throw error;
+      }
     };
     siege.worker = new WorkerService({
       config,
@@ -112,6 +161,7 @@ class Siege implements AsyncDisposable {
       ca,
       pins,
       deviceKey: DeviceKey.generate(),
+      dataChannels: 1,
       ...(token === undefined ? {} : { token: token.reveal() }),
       log,
     });
@@ -348,3 +398,65 @@ for (const [what, accepted, bend] of [
 function withServerInput(evidence: ResumeEvidence, change: (input: Uint8Array) => Uint8Array): ResumeEvidence {
   return { ...evidence, serverProofInput: change(evidence.serverProofInput) };
 }
+
+const DONE = 'client resume done\0';
+
+/** The confirmation with a proof of the new secret over other bytes: its MAC is right, for whoever may have got one over those. */
+function provenOver(siege: Siege, confirmation: ResumeConfirmation, input: Uint8Array): ResumeConfirmation {
+  const next = hkdfExtract(
+    nodePrimitives,
+    resumeKey(nodePrimitives, siege.secret),
+    siege.proposed?.mix ?? siege.secret,
+  );
+  const proof = nodePrimitives.hmacSha256(resumeKey(nodePrimitives, next), input);
+  return { ...confirmation, doneInput: input, payload: encodeMessage('resumeDone', { proof }).subarray(4) };
+}
+
+for (const [what, expected, change] of [
+  ['the bytes that it is about: it is confirmed', 'confirmed', (input) => input],
+  [
+    'another kind of proof',
+    'ERR_RESUME_PROOF',
+    (input) => Buffer.from(input.toHex().replace('20646f6e6500', '00'), 'hex'),
+  ],
+  ['another session', 'ERR_RESUME_PROOF', (input) => spoilt(input, DONE.length)],
+  ['another epoch', 'ERR_RESUME_PROOF', (input) => spoilt(input, DONE.length + 16 + 3)],
+  ['another nonce', 'ERR_RESUME_PROOF', (input) => spoilt(input, DONE.length + 16 + 4)],
+  ['more than a proof', 'ERR_RESUME_PROOF', (input) => new Uint8Array([...input, 0])],
+] as const satisfies readonly [string, string, (input: Uint8Array) => Uint8Array][]) {
+  test(
+    `REQ-RESUME-004: a resume is confirmed by a proof about this very resume and no other: ${what}`,
+    options,
+    async () => {
+      await using siege = await Siege.open(
+        (evidence) => evidence,
+        (besieged, confirmation) => provenOver(besieged, confirmation, change(confirmation.doneInput)),
+      );
+      assert.equal(await until(() => siege.confirmed[0], 'a resume', 20_000), expected);
+    },
+  );
+}
+
+test('a connection of a slot that had none is judged, unless the session has just been', options, async () => {
+  await using siege = await Siege.open();
+  const { asked } = siege;
+  const attach = async (slot: number): Promise<AttachVerdict> => {
+    const exported = new Uint8Array(32).fill(slot);
+    const facts = { session: Buffer.from(siege.key, 'hex'), epoch: 0, slot, generation: 0, flags: 0 };
+    const proof = attachProof(nodePrimitives, attachKey(nodePrimitives, siege.secret), 'client', facts, () => exported);
+    const about = { binding: '1', remote: '192.0.2.1:1', serverId: new Uint8Array(32) };
+    return await siege.auth.gateOf(HONEST).attach({ message: { ...facts, proof }, exported }, about);
+  };
+  siege.isAuthorized = false;
+  siege.aheadMs = 60_000;
+  assert.deepEqual(await attach(1), { accepted: false, code: 'rejected' });
+  assert.equal(siege.asked, asked + 1);
+  await until(() => siege.worker.sessions.length === 0, 'the end of the session');
+});
+
+test('right after a login the first connection of a slot is not judged once more', options, async () => {
+  await using siege = await Siege.open();
+  await until(() => siege.client.snapshot.channels > 0, 'the data connection');
+  // One for the login, and none for that.
+  assert.equal(siege.asked, 1);
+});

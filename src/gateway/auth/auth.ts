@@ -87,7 +87,7 @@ export class Auth {
       over: (key) => this.proxies.endSession(key),
     });
     this.resumption = new Resumption({
-      ...{ book: this.sessions, authenticator, sessions, primitives, isAuthorized, standing },
+      ...{ book: this.sessions, clock, authenticator, sessions, primitives, isAuthorized, standing },
       lines: new LogLimit(this.#log, clock),
       isCertificateOf: (user, certificate) => options.isCertificateOf?.(user, certificate) === true,
       isRevoked: (peer) => this.#isRevoked(peer),

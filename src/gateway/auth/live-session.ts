@@ -56,6 +56,8 @@ export interface LiveSession {
   readonly proofEndsAt: number | undefined;
   /** That, or the end of the certificate. */
   endsAt: number;
+  /** When it was last looked at whether it would be opened today, monotonic; undefined: not in the life of this process. */
+  judgedAt: number | undefined;
   attach: AttachServer | undefined;
   /** Of the epoch whose data connections are alive. */
   formerAttach: AttachServer | undefined;
@@ -77,6 +79,8 @@ export interface Resuming {
   readonly epoch: number;
   /** K_resume(n), and which key on record it is. */
   readonly proven: ResumeKey;
+  /** What its proofs are over, among other things. */
+  readonly nonce: Uint8Array;
   /** The session's data connections stay. */
   readonly isRekey: boolean;
   /** S(n+1) and the key on record that was made of it, once it is known. */
@@ -88,6 +92,7 @@ export function freshState() {
   const flags = { isStarted: false, isPlaced: false };
   const counters = { traffic: { ...NO_TRAFFIC }, formerTraffic: { ...NO_TRAFFIC } };
   return {
+    judgedAt: undefined,
     attach: undefined,
     binding: undefined,
     formerAttach: undefined,

@@ -26,6 +26,7 @@ import { IpcChannel } from '../ipc/channel.ts';
 import { decodeNewcomer } from '../ipc/descriptors.ts';
 import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
 import { DialDesk } from './dial-desk.ts';
+import { JoinedWorkers } from './joined-workers.ts';
 import { GatewayMetrics } from './metrics.ts';
 import { MetricsServer } from './metrics-server.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
@@ -102,10 +103,11 @@ const channel = new IpcChannel({
       const { service } = running();
       facts = given;
       await service.begin({ supervisor, port, useCredentials: (what) => supervisor.useCredentials(what) });
+      const workers = joinedWorkers(service, running().log);
       new DescriptorReceiver(WORKERS_FD, (bytes, fd) => {
-        const { worker, pid } = decodeNewcomer(bytes);
-        if (pid === undefined) takeWay(worker, fd);
-        else takeWorker(service, { worker, pid }, fd);
+        const newcomer = decodeNewcomer(bytes);
+        if (newcomer.pid === undefined) takeWay(newcomer.worker, fd);
+        else workers.take(newcomer, fd);
       });
       return {};
     },
@@ -165,22 +167,25 @@ function takeWay(worker: number, fd: number): void {
   ways.set(worker, fd);
 }
 
-function takeWorker(service: AuthService, { worker, pid }: { worker: number; pid: number }, fd: number): void {
-  const { log } = running();
-  const dialler = new Dialler({
-    network: new HostDialNetwork({ isRead: false }),
-    userOf: (key) => service.userOf(key, worker),
-    config: () => service.config,
-    judge: (facts) => service.judgeStream(facts, worker),
-  });
-  const desk = new DialDesk(dialler, new DescriptorSender(ways.get(worker) ?? -1));
-  const link = new WorkerLink(
-    fd,
-    service.gateOf(worker),
-    service.proxyGateOf(worker),
-    desk,
-    () => service.sessionsOf(worker),
-    (error) => {
+function joinedWorkers(service: AuthService, log: Logger): JoinedWorkers<WorkerLink> {
+  return new JoinedWorkers({
+    open: ({ worker }, fd, closed) => {
+      const dialler = new Dialler({
+        network: new HostDialNetwork({ isRead: false }),
+        userOf: (key) => service.userOf(key, worker),
+        config: () => service.config,
+        judge: (facts) => service.judgeStream(facts, worker),
+      });
+      const desk = new DialDesk(dialler, new DescriptorSender(ways.get(worker) ?? -1));
+      const waiting = () => service.sessionsOf(worker);
+      return new WorkerLink(fd, service.gateOf(worker), service.proxyGateOf(worker), desk, waiting, closed);
+    },
+    connect: (worker, link) => service.connect(worker, link),
+    // In the end all go, and have said all they had to say.
+    disconnect: async (worker) => {
+      if (!isStopping) await service.disconnect(worker);
+    },
+    closed: ({ worker, pid = 0 }, error) => {
       if (error !== undefined) {
         log.error('a worker was cut off', { component: 'auth', worker, code: error.code, reason: error.message });
       }
@@ -190,14 +195,11 @@ function takeWorker(service: AuthService, { worker, pid }: { worker: number; pid
       };
       if (error === undefined) setTimeout(replace, ENDING_MS);
       else replace();
-      // One that has been replaced meanwhile is not the one that is gone. In the end all go, and have said all they had to say.
-      if (isStopping || service.workers.get(worker) !== link) return;
-      service.disconnect(worker).catch((cause: unknown) => {
-        log.error('the sessions of a worker could not be put aside', { component: 'auth', worker, error: cause });
-      });
     },
-  );
-  service.connect(worker, link);
+    failed: (worker, error) => {
+      log.error('the sessions of a worker could not be put aside', { component: 'auth', worker, error });
+    },
+  });
 }
 
 /** The operations, with the folder of certificates by its name in whatever they answer. */

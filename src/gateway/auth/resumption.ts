@@ -5,11 +5,12 @@
  * overtakes another; what was granted is worth something only to the connection that asked.
  */
 
+import type { Clock } from '../../base/clock.ts';
 import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Authenticator, ResumeIdentity } from '../../identity/authenticator.ts';
 import type { Standing } from '../../identity/backends/backend.ts';
 import type { Attached } from '../../protocol/attach.ts';
-import { hkdfExtract, type Primitives, resumeKey } from '../../protocol/keys.ts';
+import { hkdfExtract, type Primitives, type ResumeProofKind, resumeKey } from '../../protocol/keys.ts';
 import type { RejectCode } from '../../protocol/messages.ts';
 import { rejectCodeOf } from '../../protocol/reasons.ts';
 import { checkResumeDone, type ResumeEvidence } from '../../protocol/resume.ts';
@@ -29,7 +30,11 @@ import { endOf, type LiveSession, type Resuming } from './live-session.ts';
 import { certificateName, type LoginFacts } from './rights.ts';
 import { endedMeanwhile, type SessionBook } from './session-book.ts';
 
+/** So long after a login or a resume the first connections of its slots are not judged once more. */
+const JUST_NOW_MS = 10_000;
+
 export interface ResumptionParts {
+  readonly clock: Pick<Clock, 'now'>;
   readonly book: SessionBook;
   readonly authenticator: Authenticator;
   readonly sessions: Sessions;
@@ -100,7 +105,9 @@ export class Resumption {
     const attempt = this.#attempts;
     // What lives at another worker cannot go on here.
     const isRekey = evidence.rekey && session.worker === worker;
-    session.resuming = { attempt, worker, epoch: evidence.epoch, proven, isRekey };
+    session.judgedAt = this.#parts.clock.now();
+    const { epoch, nonce } = evidence;
+    session.resuming = { attempt, worker, epoch, nonce, proven, isRekey };
     const proof = primitives.hmacSha256(proven.key, evidence.serverProofInput);
     return {
       accepted: true,
@@ -160,6 +167,9 @@ export class Resumption {
     if (this.#parts.isRevoked(peer)) throw endedMeanwhile('revoked');
     const { secret, version } = resuming.next;
     const epoch = resuming.epoch + 1;
+    if (!isResumeInput('client resume done', doneInput, { session: session.id, epoch, nonce: resuming.nonce })) {
+      throw new VpnError('ERR_RESUME_PROOF', 'the proof of the new session secret is not about this resume');
+    }
     checkResumeDone(primitives, resumeKey(primitives, secret), doneInput, payload);
     await sessions.confirm(key, epoch, version, peer.remote, resuming.isRekey);
     if (this.#book.get(key) !== session) throw endedMeanwhile(session.ended ?? 'revoked');
@@ -200,8 +210,9 @@ export class Resumption {
       const error = toVpnError(cause);
       return refuse(rejectCodeOf(error), error.message, error.code);
     }
-    // The first of a slot comes right after a login or a resume, which has just been judged.
-    if (message.generation > 0) {
+    // The first of a slot comes right after a login or a resume, which has just been judged, or it is another.
+    const sinceMs = this.#parts.clock.now() - (session.judgedAt ?? Number.NEGATIVE_INFINITY);
+    if (message.generation > 0 || sinceMs > JUST_NOW_MS) {
       const identity = await this.#parts.authenticator.stands(session.device);
       const refusal =
         identity.refusal !== undefined
@@ -221,7 +232,11 @@ export class Resumption {
 }
 
 /** Whether a proof is about this resume; what follows in it, exporter and transcript, only the ends can know. */
-function isResumeInput(kind: string, input: Uint8Array, { session, epoch, nonce }: ResumeEvidence): boolean {
+function isResumeInput(
+  kind: ResumeProofKind,
+  input: Uint8Array,
+  { session, epoch, nonce }: Pick<ResumeEvidence, 'session' | 'epoch' | 'nonce'>,
+): boolean {
   const number = Buffer.alloc(4);
   number.writeUInt32BE(epoch);
   const start = Buffer.concat([Buffer.from(`${kind}\0`), session, number, nonce]);

@@ -141,12 +141,16 @@ export class SessionBook {
   async disconnect(worker: number): Promise<void> {
     this.#workers.delete(worker);
     const now = this.#options.clock.wallNow();
-    for (const session of [...this.#live.values()]) {
-      if (session.worker !== worker) continue;
+    const own = [...this.#live.values()].filter((session) => session.worker === worker);
+    for (const session of own) {
       session.attach = undefined;
       session.binding = undefined;
       session.detachedAt ??= now;
       session.formerTraffic = { ...session.traffic };
+    }
+    for (const session of own) {
+      // It may have been resumed at another worker meanwhile.
+      if (session.worker !== worker || session.detachedAt === undefined) continue;
       if (session.isRecorded) await this.#options.sessions.detach(session.key);
       else await this.end(session.key, 'shutdown');
     }
@@ -165,7 +169,14 @@ export class SessionBook {
     const { remote, certificate } = peer;
     const endsAt = endOf(proofEndsAt, certificate);
     const openedAt = clock.wallNow();
-    const state = { ...freshState(), isRecorded: false, detachedAt: undefined, features: [], endsAt };
+    const state = {
+      ...freshState(),
+      judgedAt: clock.now(),
+      isRecorded: false,
+      detachedAt: undefined,
+      features: [],
+      endsAt,
+    };
     const session: LiveSession = {
       ...{ key, id, user, groups, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt },
       ...state,

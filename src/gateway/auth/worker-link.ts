@@ -97,6 +97,11 @@ export class WorkerLink implements WorkerPort {
     });
   }
 
+  /** Says no more and hears no more. Idempotent. */
+  end(): void {
+    this.#channel.close();
+  }
+
   close(session: SessionKey, reason: CloseReason): void {
     this.#channel.tell('close', { session, reason });
   }
