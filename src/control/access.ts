@@ -43,6 +43,8 @@ export const GATEWAY_ACCESS: Readonly<Record<keyof typeof gatewayOperations, Acc
   'server.drain': rule('Let nobody new in, and stop when no session is left'),
   'server.replaceWorkers': rule('Put other processes in the place of the workers'),
   'policy.show': look('The policy in force, and what it is for a user'),
+  'policy.text': look('The text of the policy in force'),
+  'policy.check': look('What is wrong with a policy, whether its tests hold, and what it would change', 'operator'),
   'policy.denied': look('What the policy has denied lately'),
   'server.bans': look('Who has to wait, or is banned, after failed logins'),
   'server.unban': work('Forget the failed logins of a source'),

@@ -201,6 +201,33 @@ export const gatewayOperations = {
         .nullable(),
     }),
   },
+  'policy.text': {
+    input: none,
+    output: z.object({ file: z.string().nullable().describe('null: there is no policy'), text: z.string() }),
+  },
+  'policy.check': {
+    input: z.strictObject({ text: z.string().max(400_000) }),
+    output: z.object({
+      good: z.boolean().describe('it may be put in force: no errors, and its tests hold'),
+      rules: counter,
+      problems: z.array(
+        z.object({ severity: z.enum(['error', 'warning']), line: counter, column: counter, message: z.string() }),
+      ),
+      outcomes: z.array(z.object({ line: counter, text: z.string(), passed: z.boolean(), reason: z.string() })),
+      changes: z
+        .array(
+          z.object({
+            user: z.string(),
+            destination: z.string(),
+            service: z.string(),
+            after: z.enum(['allow', 'deny']),
+            rule: z.string().nullable().describe('what says so after it; null: no rule allows it'),
+          }),
+        )
+        .describe('against the policy in force, looked at where a rule of either speaks of something'),
+      isCut: z.boolean().describe('there are more people or changes than are listed'),
+    }),
+  },
   'policy.denied': {
     input: z.strictObject({
       after: counter.optional().describe('only those with a higher id'),
@@ -368,6 +395,8 @@ export const RUNNING_ONLY = [
   'server.replaceWorkers',
   'server.history',
   'policy.show',
+  'policy.text',
+  'policy.check',
   'policy.denied',
   'session.list',
   'session.kick',

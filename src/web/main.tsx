@@ -11,6 +11,7 @@ import { AuditRecord } from './audit.tsx';
 import { Devices } from './devices.tsx';
 import { Login, SetUp, Shield } from './login.tsx';
 import { Overview } from './overview.tsx';
+import { PolicySection } from './policy.tsx';
 import { Sessions } from './sessions.tsx';
 import { Settings } from './settings.tsx';
 import { Failure, Loading } from './ui.tsx';
@@ -22,6 +23,7 @@ const SECTIONS = [
   ['sessions', 'Sessions'],
   ['users', 'Users'],
   ['devices', 'Devices'],
+  ['policy', 'Policy'],
   ['audit', 'Audit'],
   ['settings', 'Settings'],
 ] as const;
@@ -177,6 +179,8 @@ function Content({ me, place: { section, item, query } }: { me: Me; place: Place
       return <Users key={query} me={me} adding={query === 'add'} />;
     case 'devices':
       return <Devices me={me} />;
+    case 'policy':
+      return <PolicySection me={me} />;
     case 'audit':
       return <AuditRecord />;
     case 'settings':

@@ -103,6 +103,30 @@ test('an operator does the daily work: groups, password, second factor, devices,
   stage.check();
 });
 
+test(
+  'a policy is checked as it is written: errors in their lines, tests, and what it would change',
+  OPTIONS,
+  async () => {
+    await using stage = await Stage.open();
+    await stage.api['user.add']({ name: 'carol', groups: ['staff'] });
+    const page = await stage.as('operator');
+    await stage.go(page, 'policy', 'Policy');
+    await page.getByText('There is no policy').waitFor();
+    await page.getByText(/1 rules, 0 of 0 tests hold/).waitFor();
+    await page.getByRole('row', { name: /carol.*allowed.*192\.168\.10\.1/ }).waitFor();
+    const text = page.getByLabel('A first policy');
+    await text.fill('version = 1\n[[rules]]\nname = "x"\naction = "perhaps"\n');
+    await page.getByText('not usable').waitFor();
+    await page.getByRole('button', { name: '4', exact: true }).first().click();
+    const chosen = await page.evaluate(
+      'document.activeElement.value.slice(document.activeElement.selectionStart, document.activeElement.selectionEnd)',
+    );
+    assert.equal(chosen, 'action = "perhaps"');
+    assert.ok(await page.getByRole('button', { name: 'Save as a file' }).isDisabled());
+    stage.check();
+  },
+);
+
 test('a viewer sees everything and is offered nothing to change', OPTIONS, async () => {
   await using stage = await Stage.open();
   await stage.world.connected('carol');
@@ -165,6 +189,7 @@ test(
           ['users', 'Users'],
           ['users/carol', 'carol'],
           ['devices', 'Devices'],
+          ['policy', 'Policy'],
           ['audit', 'Audit'],
           ['settings', 'Settings'],
         ] as const) {

@@ -511,6 +511,41 @@ test('events come as they happen, and end with the login', LIMIT, async () => {
   await events.ended;
 });
 
+test(
+  'a policy that is being written is checked, tried and compared, and nothing of it is in force',
+  LIMIT,
+  async () => {
+    await using office = await Office.open();
+    await office.api['user.add']({ name: 'carol', groups: ['staff'] });
+    const browser = await office.as('operator');
+    const rule =
+      '[[rules]]\nname = "web"\naction = "allow"\nfrom = ["group:staff"]\nto = ["198.51.100.0/24"]\nservices = ["tcp/443"]\n';
+    const tests =
+      '[tests]\nexpect = ["carol can reach 198.51.100.7:443/tcp", "carol cannot reach 198.51.100.7:22/tcp"]\n';
+    const { body, status } = await browser.call('policy.check', { text: `version = 1\n${tests}${rule}` });
+    assert.equal(status, 200, JSON.stringify(body));
+    assert.deepEqual(
+      body.outcomes.map(({ passed }: { passed: boolean }) => passed),
+      [true, true],
+      JSON.stringify(body),
+    );
+    assert.deepEqual(body.changes, [
+      { user: 'carol', destination: '198.51.100.1', service: 'tcp/443', after: 'allow', rule: 'web' },
+    ]);
+    assert.equal(body.good, true);
+    const wrong = await browser.call('policy.check', {
+      text: 'version = 1\n[[rules]]\nname = "x"\naction = "perhaps"\n',
+    });
+    assert.equal(wrong.status, 200);
+    assert.equal(wrong.body.good, false);
+    assert.ok(
+      wrong.body.problems.some(({ line }: { line: number }) => line === 4),
+      JSON.stringify(wrong.body.problems),
+    );
+    assert.deepEqual((await browser.call('policy.text')).body, { file: null, text: '' });
+  },
+);
+
 test('the OpenAPI document has every operation, with its role and its shapes', LIMIT, async () => {
   await using office = await Office.open();
   const browser = await office.as('viewer');

@@ -14,6 +14,7 @@ import { Repeat } from '../../base/repeat.ts';
 import { type IpAddress, ipEquals, parsePrefix, prefixContains } from '../../ip/address.ts';
 import { type Decision, decide, type Flow, groupsOf, type Holder, type Surroundings } from '../../policy/access.ts';
 import { requireTests, testedHosts, usablePolicy } from '../../policy/examine.ts';
+import type { Policy } from '../../policy/policy.ts';
 import { type Selection, Selector } from '../../policy/selector.ts';
 import type { Settings } from '../../policy/settings.ts';
 import type { GatewayConfig } from '../config.ts';
@@ -57,6 +58,7 @@ export interface ReadyPolicy {
   readonly file: string;
   /** SHA-256 of its text, hexadecimal. */
   readonly digest: string;
+  readonly text: string;
   readonly selector: Selector;
   readonly names: HostNames;
 }
@@ -147,7 +149,23 @@ export class AccessDesk {
     };
     requireTests(policy, file, surroundings, clock.wallNow());
     const digest = createHash('sha256').update(text).digest('hex');
-    return { file, digest, selector: new Selector(policy), names };
+    return { file, text, digest, selector: new Selector(policy), names };
+  }
+
+  /**
+   * By what another policy would be judged: its names, looked up, and everybody's groups. Nothing changes.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  async surroundingsOf(policy: Policy) {
+    const hosts = [...policy.hosts, ...testedHosts(policy)].slice(0, MAX_HOSTS);
+    const [groups, names] = await Promise.all([this.#parts.groups(), this.#testedNames(hosts)]);
+    return {
+      ...this.#surroundings(names),
+      holderOf: () => undefined,
+      groups,
+      groupsOfUser: (user: string) => groups.get(user) ?? [],
+    };
   }
 
   async #testedNames(hosts: readonly string[]): Promise<HostNames> {

@@ -65,6 +65,8 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     'server.status': () => statusOf(service, facts, control),
     'server.reload': async ({ via }) => await service.reload(await control.readConfig(), via),
     'policy.show': async ({ user }) => service.policy.show(user),
+    'policy.text': async () => service.policy.text(),
+    'policy.check': async ({ text }) => await service.policy.check(text),
     'policy.denied': async ({ after, user, limit = 100 }) =>
       service.policy.denials.list({ ...(after === undefined ? {} : { after }), user: user?.normalize('NFC'), limit }),
     'server.stop': async () => {

@@ -18,6 +18,7 @@ import { type AccessDesk, holderOf } from './access-desk.ts';
 import type { Auth } from './auth.ts';
 import { Denials } from './denials.ts';
 import type { LiveSession } from './live-session.ts';
+import { examineDraft } from './policy-draft.ts';
 
 /** The connection by which an operator is at the gateway, as text: from an address to one of the gateway's and a port. */
 export interface OperatorWay {
@@ -39,15 +40,28 @@ export class PolicyDesk {
   readonly denials: Denials;
   readonly #access: AccessDesk;
   readonly #auth: Auth;
+  readonly #clock: Clock;
 
   constructor({ access, auth, clock }: PolicyDeskParts) {
     this.#access = access;
     this.#auth = auth;
+    this.#clock = clock;
     this.denials = new Denials({
       sessionAt: (address) => access.sessionAt(address),
       judge: (session, flow) => access.judge(holderOf(session), flow),
       clock,
     });
+  }
+
+  /** The text of the policy in force. */
+  text(): { file: string | null; text: string } {
+    const { file, text } = this.#access.inForce ?? { file: null, text: '' };
+    return { file, text };
+  }
+
+  /** What is wrong with a policy that is being written, and what it would change. @throws {VpnError} ERR_STORE */
+  async check(text: string) {
+    return await examineDraft(text, this.#access, this.#clock.wallNow());
   }
 
   /** What the policy says of a stream; undefined: there is none. */
