@@ -6,7 +6,7 @@ import { createServer } from 'node:net';
 import { test } from 'node:test';
 import { connect } from 'node:tls';
 import fc from 'fast-check';
-import { hintedWorker } from './client-hello.ts';
+import { requestedWorker } from './client-hello.ts';
 import { tunnelProtocols } from './tls.ts';
 
 /** The first bytes that a TLS client with these protocols sends. */
@@ -31,18 +31,17 @@ async function helloWith(protocols: string[]): Promise<Buffer> {
 }
 
 test('REQ-TLS-008: the worker that a client asks for is read from its ClientHello', async () => {
-  for (const worker of [0, 7, 63, 255]) assert.equal(hintedWorker(await helloWith(tunnelProtocols(worker))), worker);
+  for (const worker of [0, 7, 63, 255]) assert.equal(requestedWorker(await helloWith(tunnelProtocols(worker))), worker);
 });
 
-test('clients that ask for none are nobody else’s', async () => {
-  for (const protocols of [
-    tunnelProtocols(),
-    ['h2', 'http/1.1'],
-    ['customvpn/1+256'],
-    ['customvpn/1+x'],
-    ['xcustomvpn/1+1'],
-  ]) {
-    assert.equal(hintedWorker(await helloWith(protocols)), undefined);
+test('a tunnel without a worker is for any', async () => {
+  assert.equal(requestedWorker(await helloWith(tunnelProtocols())), 'any');
+  assert.equal(requestedWorker(await helloWith(['h2', 'customvpn/1'])), 'any');
+});
+
+test('clients that ask for no tunnel are nobody else’s', async () => {
+  for (const protocols of [['h2', 'http/1.1'], ['customvpn/1+x'], ['customvpn/10'], ['xcustomvpn/1+1']]) {
+    assert.equal(requestedWorker(await helloWith(protocols)), undefined);
   }
 });
 
@@ -50,16 +49,16 @@ test('a ClientHello that is cut short, or no ClientHello, asks for no worker', a
   const whole = await helloWith(tunnelProtocols(3));
   const end = 5 + whole.readUInt16BE(3);
   for (let length = 0; length < end; length += 7) {
-    const worker = hintedWorker(whole.subarray(0, length));
-    assert.ok(worker === undefined || worker === 3, `${length}`);
+    const worker = requestedWorker(whole.subarray(0, length));
+    assert.ok(worker === undefined || worker === 'any' || worker === 3, `${length}`);
   }
-  assert.equal(hintedWorker(Buffer.from('GET / HTTP/1.1\r\n\r\n')), undefined);
+  assert.equal(requestedWorker(Buffer.from('GET / HTTP/1.1\r\n\r\n')), undefined);
 });
 
 test('no bytes make it fail', () => {
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 600 }), (bytes) => {
-      hintedWorker(Uint8Array.of(0x16, 3, 1, 0, 0, 1, ...bytes));
+      requestedWorker(Uint8Array.of(0x16, 3, 1, 0, 0, 1, ...bytes));
     }),
   );
 });

@@ -7,7 +7,7 @@
  * @see RFC 8446 §4.1.2, RFC 7301 §3.1; docs/protocol.md REQ-TLS-008
  */
 
-import { workerOf } from './tls.ts';
+import { isTunnelProtocol, workerOf } from './tls.ts';
 
 const RECORD_HEADER_BYTES = 5;
 const CLIENT_HELLO = 1;
@@ -15,8 +15,8 @@ const CLIENT_HELLO = 1;
 const FIXED_BYTES = 4 + 2 + 32;
 const ALPN = 16;
 
-/** The worker that a ClientHello's offered protocols name; undefined: none. */
-export function hintedWorker(record: Uint8Array): number | undefined {
+/** The worker that a ClientHello's offered protocols name; `any`: a tunnel at whichever; undefined: no tunnel. */
+export function requestedWorker(record: Uint8Array): number | 'any' | undefined {
   try {
     return workerIn(new Cursor(record.subarray(RECORD_HEADER_BYTES)));
   } catch {
@@ -24,7 +24,7 @@ export function hintedWorker(record: Uint8Array): number | undefined {
   }
 }
 
-function workerIn(hello: Cursor): number | undefined {
+function workerIn(hello: Cursor): number | 'any' | undefined {
   if (hello.bytes(FIXED_BYTES)[0] !== CLIENT_HELLO) return undefined;
   // Session id, cipher suites, compression methods.
   hello.bytes(hello.number(1));
@@ -37,10 +37,14 @@ function workerIn(hello: Cursor): number | undefined {
     if (type !== ALPN) continue;
     const outer = new Cursor(body);
     const names = new Cursor(outer.bytes(outer.number(2)));
+    let isTunnel = false;
     while (!names.isEmpty) {
-      const worker = workerOf(Buffer.from(names.bytes(names.number(1))).toString('latin1'));
+      const protocol = Buffer.from(names.bytes(names.number(1))).toString('latin1');
+      const worker = workerOf(protocol);
       if (worker !== undefined) return worker;
+      isTunnel ||= isTunnelProtocol(protocol);
     }
+    return isTunnel ? 'any' : undefined;
   }
   return undefined;
 }

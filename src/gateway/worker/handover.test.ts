@@ -7,7 +7,7 @@ import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { NativeMemory, nativeCalls } from '../../os/ffi.ts';
 import { closeFd, socketFd } from '../../os/socket.ts';
-import { DescriptorSender, socketPair } from '../../os/unix-socket.ts';
+import { DescriptorReceiver, DescriptorSender, socketPair } from '../../os/unix-socket.ts';
 import { Handover, type HandoverListener } from './handover.ts';
 
 const linux = { skip: process.platform === 'linux' ? false : 'needs Linux' };
@@ -169,6 +169,50 @@ test('descriptors of auth come by a way of their own, and other workers have no 
   closeFd(bad);
   closeFd(near);
 });
+
+test(
+  'connections that ask for no worker are dealt to all in turn, others go where they ask or stay',
+  linux,
+  async () => {
+    await using rig = await Rig.open();
+    const received = new Map<number, number>();
+    const receivers = [1, 2].map((worker) => {
+      const [near, far] = socketPair('packets');
+      rig.handover.addWay(worker, near);
+      return new DescriptorReceiver(far, (_packet, fd) => {
+        received.set(worker, (received.get(worker) ?? 0) + 1);
+        closeFd(fd);
+      });
+    });
+    const remote = { address: '192.0.2.1', port: 8080 };
+    const give = async (protocol: string): Promise<boolean> =>
+      rig.handover.give(await rig.connection(), clientHello(protocol), remote, true);
+    const gone: boolean[] = [];
+    for (let count = 0; count < 9; count += 1) gone.push(await give('customvpn/1'));
+    assert.deepEqual(gone, [false, true, true, false, true, true, false, true, true]);
+    assert.equal(await give('customvpn/1+2'), true);
+    assert.equal(await give('customvpn/1+0'), false);
+    assert.equal(await give('customvpn/1+9'), false);
+    assert.equal(await give('h2'), false);
+    while ((received.get(1) ?? 0) + (received.get(2) ?? 0) < 7) await new Promise((resolve) => setTimeout(resolve, 5));
+    assert.deepEqual([...received].toSorted(), [
+      [1, 3],
+      [2, 4],
+    ]);
+    await Promise.all(receivers.map((receiver) => receiver.close()));
+  },
+);
+
+/** The first record of a client that offers one protocol. */
+function clientHello(protocol: string): Buffer {
+  const name = Buffer.from(protocol);
+  const list = Buffer.concat([Buffer.of(0, name.length + 1, name.length), name]);
+  const alpn = Buffer.concat([Buffer.of(0, 16, 0, list.length), list]);
+  // Version, random, no session id, no cipher suites, no compression methods, extensions.
+  const body = Buffer.concat([Buffer.alloc(34), Buffer.of(0, 0, 0, 0, 0, alpn.length), alpn]);
+  const hello = Buffer.concat([Buffer.of(1, 0, 0, body.length), body]);
+  return Buffer.concat([Buffer.of(0x16, 3, 1, 0, hello.length), hello]);
+}
 
 /** What `DescriptorSender` refuses to send. */
 function sendEmpty(fd: number): void {

@@ -1,5 +1,8 @@
 /**
- * Connections that belong to another worker.
+ * Connections that belong to another worker, or that another worker may have.
+ *
+ * The kernel deals connections by chance, which leaves a few clients unevenly spread; so each worker deals those that ask for no
+ * worker to all in turn, itself first.
  *
  * Hides how a connection gets there: its descriptor, what has been read of it and who the client is go in one packet to that
  * worker. There is a way of its own from each worker to each other one, and from auth: what one sender does to its way, or sends
@@ -13,7 +16,7 @@
 import { Socket } from 'node:net';
 import { closeFd, socketFd } from '../../os/socket.ts';
 import { DescriptorReceiver, DescriptorSender, MAX_DESCRIPTOR_PACKET_BYTES } from '../../os/unix-socket.ts';
-import { hintedWorker } from '../../transport/client-hello.ts';
+import { requestedWorker } from '../../transport/client-hello.ts';
 import { type Endpoint, sourceOf } from '../../transport/endpoint.ts';
 import type { Listener } from '../../transport/listener.ts';
 
@@ -42,6 +45,8 @@ export class Handover {
   readonly #ways = new Map<number, { readonly fd: number; readonly sender: DescriptorSender }>();
   readonly #senders = new Map<number, Inbound>();
   #dialled: DescriptorReceiver | undefined;
+  /** Whose turn it is: 0 is this worker. */
+  #turn = 0;
   #listener: HandoverListener | undefined;
 
   constructor(options: HandoverOptions) {
@@ -78,9 +83,10 @@ export class Handover {
     for (const sender of this.#senders.values()) sender.start(listener);
   }
 
-  /** Gives a connection to the worker that its client asks for; false: it stays here. */
+  /** Gives a connection to the worker that its client asks for, or whose turn it is; false: it stays here. */
   give(raw: Socket, start: Buffer, remote: Endpoint, isCounted: boolean): boolean {
-    const worker = hintedWorker(start);
+    const requested = requestedWorker(start);
+    const worker = requested === 'any' ? this.#inTurn() : requested;
     if (worker === undefined || worker === this.#options.worker) return false;
     const way = this.#ways.get(worker);
     const address = Buffer.from(remote.address);
@@ -88,6 +94,12 @@ export class Handover {
     if (way === undefined || address.length > 255 || length > MAX_DESCRIPTOR_PACKET_BYTES) return false;
     const head = Buffer.of(isCounted ? 1 : 0, remote.port >> 8, remote.port & 0xff, address.length);
     return way.sender.send(Buffer.concat([head, address, start]), socketFd(raw));
+  }
+
+  #inTurn(): number | undefined {
+    const turn = this.#turn;
+    this.#turn = (turn + 1) % (this.#ways.size + 1);
+    return turn === 0 ? this.#options.worker : [...this.#ways.keys()][turn - 1];
   }
 }
 
