@@ -9,8 +9,7 @@ import { isVpnError, toVpnError, VpnError } from '../src/base/errors.ts';
 import type { ExecRun } from '../src/cli/host.ts';
 import { clientOf, profilePaths, readEnd } from '../src/client/state-folder.ts';
 import type { ClientApi } from '../src/control/operations.ts';
-import { readProfile } from '../src/control/profile.ts';
-import { findProfile } from '../src/control/profile-store.ts';
+import { findProfile, profileIdAt } from '../src/control/profile-place.ts';
 import { findUser, runEnclosed, type User, whyNotStarted } from '../src/os/enclosed-command.ts';
 import { START_VARIABLE, spawnClient, waitUntilUp, withLog } from './client-background.ts';
 
@@ -31,7 +30,7 @@ export async function execInTunnel(run: ExecRun): Promise<number> {
     return failure.status;
   }
   const user = await userOf(run.as);
-  const { id } = await readProfile(await findProfile(run.state, run.profile));
+  const id = await profileIdAt(await findProfile(run.state, run.profile));
   const client = clientOf(run.state, id);
   const ticket = await enter(run, id, client);
   // From here on our end, however it comes, is the ticket's end.

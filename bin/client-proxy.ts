@@ -5,8 +5,8 @@
 import { createLogger } from '../src/base/log.ts';
 import type { ProxyRun } from '../src/cli/host.ts';
 import { runProxy } from '../src/client/proxy-run.ts';
-import { findProfile } from '../src/control/profile-store.ts';
-import { orderedAnswers } from './client.ts';
+import { findProfile } from '../src/control/profile-place.ts';
+import { orderedAnswers } from './client-run.ts';
 import { withSignals } from './run.ts';
 
 export async function runProxyHere(run: ProxyRun, version: string): Promise<void> {

@@ -14,6 +14,7 @@ export async function main(): Promise<void> {
   const gateway = () => import('./gateway.ts');
   const policy = () => import('./policy.ts');
   const client = () => import('./client.ts');
+  const care = () => import('./client-care.ts');
   const examination = () => import('../src/client/profile-examination.ts');
   const host: CliHost = {
     openGateway: async (source) => (await gateway()).openGateway(source),
@@ -27,17 +28,17 @@ export async function main(): Promise<void> {
     schemaOfPolicy: async () => (await policy()).schemaOfPolicy(),
     runGateway: async (source) => (await import('./serve.ts')).runGateway(source, version),
     openClients: async (state) => (await client()).findClients(state),
-    clientFacts: async (state) => (await client()).clientFacts(state),
-    forgetClient: async (state, id) => (await client()).forgetClient(state, id),
-    clientUnit: async (state) => (await client()).unitOf(state, join(root, 'bin', 'customvpn')),
+    clientFacts: async (state) => (await care()).clientFacts(state),
+    forgetClient: async (state, id) => (await care()).forgetClient(state, id),
+    clientUnit: async (state) => (await care()).unitOf(state, join(root, 'bin', 'customvpn')),
     runProxy: async (run) => (await import('./client-proxy.ts')).runProxyHere(run, version),
-    runClient: async (run) => (await client()).runClientHere(run, version),
+    runClient: async (run) => (await import('./client-run.ts')).runClientHere(run, version),
     startClient: async (run) => (await client()).startClient(run),
     execInTunnel: async (run) => (await import('./client-exec.ts')).execInTunnel(run),
-    cleanClients: async (state) => (await client()).cleanUp(state),
-    killSwitch: async (state, profile, action) => (await client()).workKillSwitch(state, profile, action),
+    cleanClients: async (state) => (await care()).cleanUp(state),
+    killSwitch: async (state, profile, action) => (await care()).workKillSwitch(state, profile, action),
     killSwitchUnit: async (state, profile) =>
-      (await client()).killSwitchUnitOf(state, profile, join(root, 'bin', 'customvpn')),
+      (await care()).killSwitchUnitOf(state, profile, join(root, 'bin', 'customvpn')),
     examineServer: async (name, port) => (await examination()).examineServer(name, port),
     examineProfile: async (path, state) => (await examination()).examineProfile(path, state, version),
     requirements: async () => (await import('../src/os/requirements.ts')).findRequirements(),

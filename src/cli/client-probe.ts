@@ -3,7 +3,7 @@
  */
 
 import type { Command } from 'commander';
-import { findProfile, isStoredOrFile } from '../control/profile-store.ts';
+import { findProfile, isStoredOrFile } from '../control/profile-place.ts';
 import type { CliHost, ExaminationResult, ProbeResult } from './host.ts';
 import { clientState, hostAndPort, jsonOutput } from './options.ts';
 import { bad, facts, good, type OutputOptions, print, reportError, table, warning } from './output.ts';

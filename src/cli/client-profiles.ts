@@ -7,9 +7,8 @@ import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import type { Command } from 'commander';
 import { VpnError } from '../base/errors.ts';
-import { type Profile, parseProfile, readProfile } from '../control/profile.ts';
-import { decodeProfileLink, isProfileLink } from '../control/profile-link.ts';
-import { findProfile, importProfile, listProfiles, removeProfile } from '../control/profile-store.ts';
+import type { Profile } from '../control/profile.ts';
+import { findProfile, profileIdAt } from '../control/profile-place.ts';
 import type { ClientFacts, CliHost } from './host.ts';
 import { clientState, jsonOutput, stateHint } from './options.ts';
 import { dim, good, type OutputOptions, print, table, warning } from './output.ts';
@@ -21,7 +20,7 @@ interface StateOptions extends OutputOptions {
 
 /** What is kept of a profile is found by this. @throws {VpnError} ERR_CONFIG_* */
 export async function idOf(state: string, profile: string): Promise<string> {
-  return (await readProfile(await findProfile(state, profile))).id.slice(0, 16);
+  return (await profileIdAt(await findProfile(state, profile))).slice(0, 16);
 }
 
 export function addProfileCommands(command: Command, host: CliHost): void {
@@ -38,6 +37,7 @@ export function addProfileCommands(command: Command, host: CliHost): void {
     )
     .action(async (file: string, options: StateOptions & { name?: string }) => {
       const profile = await readImport(file);
+      const { importProfile } = await import('../control/profile-store.ts');
       const stored = await importProfile(options.state, profile, options.name);
       const left = profile.tokenExpires === undefined ? 0 : Date.parse(profile.tokenExpires) - Date.now();
       const until = profile.token === undefined ? '' : expiryWords(profile.tokenExpires, left);
@@ -56,6 +56,7 @@ export function addProfileCommands(command: Command, host: CliHost): void {
     .addOption(jsonOutput())
     .action(async (options: StateOptions) => {
       const facts = await host.clientFacts(options.state);
+      const { listProfiles } = await import('../control/profile-store.ts');
       const rows = (await listProfiles(options.state)).map(({ name, path, profile }) =>
         rowOf(name, path, profile, facts.get(profile.id.slice(0, 16))),
       );
@@ -87,6 +88,7 @@ export function addProfileCommands(command: Command, host: CliHost): void {
         const down = `customvpn client down ${name}${stateHint(options.state)}`;
         throw new VpnError('ERR_CONFLICT', `"${name}" is connected; disconnect it first: ${down}`);
       }
+      const { removeProfile } = await import('../control/profile-store.ts');
       const { profile } = await removeProfile(options.state, name);
       await host.forgetClient(options.state, id);
       const device = facts?.isEnrolled === true ? '; the gateway still lists this device: have it revoked there' : '';
@@ -124,6 +126,10 @@ export function addProfileCommands(command: Command, host: CliHost): void {
 
 /** @throws {VpnError} ERR_USAGE, ERR_CONFIG_* */
 async function readImport(file: string): Promise<Profile> {
+  const [{ decodeProfileLink, isProfileLink }, { parseProfile, readProfile }] = await Promise.all([
+    import('../control/profile-link.ts'),
+    import('../control/profile.ts'),
+  ]);
   if (isProfileLink(file)) {
     throw new VpnError(
       'ERR_USAGE',

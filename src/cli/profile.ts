@@ -5,8 +5,6 @@
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
-import { parseProfile } from '../control/profile.ts';
-import { encodeProfileLink } from '../control/profile-link.ts';
 import type { CliHost } from './host.ts';
 import { gatewayConfig, gatewayState } from './options.ts';
 import { drawQr } from './secrets.ts';
@@ -58,6 +56,8 @@ export function profileCommand(host: CliHost): Command {
         approve: options.approve ?? false,
       });
       if (options.link === true || options.qr === true) {
+        const { parseProfile } = await import('../control/profile.ts');
+        const { encodeProfileLink } = await import('../control/profile-link.ts');
         await showLink(encodeProfileLink(parseProfile(made.profile, 'the profile')), options);
         if (options.out === undefined) return;
       }

@@ -23,8 +23,8 @@ import { join, resolve } from 'node:path';
 import { ERROR_CODES, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { writePrivateFile } from '../base/private-file.ts';
-import { type ClientApi, clientOperations } from '../control/operations.ts';
-import { answers, connectControl } from '../control/socket.ts';
+import type { ClientApi, clientOperations } from '../control/operations.ts';
+import { answers, connectDaemon } from '../control/socket.ts';
 
 export interface ProfilePaths {
   readonly folder: string;
@@ -77,14 +77,14 @@ export async function findClients(state: string): Promise<Map<string, ClientApi>
   const clients = new Map<string, ClientApi>();
   for (const id of await profileIds(state)) {
     const { control } = profilePaths(state, id);
-    if (await answers(control)) clients.set(id, connectControl(control, clientOperations));
+    if (await answers(control)) clients.set(id, clientOf(state, id));
   }
   return clients;
 }
 
 /** The client of the profile with this id; its calls throw ERR_NOT_RUNNING when there is none. */
 export function clientOf(state: string, id: string): ClientApi {
-  return connectControl(profilePaths(state, id).control, clientOperations);
+  return connectDaemon<typeof clientOperations>(profilePaths(state, id).control, ['client.hold']);
 }
 
 /** Takes back what clients that died left on the host, and opens their kill switches; returns how many had left something. */

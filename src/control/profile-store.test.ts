@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { formatProfile, newProfileId, type Profile, parseProfile } from './profile.ts';
-import { findProfile, importProfile, listProfiles, removeProfile } from './profile-store.ts';
+import { findProfile, profileIdAt } from './profile-place.ts';
+import { importProfile, listProfiles, removeProfile } from './profile-store.ts';
 
 let state = '';
 before(() => {
@@ -62,4 +63,15 @@ test('what is removed is gone', async () => {
   await removeProfile(state, 'work');
   await assert.rejects(removeProfile(state, 'work'), { code: 'ERR_NOT_FOUND' });
   await assert.rejects(findProfile(state, 'work'), { code: 'ERR_CONFIG_FILE' });
+});
+
+test('which profile a file holds is told without reading the rest; what is wrong with it is told as by who reads it', async () => {
+  const path = join(state, 'which.toml');
+  const id = newProfileId();
+  writeFileSync(path, `id = "${id}"\nsomething = "else"\n`);
+  assert.equal(await profileIdAt(path), id);
+  for (const text of ['', 'id = "short"\n', 'id = \n']) {
+    writeFileSync(path, text);
+    await assert.rejects(profileIdAt(path), { name: 'VpnError', kind: 'config' });
+  }
 });

@@ -1,28 +1,21 @@
 /**
- * Profiles that have been imported: one file each under a client's state directory, found by name.
+ * Profiles that have been imported: one file each under a client's state directory, kept under a name.
  *
- * Hides where they are and how a name is told from a file. Whoever reads one gets what `readProfile` gives.
+ * Whoever reads one gets what `readProfile` gives.
  */
 
-import { existsSync } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { VpnError } from '../base/errors.ts';
 import { makePrivateFolder } from '../base/private-file.ts';
 import { type Profile, readProfile, writeProfile } from './profile.ts';
-
-/** Also a part of a file name and of the name of a systemd unit. */
-const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
+import { folderOf, NAME, storedNames } from './profile-place.ts';
 
 /** A profile under its name. */
 export interface StoredProfile {
   readonly name: string;
   readonly path: string;
   readonly profile: Profile;
-}
-
-function folderOf(state: string): string {
-  return join(resolve(state), 'profiles');
 }
 
 /**
@@ -53,44 +46,13 @@ export async function importProfile(state: string, profile: Profile, name = name
 
 /** All that have been imported, by name. @throws {VpnError} ERR_PRIVILEGE, and what `readProfile` throws */
 export async function listProfiles(state: string): Promise<StoredProfile[]> {
-  let files: string[];
-  try {
-    files = await readdir(folderOf(state));
-  } catch (cause) {
-    const errno = (cause as NodeJS.ErrnoException).code;
-    if (errno === 'ENOENT') return [];
-    throw new VpnError('ERR_PRIVILEGE', `cannot read ${folderOf(state)}: ${errno}; run as root`, { cause });
-  }
-  const names = files.flatMap((file) => /^([^.].*)\.toml$/.exec(file)?.[1] ?? []).toSorted();
+  const names = await storedNames(state);
   return await Promise.all(
     names.map(async (name) => {
       const path = join(folderOf(state), `${name}.toml`);
       return { name, path, profile: await readProfile(path) };
     }),
   );
-}
-
-/**
- * The path of a profile: of a file, or of one that has been imported under this name.
- *
- * @throws {VpnError} ERR_CONFIG_FILE when there is neither
- */
-export async function findProfile(state: string, nameOrFile: string): Promise<string> {
-  const stored = join(folderOf(state), `${nameOrFile}.toml`);
-  const isName = NAME.test(nameOrFile);
-  if (isName && existsSync(stored)) return stored;
-  if (existsSync(nameOrFile)) return resolve(nameOrFile);
-  const names = isName ? (await listProfiles(state)).map(({ name }) => name) : [];
-  const others = names.length === 0 ? 'none has been imported' : `imported are: ${names.join(', ')}`;
-  const hint = isName ? `, and no imported profile of this name (${others}); see: customvpn client import --help` : '';
-  throw new VpnError('ERR_CONFIG_FILE', `cannot read the profile ${nameOrFile}: there is no such file${hint}`, {
-    details: { path: nameOrFile },
-  });
-}
-
-/** Whether there is a file or an imported profile of this name. */
-export function isStoredOrFile(state: string, nameOrFile: string): boolean {
-  return (NAME.test(nameOrFile) && existsSync(join(folderOf(state), `${nameOrFile}.toml`))) || existsSync(nameOrFile);
 }
 
 /** Forgets an imported profile. @throws {VpnError} ERR_NOT_FOUND, ERR_USAGE */

@@ -102,6 +102,20 @@ export function connectControl<T extends Operations>(path: string, operations: T
   return Object.fromEntries(calls) as Api<T>;
 }
 
+/**
+ * As `connectControl`, but takes answers as they come: for programs that want to start fast, and whose daemon is of the same
+ * user and version. They need not load the contract.
+ *
+ * @param long operations whose answer may take any time
+ */
+export function connectDaemon<T extends Operations>(path: string, long: readonly (keyof T)[]): Api<T> {
+  checkPath(path);
+  return new Proxy({} as Api<T>, {
+    get: (_, operation) => (input: unknown) =>
+      post(path, String(operation), input, long.includes(operation as string) ? 0 : CALL_TIMEOUT_MS),
+  });
+}
+
 /** Tells whether a process listens on the unix socket at `path`. */
 export function answers(path: string): Promise<boolean> {
   return new Promise((resolve) => {
