@@ -17,6 +17,8 @@ export interface PrivateFileOptions {
   readonly mode?: number;
   /** `create`: refuse when the file exists; `replace` (default): take its place. */
   readonly when?: 'create' | 'replace';
+  /** False: after a loss of power the file may be gone or empty; for what is of use only until then. Default true. */
+  readonly durable?: boolean;
 }
 
 /**
@@ -37,7 +39,7 @@ export async function writePrivateFile(
     try {
       await file.chmod(mode);
       await file.writeFile(content);
-      await file.sync();
+      if (options.durable !== false) await file.sync();
     } finally {
       await file.close();
     }
@@ -48,7 +50,7 @@ export async function writePrivateFile(
     } else {
       await rename(temporary, path);
     }
-    await syncFolder(folder);
+    if (options.durable !== false) await syncFolder(folder);
   } catch (cause) {
     await unlink(temporary).catch(() => {});
     throw fileError(cause, path);

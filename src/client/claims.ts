@@ -90,7 +90,7 @@ export class ClaimingHost implements ClientHost {
     );
     const { claim } = profilePaths(this.#state, this.#id);
     const text: Claim = { name: this.#name, networks: own.map(formatPrefix) };
-    await writePrivateFile(claim, `${JSON.stringify(text)}\n`);
+    await writePrivateFile(claim, `${JSON.stringify(text)}\n`, { durable: false });
     for (const id of await profileIds(this.#state)) {
       if (id === this.#id) continue;
       const other = await this.#claimOf(id);

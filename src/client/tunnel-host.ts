@@ -10,7 +10,7 @@ import { isVpnError, VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { formatIp, formatPrefix, isPrivateNetwork, type Prefix } from '../ip/address.ts';
 import { HostNetwork } from '../os/host.ts';
-import { readHostFacts } from '../os/host-facts.ts';
+import { type HostFacts, readHostFacts } from '../os/host-facts.ts';
 import { type NameKeeper, NameService } from '../os/name-service.ts';
 import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
@@ -51,8 +51,11 @@ export interface TunnelHostOptions {
 
 /** How often is looked whether another program has opened the kill switch. */
 const GUARD_MS = 5_000;
+/** How long the machine is taken for what it was; a change that is noticed ends that. */
+const FRESH_MS = 1_000;
 
 const OUR_DEVICE = /^cvpn\d+$/;
+const isOurs = (device: string): boolean => OUR_DEVICE.test(device);
 
 export class TunnelHost implements ClientHost {
   readonly #options: TunnelHostOptions;
@@ -73,6 +76,10 @@ export class TunnelHost implements ClientHost {
   #config: AcceptedConfig | undefined;
   #plan: HostPlan | undefined;
   #told = '';
+  /** What was seen when the device was made: good for a configuration that comes at once. */
+  #early: { readonly facts: Promise<HostFacts | undefined>; readonly at: number } | undefined;
+  /** What changes the machine is done one after the other. */
+  #last: Promise<unknown> = Promise.resolve();
 
   constructor(options: TunnelHostOptions) {
     this.#options = options;
@@ -120,7 +127,11 @@ export class TunnelHost implements ClientHost {
    *
    * @throws {VpnError} ERR_PRIVILEGE, ERR_TUN_OPEN, ERR_UNSUPPORTED, ERR_HOST_APPLY
    */
-  async open(): Promise<TunDevice> {
+  open(): Promise<TunDevice> {
+    return this.#inTurn(() => this.#open());
+  }
+
+  async #open(): Promise<TunDevice> {
     const {
       journalPath,
       namesPath,
@@ -142,25 +153,30 @@ export class TunnelHost implements ClientHost {
     this.#names = await NameService.open({ journalPath: namesPath, log });
     const isSuper = superPackets && kind === 'tun';
     this.#tun = openTun({ name: DEVICE_NAME, kind, superPackets: isSuper, mtu: MIN_TUNNEL_MTU });
-    if (portalMs !== undefined) await this.openPortal(portalMs);
+    this.#early = { facts: readHostFacts(isOurs).catch(() => undefined), at: performance.now() };
+    if (portalMs !== undefined) await this.#openPortal(portalMs);
     return this.#tun;
   }
 
   /** @throws {VpnError} ERR_HOST_APPLY; ERR_CONFLICT when an overlap is to stop the client */
-  async apply(config: AcceptedConfig): Promise<readonly RefusedItem[]> {
+  apply(config: AcceptedConfig): Promise<readonly RefusedItem[]> {
+    return this.#inTurn(() => this.#apply(config));
+  }
+
+  async #apply(config: AcceptedConfig): Promise<readonly RefusedItem[]> {
     const host = this.#host;
     const names = this.#names;
     const device = this.#tun?.name;
     if (host === undefined || names === undefined || device === undefined) return [];
-    const { wishes, killSwitch } = this.#options;
-    const facts = await readHostFacts((name) => OUR_DEVICE.test(name));
+    const { wishes } = this.#options;
+    const facts = await this.#look();
     if (this.#options.device === 'tap')
       return await this.#applyEthernet(planEthernet({ device, config, facts, wishes }), config, device);
     await this.#chooseAll(findOverlaps({ config, wishes, facts }));
     const choose = (overlap: Overlap): OverlapChoice => this.#choices.get(keyOf(overlap)) ?? standardChoice(overlap);
     const plan = planHost({ device, config, wishes, facts, choose });
     await host.become(plan.changes);
-    if (this.#isClosed) await killSwitch.close(await this.#openNetworks());
+    await this.#closeAgain();
     await names.apply(
       plan.dns === undefined ? undefined : { device, ...plan.dns, servers: plan.dns.servers.map(formatIp) },
     );
@@ -188,11 +204,14 @@ export class TunnelHost implements ClientHost {
    *
    * @throws {VpnError} as `apply`
    */
-  async networkChanged(): Promise<readonly RefusedItem[] | undefined> {
-    if (this.#portal !== undefined) return undefined;
-    if (this.#config !== undefined) return await this.apply(this.#config);
-    if (this.#isClosed) await this.#options.killSwitch.close(await this.#openNetworks());
-    return undefined;
+  networkChanged(): Promise<readonly RefusedItem[] | undefined> {
+    return this.#inTurn(async () => {
+      this.#early = undefined;
+      if (this.#portal !== undefined) return undefined;
+      if (this.#config !== undefined) return await this.#apply(this.#config);
+      await this.#closeAgain();
+      return undefined;
+    });
   }
 
   /**
@@ -201,11 +220,15 @@ export class TunnelHost implements ClientHost {
    *
    * @throws {VpnError} ERR_HOST_APPLY
    */
-  async openPortal(milliseconds: number): Promise<void> {
+  openPortal(milliseconds: number): Promise<void> {
+    return this.#inTurn(() => this.#openPortal(milliseconds));
+  }
+
+  async #openPortal(milliseconds: number): Promise<void> {
     const { killSwitch } = this.#options;
     await this.#endPortal();
     await killSwitch.close(await this.#openNetworks());
-    this.#portal = setTimeout(() => void this.#portalOver(), milliseconds).unref();
+    this.#portal = setTimeout(() => void this.#inTurn(() => this.#portalOver()), milliseconds).unref();
     await this.#names?.revert();
     await this.#host?.become([]);
     this.#plan = undefined;
@@ -218,7 +241,11 @@ export class TunnelHost implements ClientHost {
    *
    * @throws {VpnError} ERR_HOST_APPLY
    */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    return this.#inTurn(() => this.#close());
+  }
+
+  async #close(): Promise<void> {
     try {
       await this.#endPortal();
       await this.#names?.revert();
@@ -233,8 +260,23 @@ export class TunnelHost implements ClientHost {
 
   /** The user wants no tunnel any more: opens the kill switch. @throws {VpnError} as `nft` */
   async release(): Promise<void> {
+    // Not in turn: a configuration may be waiting for an answer of whoever wants out now.
     this.#isClosed = false;
     await this.#options.killSwitch.open();
+  }
+
+  #inTurn<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(action);
+    this.#last = result.catch(() => {});
+    return result;
+  }
+
+  /** Closed as before, for what may stay open by now. */
+  async #closeAgain(): Promise<void> {
+    if (!this.#isClosed) return;
+    const networks = await this.#openNetworks();
+    // It may have been opened for good meanwhile.
+    if (this.#isClosed) await this.#options.killSwitch.close(networks);
   }
 
   async #keepClosed(): Promise<void> {
@@ -263,7 +305,7 @@ export class TunnelHost implements ClientHost {
   async #openNetworks(): Promise<Prefix[]> {
     const { lan, exclude } = this.#options.wishes;
     if (!lan) return [...exclude];
-    const { attached } = await readHostFacts((name) => OUR_DEVICE.test(name));
+    const { attached } = await readHostFacts(isOurs);
     return [...exclude, ...attached.map(({ prefix }) => prefix).filter(isPrivateNetwork)];
   }
 
@@ -280,10 +322,17 @@ export class TunnelHost implements ClientHost {
     this.#log.warn('the time for the captive portal is over');
     try {
       if (this.#config === undefined) await this.#endPortal();
-      else await this.apply(this.#config);
+      else await this.#apply(this.#config);
     } catch (error) {
       this.#log.error('the machine could not be put back after the captive portal', { error });
     }
+  }
+
+  async #look(): Promise<HostFacts> {
+    const early = this.#early;
+    this.#early = undefined;
+    const isFresh = early !== undefined && performance.now() - early.at < FRESH_MS;
+    return (isFresh ? await early.facts : undefined) ?? (await readHostFacts(isOurs));
   }
 
   async #chooseAll(overlaps: readonly Overlap[]): Promise<void> {

@@ -111,8 +111,11 @@ export function connectControl<T extends Operations>(path: string, operations: T
 export function connectDaemon<T extends Operations>(path: string, long: readonly (keyof T)[]): Api<T> {
   checkPath(path);
   return new Proxy({} as Api<T>, {
-    get: (_, operation) => (input: unknown) =>
-      post(path, String(operation), input, long.includes(operation as string) ? 0 : CALL_TIMEOUT_MS),
+    // Whatever else is asked for, such as `then`, it has not.
+    get: (_, operation) =>
+      typeof operation === 'string' && operation.includes('.')
+        ? (input: unknown) => post(path, operation, input, long.includes(operation) ? 0 : CALL_TIMEOUT_MS)
+        : undefined,
   });
 }
 

@@ -198,6 +198,7 @@ export const Errno = {
   ENODEV: 19,
   EINVAL: 22,
   ENOSYS: 38,
+  ENOPROTOOPT: 92,
   EADDRINUSE: 98,
   EADDRNOTAVAIL: 99,
   ENOBUFS: 105,

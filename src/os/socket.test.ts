@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { connect, createServer, type Server, Socket } from 'node:net';
 import { test } from 'node:test';
 import { isVpnError } from '../base/errors.ts';
+import { NativeMemory, nativeCalls } from './ffi.ts';
 import { closeFd, openListenSocket, socketFd, TcpPath, tuneSocket, UnsentGate } from './socket.ts';
 
 const skip = process.platform === 'linux' ? false : 'this machine does not run Linux';
@@ -115,6 +116,32 @@ test('a failed open leaves no descriptor behind', { skip }, () => {
   assert.equal(next.fd, first.fd + 1);
   closeFd(first.fd);
   closeFd(next.fd);
+});
+
+/** What the kernel says of TCP_RTO_MAX_MS; undefined before Linux 6.15. */
+function maxRetransmitOf(socket: Socket): number | undefined {
+  const [value, length] = [new NativeMemory(4), new NativeMemory(4)];
+  length.view.setUint32(0, 4, true);
+  const result = nativeCalls().getsockopt(socketFd(socket), 6, 44, value.address, length.address);
+  return result < 0 ? undefined : value.view.getInt32(0, true);
+}
+
+test('what was lost is sent again within a second at most, where the kernel can, at both ends', { skip }, async (t) => {
+  const listening = openListenSocket({ address: '127.0.0.1', port: 0, maxRetransmitMs: 1000 });
+  const { server, accepted } = await serve(listening.fd);
+  const client = await dial(listening.port, '127.0.0.1');
+  const peer = await accepted;
+  const standard = maxRetransmitOf(client);
+  tuneSocket(socketFd(client), { maxRetransmitMs: 1000 });
+  if (standard === undefined) t.diagnostic('this kernel is older than 6.15: nothing is set, and nothing fails');
+  else {
+    assert.equal(standard, 120_000);
+    assert.equal(maxRetransmitOf(client), 1000);
+    assert.equal(maxRetransmitOf(peer), 1000, 'an accepted connection has it from its listening socket');
+  }
+  client.destroy();
+  peer.destroy();
+  server.close();
 });
 
 test('options of a dialled socket are set; a socket without a descriptor is refused', { skip }, async () => {

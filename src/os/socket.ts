@@ -34,6 +34,8 @@ const TCP_INFO = 11;
 const TCP_CONGESTION = 13;
 const TCP_USER_TIMEOUT = 18;
 const TCP_NOTSENT_LOWAT = 25;
+/** Since Linux 6.15. */
+const TCP_RTO_MAX_MS = 44;
 
 const SIOCOUTQ = 0x5411n;
 const SIOCOUTQNSD = 0x894bn;
@@ -56,6 +58,8 @@ export interface TuneOptions {
   notSentLowat?: number;
   /** How long sent data may stay unacknowledged before the kernel gives the connection up. */
   userTimeoutMs?: number;
+  /** The longest time after which what was lost is sent again, where the kernel lets that be said; at least 1000. */
+  maxRetransmitMs?: number;
   /** The firewall mark of the connection's packets; needs CAP_NET_ADMIN. */
   mark?: number;
   noDelay?: boolean;
@@ -210,6 +214,7 @@ export function tuneSocket(fd: number, options: TuneOptions): { congestion: stri
   if (options.userTimeoutMs !== undefined) {
     setInt(calls, fd, IPPROTO_TCP, TCP_USER_TIMEOUT, options.userTimeoutMs, what);
   }
+  if (options.maxRetransmitMs !== undefined) setMaxRetransmit(calls, fd, options.maxRetransmitMs, what);
   if (options.congestion !== undefined) {
     const name = new NativeMemory(CONGESTION_NAME_BYTES);
     const length = new TextEncoder().encodeInto(options.congestion, name.bytes).written;
@@ -221,6 +226,14 @@ export function tuneSocket(fd: number, options: TuneOptions): { congestion: stri
     }
   }
   return { congestion: congestionOf(calls, fd, what) };
+}
+
+function setMaxRetransmit(calls: NativeCalls, fd: number, milliseconds: number, what: string): void {
+  const value = new NativeMemory(4);
+  value.view.setInt32(0, milliseconds, true);
+  if (calls.setsockopt(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, value.address, 4) >= 0) return;
+  const errno = calls.errno();
+  if (errno !== Errno.ENOPROTOOPT) throw systemError(what, 'setsockopt TCP_RTO_MAX_MS', errno);
 }
 
 function setMark(calls: NativeCalls, fd: number, mark: number, what: string): void {

@@ -42,6 +42,8 @@ import { askForUpgrade } from './upgrade.ts';
 const TIMEOUT_MS = 10_000;
 /** The kernel gives the connection up when sent data stays unacknowledged for so long. */
 const USER_TIMEOUT_MS = 30_000;
+/** A way that is there again is noticed by what is sent again; see docs/decisions/0025. */
+const MAX_RETRANSMIT_MS = 1000;
 const CONGESTION = 'bbr';
 const NOT_SENT_LOWAT = 8192;
 
@@ -364,6 +366,7 @@ function tune(socket: Socket, log: Logger): void {
       congestion: CONGESTION,
       notSentLowat: NOT_SENT_LOWAT,
       userTimeoutMs: USER_TIMEOUT_MS,
+      maxRetransmitMs: MAX_RETRANSMIT_MS,
     });
     if (congestion === CONGESTION) return;
     log.warn(

@@ -41,6 +41,8 @@ export const CONGESTION = 'bbr';
 /** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
 const NOT_SENT_LOWAT_BYTES = 8192;
 const BACKLOG = 4096;
+/** As the client: a way that is there again is noticed within that; see docs/decisions/0025. */
+const MAX_RETRANSMIT_MS = 1000;
 /** Connections that the kernel tracks for one client address. */
 const CONNECTIONS_PER_ADDRESS = 4096;
 /** Of a worker's plain device, counted from its primary one. */
@@ -70,6 +72,7 @@ export function openGatewaySocket(
     notSentLowat: NOT_SENT_LOWAT_BYTES,
     // What has been sent and is not acknowledged tells a dead way from a silent peer, without a question.
     userTimeoutMs: session.deadSeconds * 1000,
+    maxRetransmitMs: MAX_RETRANSMIT_MS,
     noDelay: true,
   });
 }
