@@ -178,6 +178,8 @@ export class LeakRig implements AsyncDisposable {
         { namespace: router, device: 'wan0', addresses: ['203.0.113.1/24', '2001:db8:3::1/64'] },
         { namespace: world, device: 'wan0', addresses: [`${NET.world4}/24`, `${NET.world6}/64`] },
       );
+      // The user's alone: the client's own connections must not be taken for them.
+      await client.setSysctl('net.ipv4.ip_local_reserved_ports', `${USER_PORTS.first}-${USER_PORTS.last}`);
       for (const name of ['net.ipv4.ip_forward', 'net.ipv6.conf.all.forwarding']) await router.setSysctl(name, '1');
       const defaults: [Namespace, string, string][] = [
         [client, NET.router4, NET.router6],
