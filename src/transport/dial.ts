@@ -42,7 +42,7 @@ import { askForUpgrade } from './upgrade.ts';
 const TIMEOUT_MS = 10_000;
 /** The kernel gives the connection up when sent data stays unacknowledged for so long. */
 const USER_TIMEOUT_MS = 30_000;
-/** A way that is there again is noticed by what is sent again; see docs/decisions/0025. */
+/** A way that is there again is noticed by what is sent again; see docs/decisions/0027. */
 const MAX_RETRANSMIT_MS = 1000;
 const CONGESTION = 'bbr';
 const NOT_SENT_LOWAT = 8192;

@@ -41,7 +41,7 @@ export const CONGESTION = 'bbr';
 /** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
 const NOT_SENT_LOWAT_BYTES = 8192;
 const BACKLOG = 4096;
-/** As the client: a way that is there again is noticed within that; see docs/decisions/0025. */
+/** As the client: a way that is there again is noticed within that; see docs/decisions/0027. */
 const MAX_RETRANSMIT_MS = 1000;
 /** Connections that the kernel tracks for one client address. */
 const CONNECTIONS_PER_ADDRESS = 4096;
