@@ -209,7 +209,9 @@ describe('REQ-ETHERNET-005 without leases', () => {
     bridge.closePort(ann);
     // As the other worker lets its frames out.
     assert.equal(fromBridge(bridge, arpFrame({ source: ANN_MAC, sender: '192.0.2.50' })), 'everybody');
+    const { macs } = bridge.sizes;
     const again = rig.portOf(ANN);
+    assert.equal(bridge.sizes.macs, macs, 'it is at one place, not at two');
     assert.deepEqual(
       bridge.addressesOf(again).map((bytes) => bytes.toHex()),
       ['c0000232'],
