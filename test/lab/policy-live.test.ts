@@ -10,6 +10,12 @@ import type { Snapshot } from './snapshot.ts';
 
 const OPEN = '9001';
 const SHUT = '9002';
+const DRIP = '9003';
+const DRIP_PEER = [
+  process.execPath,
+  '--disable-warning=ExperimentalWarning',
+  join(import.meta.dirname, 'drip-peer.ts'),
+];
 /** A change takes effect within a second; what looks on may take its time. */
 const WITHIN_MS = 20_000;
 
@@ -51,6 +57,7 @@ describe('a policy in force', labOptions(), () => {
     await deployment.configure((text) => `policyFile = "../policy.toml"\n${text}`);
     await deployment.configure((text) => text.replace('../policy.toml', join(deployment.state, 'policy.toml')));
     await write(NOBODY_SHUT + STAFF);
+    await deployment.behind.start([...DRIP_PEER, 'serve', DRIP], { ready: /^ready$/m });
     for (const port of [OPEN, SHUT]) await startPeer(deployment.behind, 'serve', port, '::');
     clean = await deployment.gateway.snapshot();
     await deployment.run();
@@ -121,6 +128,28 @@ describe('a policy in force', labOptions(), () => {
     assert.ok(!talk.output.includes('after'), talk.output);
     assert.equal(await reaches(second, BEHIND.host4, OPEN), false);
     await talk.stop();
+    await other.stop();
+  });
+
+  test('where only the other end speaks, a lost right stops it all the same, and nobody else is disturbed', async () => {
+    const group = (...words: string[]) =>
+      deployment.ok(deployment.gateway, 'user', 'group', second.user, ...words, '--state', deployment.state);
+    await write(NOBODY_SHUT + STAFF.replace(`"tcp/${OPEN}"`, `"tcp/${OPEN}", "udp/${DRIP}"`));
+    await reload();
+    await group('--add', 'staff');
+    const listen = (client: Client) =>
+      client.namespace.start([...DRIP_PEER, 'listen', BEHIND.host4, DRIP], { ready: /^ready$/m });
+    const loser = await listen(second);
+    const other = await listen(first);
+    await group('--remove', 'staff');
+    await until('silence', async () => loser.output.includes('silent'), { timeoutMs: WITHIN_MS });
+    // A change of the file that is none for this client.
+    const others = STAFF.replace('"staff"', '"others"').replace('group:staff', 'group:others');
+    await write(NOBODY_SHUT + others + STAFF.replace(`"tcp/${OPEN}"`, `"tcp/${OPEN}", "udp/${DRIP}"`));
+    await reload();
+    assert.equal(await reaches(first, BEHIND.host4, OPEN), true);
+    assert.ok(!other.output.includes('silent'), other.output);
+    await loser.stop();
     await other.stop();
   });
 

@@ -1,0 +1,51 @@
+// What the supervisor takes of what auth says of a policy. Auth is not believed.
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { isVpnError } from '../../base/errors.ts';
+import { parseIp } from '../../ip/address.ts';
+import { PolicyStage } from './policy-stage.ts';
+
+const RULE = '[[rules]]\naction = "allow"\nfrom = ["any"]\nto = ["192.0.2.0/24"]\n';
+const session = (number = 0) => ({ lease: { v4: parseIp('10.0.0.2') }, class: number, peers: [] });
+const refused = (call: () => unknown) => assert.throws(call, (error) => isVpnError(error, 'ERR_INVARIANT'));
+
+test('rules come from the file that was read, and what is said of another file is refused', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-stage-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'policy.toml');
+  const stage = new PolicyStage();
+  assert.deepEqual(await stage.read(undefined), { text: null, revision: 0 });
+  refused(() => stage.take(0));
+  writeFileSync(file, `version = 1\n${RULE}`);
+  const { revision: first } = await stage.read(file);
+  stage.add({ hosts: [{ name: 'a.example', addresses: [parseIp('192.0.2.9')] }] });
+  stage.add({ classes: [[0], []], sessions: [session(), session(1)] });
+  refused(() => stage.add({ classes: [[0]], sessions: [session(1)] }));
+  const taken = stage.take(first);
+  assert.equal(taken?.policy.rules.length, 1);
+  assert.deepEqual([...(taken?.hosts.keys() ?? [])], ['a.example']);
+  assert.deepEqual(
+    taken?.sessions.map(({ access }) => access.rules),
+    [[0], []],
+  );
+  // It counts when the kernel has it.
+  refused(() => stage.admitted(first, { classes: [[0]], sessions: [session()] }));
+  stage.entered(first);
+  assert.equal(stage.admitted(first, { classes: [[0]], sessions: [session()] }).length, 1);
+  // Another file has been read, and was not put in force: the first one still counts, and what was staged is used up.
+  writeFileSync(file, `version = 1\n${RULE}${RULE}`);
+  const { revision: second } = await stage.read(file);
+  refused(() => stage.admitted(second, { classes: [[0]], sessions: [session()] }));
+  assert.equal(stage.take(first)?.policy.rules.length, 1);
+  assert.deepEqual(stage.take(second)?.sessions, []);
+  refused(() => stage.take(second + 1));
+  // A file that is none can be read, and not be put in force.
+  writeFileSync(file, 'rules = 7');
+  const { revision: third, text } = await stage.read(file);
+  assert.equal(text, 'rules = 7');
+  refused(() => stage.take(third));
+  assert.equal(stage.take(null), undefined);
+});
