@@ -22,6 +22,7 @@ export async function main(): Promise<void> {
     checkGateway: async (source) => (await gateway()).checkGateway(source),
     backupStore: async (source, file, force) => (await gateway()).backupStore(source, file, force),
     restoreStore: async (source, file, force) => (await gateway()).restoreStore(source, file, force),
+    bundle: async (source, folder, log) => (await import('./bundle.ts')).bundle(source, folder, log, version),
     gatewayUnit: async (source) => (await gateway()).unitOf(source, join(root, 'bin', 'customvpn')),
     checkPolicy: async (file) => (await policy()).checkPolicy(file),
     testPolicy: async (file, state) => (await policy()).testPolicy(file, await (await gateway()).policyWorld(state)),

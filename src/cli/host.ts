@@ -164,6 +164,14 @@ export interface StoreCopyResult {
   readonly replaced?: string;
 }
 
+/** What was gathered for somebody who helps. */
+export interface BundleResult {
+  readonly folder: string;
+  readonly files: readonly string[];
+  /** Of these, such as say only why there is nothing. */
+  readonly missing: readonly string[];
+}
+
 /** What was found in a policy file. */
 export interface PolicyCheck {
   readonly file: string;
@@ -205,6 +213,8 @@ export interface CliHost {
   backupStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult>;
   /** Puts such a copy in the place of the store of a gateway that does not run. */
   restoreStore(source: GatewaySource, file: string, force: boolean): Promise<StoreCopyResult>;
+  /** Gathers what somebody needs who helps, without secrets, in a folder; `log`: a file, default the journal. */
+  bundle(source: GatewaySource, folder: string, log: string | undefined): Promise<BundleResult>;
   /** The text of a systemd unit that runs this gateway. */
   gatewayUnit(source: GatewaySource): Promise<string>;
   checkPolicy(file: string): Promise<PolicyCheck>;

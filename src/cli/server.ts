@@ -274,6 +274,32 @@ Example:
     });
 
   command
+    .command('bundle')
+    .description('gather what somebody needs who helps, with secrets, names and addresses taken out')
+    .argument('<folder>', 'where; it is made')
+    .addOption(gatewayState())
+    .addOption(gatewayConfig())
+    .option('--log <file>', 'the log of the gateway (default: from the journal of the unit customvpn)')
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+Works while the gateway runs and while it does not. Look through the files before you give them away.
+
+Example:
+  customvpn server bundle ./bundle && tar -czf bundle.tar.gz bundle`,
+    )
+    .action(async (folder: string, options: StateOptions & { log?: string }) => {
+      print(await host.bundle(options, folder, options.log), options, ({ files, missing }) =>
+        facts([
+          ['gathered in', folder],
+          ['files', files.join(', ')],
+          ['without content', missing.join(', ')],
+        ]),
+      );
+    });
+
+  command
     .command('drain')
     .description('let nobody new in, and stop when no session is left or the time is over')
     .addOption(gatewayState())
