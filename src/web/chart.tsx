@@ -22,6 +22,7 @@ export function Chart({
   times,
   lines,
   format,
+  least = 1,
 }: {
   label: string;
   /** The same in a sentence. */
@@ -30,6 +31,8 @@ export function Chart({
   times: readonly number[];
   lines: readonly Line[];
   format: (value: number) => string;
+  /** The top of the scale where there is less. */
+  least?: number;
 }) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
@@ -42,7 +45,7 @@ export function Chart({
     const build = (): void => {
       plot.current?.destroy();
       plot.current = new uPlot(
-        options(element, shown.current, format),
+        options(element, shown.current, format, least),
         [[...times], ...shown.current.map(({ values }) => [...values])],
         element,
       );
@@ -90,7 +93,12 @@ function resolved(element: HTMLElement, name: string): string {
   return color;
 }
 
-function options(element: HTMLElement, lines: readonly Line[], format: (value: number) => string): uPlot.Options {
+function options(
+  element: HTMLElement,
+  lines: readonly Line[],
+  format: (value: number) => string,
+  least: number,
+): uPlot.Options {
   const colour = (name: string) => resolved(element, name);
   const axis = {
     stroke: colour('--muted'),
@@ -103,7 +111,7 @@ function options(element: HTMLElement, lines: readonly Line[], format: (value: n
     height: HEIGHT,
     legend: { show: false },
     cursor: { show: false },
-    scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
+    scales: { y: { range: (_, __, max) => [0, Math.max(max * 1.1, least)] } },
     axes: [
       {
         ...axis,

@@ -131,6 +131,7 @@ function Hour({ history, status }: { history: Output<'server.history'>; status: 
                 { label: 'from clients', colour: '--chart-2', values: rate('receivedBytes') },
               ]}
               format={(bits) => bitRate(bits / 8)}
+              least={1000}
             />
           </section>
           <section class="card">

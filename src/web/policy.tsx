@@ -150,8 +150,8 @@ function Verdict({ checked, isSame, go }: { checked: Checked; isSame: boolean; g
   return (
     <>
       <p role="status">
-        <Badge tone={good ? 'good' : 'bad'}>{good ? 'good' : 'not usable'}</Badge> {rules} rules,{' '}
-        {outcomes.length - failed.length} of {outcomes.length} tests hold
+        <Badge tone={good ? 'good' : 'bad'}>{good ? 'good' : 'not usable'}</Badge> {rules}{' '}
+        {rules === 1 ? 'rule' : 'rules'}, {outcomes.length - failed.length} of {outcomes.length} tests hold
       </p>
       {problems.length + failed.length > 0 && (
         <Table

@@ -112,7 +112,7 @@ test(
     const page = await stage.as('operator');
     await stage.go(page, 'policy', 'Policy');
     await page.getByText('There is no policy').waitFor();
-    await page.getByText(/1 rules, 0 of 0 tests hold/).waitFor();
+    await page.getByText(/1 rule, 0 of 0 tests hold/).waitFor();
     await page.getByRole('row', { name: /carol.*allowed.*192\.168\.10\.1/ }).waitFor();
     const text = page.getByLabel('A first policy');
     await text.fill('version = 1\n[[rules]]\nname = "x"\naction = "perhaps"\n');
