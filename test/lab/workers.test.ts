@@ -130,6 +130,8 @@ describe('a gateway of several processes', labOptions(), () => {
       '10',
     );
     await until('the download to run', async () => (await first.status()).receivedBytes > before.receivedBytes + 1e6);
+    const spares = () => [...deployment.server.output.matchAll(/a spare worker stands by .*pid=(\d+)/g)];
+    await until('a spare worker', () => spares().length > 0, { timeoutMs: 60_000 });
     const victim = await ownerOf(first);
     process.kill(victim.pid, 'SIGKILL');
     const { bytes, gapMs, same } = await download;
@@ -142,6 +144,10 @@ describe('a gateway of several processes', labOptions(), () => {
       const all = await workers();
       return all.length === 2 && all.every(({ pid }) => pid !== victim.pid);
     });
+    // The one that stood by, which had nothing left to load.
+    const [, spare] = spares()[0] ?? [];
+    assert.equal((await workers()).find(({ worker }) => worker === victim.worker)?.pid, Number(spare));
+    await until('another spare one', () => spares().length > 1, { timeoutMs: 60_000 });
     if ((await ownerOf(second)).pid !== victim.pid && other.reconnects === (await second.status()).reconnects) {
       assert.ok(await second.reaches(BEHIND.host4), 'the other client');
     }

@@ -76,15 +76,10 @@ export class WorkerProcess {
     return this.#child.pid;
   }
 
-  /** Has it load all its code and run it once over. */
-  load(): void {
-    this.#child.channel.call('load', {}).then(
-      () => {
-        this.isLoaded = true;
-      },
-      // It has ended, which is told.
-      () => {},
-    );
+  /** Resolves when it has loaded all its code and run it once over; rejects when it ends before. */
+  async load(): Promise<void> {
+    await this.#child.channel.call('load', {});
+    this.isLoaded = true;
   }
 
   /** Makes it a worker, with no right. @throws {VpnError} ERR_INVARIANT when it ends, or takes nothing */

@@ -291,8 +291,13 @@ export class Workers {
     this.#spareTimer = setTimeout(() => {
       if (this.#spare !== undefined || !this.#options.isServing()) return;
       try {
-        this.#spare = this.#spawn(undefined);
-        this.#spare.load();
+        const spare = this.#spawn(undefined);
+        this.#spare = spare;
+        spare.load().then(
+          () => this.#log.info('a spare worker stands by', { pid: spare.pid }),
+          // It has ended, which is told.
+          () => {},
+        );
       } catch (error) {
         this.#log.warn('there is no spare worker: one that ends is replaced more slowly', { error });
       }
