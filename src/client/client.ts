@@ -80,6 +80,8 @@ export interface ClientOptions {
   mark?: number;
   /** Offer super-packets when the device has them; default true. */
   superPackets?: boolean;
+  /** Asks the gateway for compressed packets; default no. See docs/security.md. */
+  compression?: boolean;
   /** How many data connections are wanted, 1 to 16; default: as many as the server allows. */
   dataChannels?: number;
   /** Without one the client carries no packets: echoes and control only. */
@@ -558,6 +560,7 @@ export class VpnClient {
   #features(): string[] {
     const features: string[] = [Feature.attach, Feature.resume, Feature.rekey];
     if (this.#tun?.kind === 'tap') return [...features, Feature.ethernet];
+    if (this.#options.compression === true) features.push(Feature.compression);
     if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
     features.push(Feature.superPackets);
     if (this.#tun.uso) features.push(Feature.udpSuperPackets);
@@ -591,6 +594,7 @@ export class VpnClient {
       lease: { ...(v4 === undefined ? {} : { v4: v4.address }), ...(v6 === undefined ? {} : { v6: v6.address }) },
       ownAddress: 'destination',
       superPackets: features.includes(Feature.superPackets),
+      compression: features.includes(Feature.compression),
       limits: { mtu: config.mtu, uso: tun.uso && features.includes(Feature.udpSuperPackets) },
       drops: this.#drops,
     });

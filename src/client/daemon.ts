@@ -347,6 +347,7 @@ class Lives {
           lookup: (name) => names.lookup(name),
         }),
       superPackets: !options.plain,
+      compression: profile.tunnel.compression,
       ...(profile.tunnel.channels === undefined ? {} : { dataChannels: profile.tunnel.channels }),
       network: machineNetwork(OWN_MARK),
       host:

@@ -65,6 +65,7 @@ const full: NewProfile = {
     dns: ['9.9.9.9', '2620:fe::9'],
     killSwitch: 'always',
     channels: 3,
+    compression: true,
   },
 };
 const minimal = `
@@ -116,6 +117,7 @@ test('what is left out takes its default', () => {
       overlap: 'auto',
       dns: [],
       killSwitch: 'off',
+      compression: false,
     });
     assert.equal(profile.token, undefined);
   }

@@ -107,6 +107,10 @@ const tunnel = z.strictObject({
     .max(16)
     .exactOptional()
     .describe('data connections at most; left out: as many as the gateway allows'),
+  compression: z
+    .boolean()
+    .default(false)
+    .describe('compress packets where the gateway allows it; tells the sizes of secrets, see docs/security.md'),
 });
 
 export const profileSchema = z

@@ -139,6 +139,8 @@ export const DropReason = {
   clientIsolated: 55,
   /** To where the frame came from. */
   sameSide: 56,
+  /** A COMPRESSED frame that is not what it says, or longer. */
+  compressed: 57,
 } as const;
 export type DropReason = (typeof DropReason)[keyof typeof DropReason];
 

@@ -21,6 +21,8 @@ export const Feature = {
   rekey: 'rekey',
   /** ETHERNET frames in place of PACKET and SUPER. An end that has it wants nothing else. */
   ethernet: 'ethernet',
+  /** COMPRESSED frames, in both directions. */
+  compression: 'zstd',
 } as const;
 export type Feature = (typeof Feature)[keyof typeof Feature];
 

@@ -125,7 +125,7 @@ function assertDecodes(sender: FrameSender, phase: FramePhase, bytes: Uint8Array
 
 const hex = (type: number, length: number) => hash(frame(type, length).subarray(4));
 
-const DATA_TYPES: readonly number[] = [FrameType.packet, FrameType.super, FrameType.ethernet];
+const DATA_TYPES: readonly number[] = [FrameType.packet, FrameType.super, FrameType.ethernet, FrameType.compressed];
 
 test('REQ-FRAME-001: a frame is a type, a length of 24 bits big-endian and the payload', () => {
   assert.equal(encodeFrame(FrameType.ping, utf8('ab')).toHex(), '070000026162');
@@ -160,6 +160,7 @@ test('REQ-FRAME-002: the type numbers', () => {
       'super 21',
       'echo 22',
       'ethernet 23',
+      'compressed 24',
     ],
   );
 });
@@ -248,6 +249,9 @@ test('REQ-FRAME-005: a frame that must hold something and does not is ERR_FRAME_
   }
   assertDecodes('client', 'session', frame(FrameType.ethernet, 13), ['ERR_FRAME_EMPTY']);
   assertDecodes('client', 'session', frame(FrameType.ethernet, 14), [`data 35 ${hex(35, 14)}`]);
+  for (let length = 0; length <= 4; length++) {
+    assertDecodes('client', 'session', frame(FrameType.compressed, length), ['ERR_FRAME_EMPTY']);
+  }
   assertDecodes('client', 'session', frame(FrameType.super, 5), [`data 33 ${hex(33, 5)}`]);
   assertDecodes('client', 'session', concat(frame(FrameType.ping, 0), frame(FrameType.echo, 0)), [
     'control 7 ',
@@ -256,7 +260,7 @@ test('REQ-FRAME-005: a frame that must hold something and does not is ERR_FRAME_
 });
 
 test('REQ-FRAME-006: an unknown type below 0x80 is ERR_FRAME_TYPE, from its first byte on', () => {
-  for (const type of [0x00, 0x11, 0x1f, 0x24, 0x7f]) {
+  for (const type of [0x00, 0x11, 0x1f, 0x25, 0x7f]) {
     assertDecodes('client', 'session', frame(type, 3), ['ERR_FRAME_TYPE']);
     assertDecodes('server', 'login', Uint8Array.of(type), ['ERR_FRAME_TYPE']);
   }
@@ -281,11 +285,11 @@ test('REQ-FRAME-008: before login no extension type is legal', () => {
 test('REQ-FRAME-009: every known type is legal only in the phases and from the end that the table lists', () => {
   const legal: Record<string, string> = {
     'client login': 'login answer ping close attach resume',
-    'client session': 'ping pong close resumeDone switch packet super echo ethernet',
-    'client data': 'ping pong close switch packet super echo ethernet',
+    'client session': 'ping pong close resumeDone switch packet super echo ethernet compressed',
+    'client data': 'ping pong close switch packet super echo ethernet compressed',
     'server login': 'challenge accept reject pong close attached moved resumed',
-    'server session': 'config ping pong close switch packet super echo ethernet',
-    'server data': 'ping pong close switch packet super echo ethernet',
+    'server session': 'config ping pong close switch packet super echo ethernet compressed',
+    'server data': 'ping pong close switch packet super echo ethernet compressed',
   };
   for (const sender of ['client', 'server'] as const) {
     for (const phase of ['login', 'session', 'data'] as const) {

@@ -39,6 +39,7 @@ export const FrameType = {
   super: 0x21,
   echo: 0x22,
   ethernet: 0x23,
+  compressed: 0x24,
 } as const;
 export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 
@@ -46,6 +47,9 @@ export type FrameType = (typeof FrameType)[keyof typeof FrameType];
 export const FRAME_HEADER_BYTES = 4;
 /** Bytes in front of the packet in a `SUPER` payload: u8 gsoType, u8 flags, u16 gsoSize. */
 export const SUPER_HEADER_BYTES = 4;
+
+/** Bytes in front of the zstd frame in a `COMPRESSED` payload: the header of the data frame that it was. */
+export const COMPRESSED_HEADER_BYTES = FRAME_HEADER_BYTES;
 
 /** Longest payload of any frame before a login has been accepted. */
 export const MAX_LOGIN_PAYLOAD_BYTES = 16_384;
@@ -85,7 +89,7 @@ export interface FrameSink {
   target: Uint8Array;
   targetOffset: number;
   /**
-   * Asks for room for a `PACKET`, `SUPER` or `ETHERNET` payload; must set `target` and `targetOffset`. They are read once, now.
+   * Asks for room for a `PACKET`, `SUPER`, `ETHERNET` or `COMPRESSED` payload; must set `target` and `targetOffset`. They are read once, now.
    *
    * @param whole all of the payload is in the chunk at hand: `data` follows before `push` returns
    */
@@ -136,8 +140,15 @@ function rules(limits: Limits, maxUnknown: number): Rules {
   return { handling, minimum, maximum };
 }
 
-const DATA_TYPES: ReadonlySet<string> = new Set(['packet', 'super', 'ethernet']);
-const MINIMUM: Limits = { ping: 0, pong: 0, echo: 0, super: SUPER_HEADER_BYTES + 1, ethernet: 14 };
+const DATA_TYPES: ReadonlySet<string> = new Set(['packet', 'super', 'ethernet', 'compressed']);
+const MINIMUM: Limits = {
+  ping: 0,
+  pong: 0,
+  echo: 0,
+  super: SUPER_HEADER_BYTES + 1,
+  ethernet: 14,
+  compressed: COMPRESSED_HEADER_BYTES + 1,
+};
 
 const DATA_LIMITS: Limits = {
   ping: MAX_PING_PAYLOAD_BYTES,
@@ -148,6 +159,7 @@ const DATA_LIMITS: Limits = {
   super: MAX_SUPER_PAYLOAD_BYTES,
   ethernet: MAX_ETHERNET_PAYLOAD_BYTES,
   echo: MAX_PACKET_PAYLOAD_BYTES,
+  compressed: MAX_PACKET_PAYLOAD_BYTES,
 };
 
 const RULES: Readonly<Record<FrameSender, Readonly<Record<FramePhase, Rules | undefined>>>> = {

@@ -349,16 +349,17 @@ export class LoginServer {
   /**
    * Auth says yes: makes ACCEPT and the session secret.
    *
+   * @param features what this end offers to this user; default: all that it has
    * @throws {VpnError} ERR_INVARIANT where no evidence was handed out for it
    */
-  accept(grant: Grant): LoginServerOutput {
+  accept(grant: Grant, features: readonly string[] = this.#foundation.features): LoginServerOutput {
     if (this.#state === 'over') return NOTHING;
     const login = this.#login;
     if (this.#state !== 'verifying' || login === undefined) throw unasked('accept', this.#state);
     const accept: AcceptMessage = {
       ...grant,
       epoch: 0,
-      features: negotiateFeatures(login.features, this.#foundation.features),
+      features: negotiateFeatures(login.features, features),
       deviceId: login.device.id,
     };
     const frame = encodeMessage('accept', accept);

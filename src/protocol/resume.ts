@@ -172,11 +172,15 @@ export class ResumeServer {
     };
   }
 
-  /** Auth says yes: it has moved the session from epoch n to n + 1 and to this connection. */
-  accept(grant: ResumeGrant): ResumeServerOutput {
+  /**
+   * Auth says yes: it has moved the session from epoch n to n + 1 and to this connection.
+   *
+   * @param features what this end offers to this user; default: all that it has
+   */
+  accept(grant: ResumeGrant, features: readonly string[] = this.#foundation.features): ResumeServerOutput {
     if (this.#state === 'over') return { kind: 'nothing' };
     if (this.#state !== 'verifying') throw unasked('accept');
-    const { exporter, features } = this.#foundation;
+    const { exporter } = this.#foundation;
     const { session } = this.#resume;
     const epoch = this.#resume.epoch + 1;
     const resumed = { ...grant, epoch, features: negotiateFeatures(this.#resume.features, features) };

@@ -14,6 +14,7 @@ import { toVpnError, VpnError } from '../base/errors.ts';
 import type { TrafficClasses } from '../ip/traffic-class.ts';
 import { type PathFacts, socketFd, TcpPath, UnsentGate } from '../os/socket.ts';
 import type { HolderFacts } from './certificate-facts.ts';
+import type { FrameCompressor } from './compression.ts';
 import { batchCost, frameCost } from './data-frame.ts';
 import { readDirectly } from './direct-read.ts';
 import type { Endpoint } from './endpoint.ts';
@@ -142,6 +143,8 @@ export class Channel {
   readonly #data: FairQueue;
   /** The one callback of every write and of every wait for the gate. */
   readonly #resume: (error?: Error | null) => void;
+  /** Data goes through it on its way out. */
+  compressor: FrameCompressor | undefined;
   /** Holds data back to keep a rate. */
   readonly #pace: PaceGate;
   #handler: ChannelHandler | undefined;
@@ -272,7 +275,8 @@ export class Channel {
     if (this.#openGate !== undefined) this.#findGate();
     const isFirst = this.#data.queuedBytes === 0;
     if (isFirst && end - start <= this.#data.unitBytes && this.#isReady() && this.#isPaid(bytes, start, end)) {
-      this.#write(viewOf(bytes, start, end));
+      const frame = viewOf(bytes, start, end);
+      this.#write(this.compressor === undefined ? frame : this.compressor.pack(frame));
       return true;
     }
     const isTaken = this.#enqueue(bytes, start, end);
@@ -386,6 +390,11 @@ export class Channel {
   }
 
   #takeData(): Buffer | undefined {
+    const batch = this.#takeBatch();
+    return batch === undefined || this.compressor === undefined ? batch : this.compressor.pack(batch);
+  }
+
+  #takeBatch(): Buffer | undefined {
     const pace = this.#pace;
     if (pace.pacer === undefined) return this.#data.take();
     if (!pace.isOpen()) return undefined;

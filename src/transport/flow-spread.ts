@@ -11,6 +11,7 @@
 import { type FlowKey, flowHash } from '../ip/packet.ts';
 import type { TrafficClasses } from '../ip/traffic-class.ts';
 import type { Channel } from './channel.ts';
+import type { FrameCompressor } from './compression.ts';
 import type { Pacer } from './pacer.ts';
 
 export const BUCKETS = 256;
@@ -31,9 +32,12 @@ export class FlowSpread {
   #wasUsed = false;
   #pacer: Pacer | undefined;
   #classes: TrafficClasses | undefined;
+  readonly #compressor: FrameCompressor | undefined;
 
-  constructor(key: FlowKey = randomKey()) {
+  /** @param compressor what all channels send goes through it */
+  constructor(key: FlowKey = randomKey(), compressor?: FrameCompressor) {
     this.#key = key;
+    this.#compressor = compressor;
   }
 
   /** How many channels there are. */
@@ -75,6 +79,7 @@ export class FlowSpread {
 
   #prepare(channel: Channel): void {
     channel.pacer = this.#pacer;
+    channel.compressor = this.#compressor;
     if (this.#classes !== undefined) channel.classes = this.#classes;
   }
 

@@ -32,6 +32,7 @@ import type { TrafficClasses } from '../ip/traffic-class.ts';
 import { PACKET_OFFSET, type PacketBuffer, type TunDevice } from '../os/tun.ts';
 import { FRAME_HEADER_BYTES, FrameType, SUPER_HEADER_BYTES, writeFrameHeader } from '../protocol/frame.ts';
 import type { Channel } from './channel.ts';
+import { expandFrame, FrameCompressor } from './compression.ts';
 import { FlowSpread } from './flow-spread.ts';
 import { PacedDelivery } from './paced-delivery.ts';
 import type { Pacer } from './pacer.ts';
@@ -111,6 +112,8 @@ export interface PacketLinkOptions {
   ownAddress: OwnAddress;
   /** Whether both ends have agreed on SUPER frames. */
   superPackets: boolean;
+  /** Whether both ends have agreed on COMPRESSED frames. */
+  compression?: boolean;
   /** What this end's kernel takes. */
   limits: OffloadLimits;
   /** Drops by `DropReason`, in segments, shared by all links of a process. */
@@ -167,7 +170,8 @@ export class PacketLink implements TunnelLink {
   readonly #ownOffset4: number;
   readonly #ownOffset6: number;
   /** Which channel a packet goes to; without one it is dropped. */
-  readonly spread = new FlowSpread();
+  readonly spread: FlowSpread;
+  readonly #compression: boolean;
   #isDeferring = false;
   #isRefused = false;
   /** Where received packets wait for their time, while they have to keep a rate. */
@@ -178,6 +182,8 @@ export class PacketLink implements TunnelLink {
     this.#buffers = options.buffers;
     this.#batch = options.batch;
     this.#superPackets = options.superPackets;
+    this.#compression = options.compression === true;
+    this.spread = new FlowSpread(undefined, this.#compression ? new FrameCompressor() : undefined);
     this.#limits = options.limits;
     this.#leastSize = options.superPackets
       ? Uint32Array.of(0, MIN_GSO_SIZE, MIN_GSO_SIZE, ALWAYS_LOOK)
@@ -336,6 +342,10 @@ export class PacketLink implements TunnelLink {
   }
 
   #receive(buffer: PacketBuffer, type: number, payloadLength: number): void {
+    if (type === FrameType.compressed) {
+      this.#expand(buffer.bytes.subarray(PACKET_OFFSET, PACKET_OFFSET + payloadLength));
+      return;
+    }
     const { bytes } = buffer;
     const isSuper = type === FrameType.super;
     const length = isSuper ? payloadLength - SUPER_HEADER_BYTES : payloadLength;
@@ -363,6 +373,21 @@ export class PacketLink implements TunnelLink {
       }
     }
     this.#write(buffer, length, offload, segments);
+  }
+
+  #expand(payload: Uint8Array): void {
+    if (!this.#compression) {
+      this.#drop(DropReason.notNegotiated);
+      return;
+    }
+    const frame = expandFrame(payload);
+    if (frame === undefined) {
+      this.#drop(DropReason.compressed);
+      return;
+    }
+    const buffer = this.#buffers.shared;
+    buffer.bytes.set(frame.payload, frame.type === FrameType.super ? SUPER_PAYLOAD_OFFSET : PACKET_OFFSET);
+    this.#receive(buffer, frame.type, frame.payload.length);
   }
 
   /** Whether what a frame carries is taken; fills `#offload` for a super-packet. */

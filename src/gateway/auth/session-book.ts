@@ -191,7 +191,8 @@ export class SessionBook {
     this.#options.traffic.prepare(session);
     const { key, id, user, device, lease, worker } = session;
     const grant = { session: id, worker, user, ...this.times(session) };
-    return { key, grant, user, device, lease, config: this.#configOf(session) };
+    const compression = this.#options.access.settingsOf(session).compression === true;
+    return { key, grant, user, device, lease, config: this.#configOf(session), compression };
   }
 
   /** The limits of a session, for its client. */

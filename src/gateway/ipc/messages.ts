@@ -208,6 +208,7 @@ const grant = z
     device: text(64),
     lease,
     config: clientConfig,
+    compression: z.boolean().exactOptional(),
   })
   .readonly();
 

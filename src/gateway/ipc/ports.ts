@@ -50,6 +50,8 @@ export interface SessionGrant {
   readonly device: string;
   readonly lease: Lease;
   readonly config: ConfigMessage;
+  /** Whether the policy lets the session compress; counts when it is opened. */
+  readonly compression?: boolean;
 }
 
 export type LoginVerdict =

@@ -331,7 +331,7 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   }
 
   async #grantResume(resume: GrantedResume, features: readonly string[]): Promise<LoginServerOutput> {
-    const output = this.#resume?.accept(resume.grant);
+    const output = this.#resume?.accept(resume.grant, offeredTo(features.includes(Feature.compression), this.#host));
     if (output?.kind !== 'resumed') return { kind: 'nothing' };
     // Its packets are in the form that was agreed on before.
     if (!features.includes(Feature.resume) || features.join() !== output.resumed.features.join()) {
@@ -434,7 +434,7 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
    * revocation, the same device elsewhere, the loss of this connection) finds it.
    */
   async #accept(granted: SessionGrant): Promise<LoginServerOutput> {
-    const output = this.#login.accept(granted.grant);
+    const output = this.#login.accept(granted.grant, offeredTo(granted.compression === true, this.#host));
     if (output.kind !== 'accepted') {
       await this.#host.auth.end(granted.key, 'peer_disconnect');
       return output;
@@ -489,6 +489,11 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
     this.#receiver = session.link.createReceiver();
     this.#decoder.setPhase(phase);
   }
+}
+
+/** Compression is offered only to those whom the policy lets have it. */
+function offeredTo(mayCompress: boolean, { features }: ConnectionHost): readonly string[] {
+  return mayCompress ? features : features.filter((name) => name !== Feature.compression);
 }
 
 /** A certificate whose holder cannot be read stands for nobody. */

@@ -143,6 +143,7 @@ export class Worker implements ConnectionHost {
       return;
     }
     this.features.push(
+      Feature.compression,
       ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
       ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
     );
@@ -295,6 +296,7 @@ export class Worker implements ConnectionHost {
       lease: granted.lease,
       ownAddress: 'source',
       superPackets,
+      compression: features.includes(Feature.compression),
       limits: { mtu: device.mtu, uso: device.uso && features.includes(Feature.udpSuperPackets) },
       drops: this.drops,
     });
