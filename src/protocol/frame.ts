@@ -49,7 +49,7 @@ export const FRAME_HEADER_BYTES = 4;
 export const SUPER_HEADER_BYTES = 4;
 
 /** Bytes in front of the zstd frame in a `COMPRESSED` payload: the header of the data frame that it was. */
-export const COMPRESSED_HEADER_BYTES = FRAME_HEADER_BYTES;
+export const COMPRESSED_HEADER_BYTES = 4;
 
 /** Longest payload of any frame before a login has been accepted. */
 export const MAX_LOGIN_PAYLOAD_BYTES = 16_384;
