@@ -29,6 +29,7 @@ import { OpenVpn } from './systems/openvpn.ts';
 import { RawLink } from './systems/raw.ts';
 import { WireguardGo } from './systems/wireguard-go.ts';
 import { measureTiming } from './timing.ts';
+import { FULL_TRAFFIC_EFFORT, measureTraffic, QUICK_TRAFFIC_EFFORT } from './traffic.ts';
 import { FULL_EFFORT, measureTunnel, QUICK_EFFORT } from './tunnel.ts';
 
 type Measure = (quick: boolean, progress: (line: string) => void) => Promise<{ report: Report; measured: boolean }>;
@@ -93,7 +94,10 @@ const AREAS: Readonly<Record<string, Readonly<Record<string, Measure>>>> = {
     proxy: (quick, progress) => measureProxy(quick ? QUICK_PROXY_EFFORT : FULL_PROXY_EFFORT, progress),
   },
   login: { rate: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress) },
-  policy: { cost: (quick, progress) => measurePolicy(quick ? QUICK_POLICY_EFFORT : FULL_POLICY_EFFORT, progress) },
+  policy: {
+    cost: (quick, progress) => measurePolicy(quick ? QUICK_POLICY_EFFORT : FULL_POLICY_EFFORT, progress),
+    traffic: (quick, progress) => measureTraffic(quick ? QUICK_TRAFFIC_EFFORT : FULL_TRAFFIC_EFFORT, progress),
+  },
   timing: { refusals: measureTiming },
 };
 
@@ -105,6 +109,7 @@ const TOOLS = {
   ethtool: 'ethtool',
   tc: 'iproute2',
   taskset: 'util-linux',
+  tcpdump: 'tcpdump',
 };
 
 process.exitCode = await main(process.argv.slice(2));
