@@ -53,3 +53,26 @@ test('ten thousand rules are looked through', () => {
     '50002: rule 10001 adds nothing: rule 8 in line 37 allows all of it',
   ]);
 });
+
+test('a route that is pushed though no rule allows anything there is warned of, but where a name may be there', () => {
+  const text = (to: string) => `version = 1
+[[rules]]
+action = "allow"
+from = ["any"]
+to = ["${to}"]
+
+[[settings]]
+for = ["any"]
+routes = ["10.1.0.0/16", "10.2.0.0/16", "fd00:1::/48"]
+`;
+  const warnings = (to: string) => {
+    const { policy, problems } = readPolicy(text(to));
+    assert.ok(policy !== undefined, JSON.stringify(problems));
+    return reviewPolicy(policy).map(({ line, message }) => `${line}: ${message}`);
+  };
+  const nowhere = (route: string) => `7: the route ${route} is pushed, and no rule allows anything there`;
+  assert.deepEqual(warnings('10.1.2.3'), [nowhere('10.2.0.0/16'), nowhere('fd00:1::/48')]);
+  assert.deepEqual(warnings('10.0.0.0/8'), [nowhere('fd00:1::/48')]);
+  assert.deepEqual(warnings('db.example.org'), []);
+  assert.deepEqual(warnings('any'), []);
+});

@@ -1,11 +1,11 @@
 /**
- * What in a policy is allowed and probably not meant: rules that never count.
+ * What in a policy is allowed and probably not meant: rules that never count, routes to where nothing is allowed.
  *
  * Hides how a rule is found to be covered by one before it, without comparing each with each. A warning here is certain:
  * what is covered only by several rules together is not found.
  */
 
-import { type Prefix, prefixContains } from '../ip/address.ts';
+import { formatPrefix, type Prefix, prefixContains } from '../ip/address.ts';
 import type { Problem } from './document.ts';
 import type { Destination, Policy, Rule, Subject } from './policy.ts';
 import { formatDestination, formatSubject } from './policy.ts';
@@ -16,7 +16,26 @@ const MAX_COMPARED = 2_000;
 
 /** Warnings about a policy, by line. */
 export function reviewPolicy(policy: Policy): Problem[] {
-  return shadowedRules(policy.rules);
+  return [...shadowedRules(policy.rules), ...uselessRoutes(policy)].toSorted((a, b) => a.line - b.line);
+}
+
+/** Routes that are pushed though no rule allows anything there. Where a rule leads to a name, nobody knows. */
+function uselessRoutes({ rules, settings }: Policy): Problem[] {
+  const allowed = rules.filter(({ action }) => action === 'allow').flatMap(({ to }) => to);
+  if (allowed.some(({ kind }) => kind === 'any' || kind === 'host')) return [];
+  const prefixes = allowed.flatMap((one) => (one.kind === 'prefix' ? [one.prefix] : []));
+  return settings.flatMap(({ line, settings: { routes = [] } }) =>
+    routes
+      .filter((route) => !prefixes.some((prefix) => overlaps(prefix, route)))
+      .map((route): Problem => {
+        const message = `the route ${formatPrefix(route)} is pushed, and no rule allows anything there`;
+        return { severity: 'warning', line, column: 1, message };
+      }),
+  );
+}
+
+function overlaps(one: Prefix, other: Prefix): boolean {
+  return prefixContains(one, other.address) || prefixContains(other, one.address);
 }
 
 function shadowedRules(rules: readonly Rule[]): Problem[] {
