@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runProgram } from '../../test/support/process.ts';
-import { createLogger } from './log.ts';
+import { createLogger, SECRET_FIELDS } from './log.ts';
 
 const MODULE = new URL('log.ts', import.meta.url).href;
 
@@ -54,4 +54,18 @@ test('a control character in a value cannot make a second line', () => {
   log.info('login refused', { user: 'mallory\nerror 00:00:00 root: all is lost', peer: '\u001b[2J' });
   assert.equal(text.match(/\n/g)?.length, 1);
   assert.ok(!text.includes('\u001b'));
+});
+
+test('fields that name a secret are not written, in either format, also one level deeper', () => {
+  for (const format of ['json', 'text'] as const) {
+    const lines: string[] = [];
+    const log = createLogger({ format, sink: { write: (line) => void lines.push(line) } });
+    for (const name of SECRET_FIELDS)
+      log.child({ [name]: 'hunter2' }).info('x', { [name]: 'hunter2', deeper: { [name]: 'hunter2' } });
+    log.info('y', { user: 'ada', deeper: { tokens: 3 } });
+    assert.equal(lines.length, SECRET_FIELDS.length + 1);
+    assert.doesNotMatch(lines.join(''), /hunter2/);
+    assert.match(lines.at(-1) ?? '', /ada/);
+    assert.match(lines.at(-1) ?? '', /tokens/);
+  }
 });

@@ -63,6 +63,9 @@ export interface LogOptions {
   sink?: Sink;
 }
 
+/** Fields that are never written, in a line or one level deeper. */
+export const SECRET_FIELDS = ['password', 'secret', 'token', 'totp', 'privateKey', 'authorization', 'cookie'];
+
 /** Opens a logger on standard error, or on `sink`. */
 export function createLogger(options: LogOptions = {}): Logger {
   standardError ??= new StandardError();
@@ -76,6 +79,8 @@ export function createLogger(options: LogOptions = {}): Logger {
         timestamp: pino.stdTimeFunctions.isoTime,
         formatters: { level: (label) => ({ level: label }) },
         serializers: { error: describeError },
+        // Nobody logs these; one who does by mistake shall not have done harm.
+        redact: { paths: [...SECRET_FIELDS, ...SECRET_FIELDS.map((name) => `*.${name}`)], censor: '***' },
       },
       target,
     ),
