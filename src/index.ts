@@ -23,13 +23,13 @@ export { type Clock, ManualClock } from './base/clock.ts';
 export { type ErrorCode, type ErrorDetails, type ErrorKind, isVpnError, VpnError } from './base/errors.ts';
 export { createLogger, type LogFields, type Logger, type LogLevel, type LogOptions, Secret } from './base/log.ts';
 export {
-  type ClientHost,
   type ClientOptions,
   type ClientSnapshot,
   type ClientState,
   VpnClient,
 } from './client/client.ts';
 export { DeviceKey } from './client/device-key.ts';
+export type { ClientHost } from './client/machine.ts';
 export type {
   CertificateInfo,
   DeviceInfo,

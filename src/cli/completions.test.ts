@@ -86,7 +86,7 @@ for (const shell of SHELLS) {
     assert.deepEqual(offer('server', 'status', '--state', 'g'), ['gateway']);
     assert.deepEqual(offer('server', 'restore', 'go'), ['gold.toml']);
     assert.deepEqual(offer('completions', 'f'), ['fish']);
-    assert.deepEqual(offer('server', 'drain', '--within', ''), []);
+    assert.deepEqual(offer('server', 'drain', '--deadline', ''), []);
   });
 }
 

@@ -5,8 +5,9 @@
 import { isIP } from 'node:net';
 import { Command } from 'commander';
 import type { GatewayStatus } from '../control/operations.ts';
+import { drainCommand } from './drain.ts';
 import type { CliHost, StoreCopyResult } from './host.ts';
-import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, lengthOfTime, list, stateHint } from './options.ts';
+import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
 
 interface StateOptions extends OutputOptions {
@@ -299,26 +300,7 @@ Example:
       );
     });
 
-  command
-    .command('drain')
-    .description('let nobody new in, and stop when no session is left or the time is over')
-    .addOption(gatewayState())
-    .option('--within <time>', 'how long sessions may go on, such as 90s or 15m, 1h at most', '5m')
-    .addOption(jsonOutput())
-    .addHelpText(
-      'after',
-      `
-Sessions go on, and may be resumed; logins are refused as the gateway's that is shutting down. Said again, the time counts anew.
-
-Example:
-  customvpn server drain --within 15m`,
-    )
-    .action(async (options: StateOptions & { within: string }) => {
-      const seconds = lengthOfTime(options.within) / 1000;
-      await using gateway = await host.openGateway(options);
-      const drained = await gateway['server.drain']({ seconds });
-      print(drained, options, ({ sessions, until }) => `${sessions} sessions are left; the gateway stops by ${until}`);
-    });
+  command.addCommand(drainCommand(host));
 
   command
     .command('replace-workers')
@@ -367,6 +349,12 @@ function formatStatus(status: GatewayStatus): string {
       [
         'sessions',
         status.waiting === 0 ? String(status.sessions) : `${status.sessions}, of which ${status.waiting} wait`,
+      ],
+      [
+        'drain',
+        status.drain === null
+          ? undefined
+          : `${status.drain.left} of ${status.drain.sessions} sessions are left; stops by ${status.drain.until}`,
       ],
       ['pool', status.pool.map(({ prefix, used, size }) => `${prefix}: ${used} of ${size}`).join(', ')],
       [

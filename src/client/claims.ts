@@ -22,7 +22,7 @@ import {
 } from '../ip/address.ts';
 import type { TunDevice } from '../os/tun.ts';
 import type { AcceptedConfig, RefusedItem } from '../protocol/config-check.ts';
-import type { ClientHost } from './client.ts';
+import type { ClientHost } from './machine.ts';
 import { profileIds, profilePaths } from './state-folder.ts';
 
 interface Claim {

@@ -14,39 +14,26 @@ import { type Logger, type Secret, silentLogger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
 import { formatIp, type IpAddress, parseIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
-import { NO_OFFLOAD } from '../ip/super-packet.ts';
-import type { PacketBuffer, TunDevice, TunReader } from '../os/tun.ts';
+import type { TunDevice } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
 import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
-import type { AcceptMessage, CloseReason } from '../protocol/messages.ts';
+import type { CloseReason } from '../protocol/messages.ts';
 import type { ProxyBinding } from '../protocol/proxy-binding.ts';
 import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
-import type { Channel, ChannelFacts } from '../transport/channel.ts';
+import type { ChannelFacts } from '../transport/channel.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
-import { type DialOptions, dial, dialHttp2 } from '../transport/dial.ts';
-import { EthernetLink } from '../transport/ethernet-link.ts';
+import { type DialledChannel, type DialOptions, dialHttp2, dialSomewhere } from '../transport/dial.ts';
 import type { ChooseProxy } from '../transport/outbound-proxy.ts';
-import { PacketBufferPool, PacketLink, SendBatch, type TunnelLink } from '../transport/packet-link.ts';
 import { QueueBudget } from '../transport/queue-budget.ts';
 import type { RekeyCounters } from '../transport/slot.ts';
 import { DeviceKey } from './device-key.ts';
 import type { ResumeTicket } from './dialogue.ts';
 import type { AnswerSteps } from './login-answers.ts';
+import { type ClientHost, Machine } from './machine.ts';
+import { Relocation } from './relocation.ts';
 import { type NetworkView, Roaming } from './roaming.ts';
 import { ClientSession, type SessionEnd } from './session.ts';
-
-/** What a client has of its own machine: a TUN device with addresses and routes. */
-export interface ClientHost {
-  /** Opens the device. Called once, before anything is dialled. */
-  open(): Promise<TunDevice>;
-  /** Makes MTU, addresses and routes match a configuration; called again for each new one. Returns what it left out. */
-  apply(config: AcceptedConfig): Promise<readonly RefusedItem[]>;
-  /** The machine may be in other networks than before. Returns as `apply`; undefined while there is no configuration. */
-  networkChanged?(): Promise<readonly RefusedItem[] | undefined>;
-  /** Puts the machine back as it was and closes the device. Idempotent. */
-  close(): Promise<void>;
-}
 
 export interface ClientOptions {
   /** Names or addresses to dial, tried in order. */
@@ -136,6 +123,21 @@ export interface ClientSnapshot {
   readonly drops: Readonly<Record<string, number>>;
 }
 
+/** A session to be, until it is the one. */
+interface Opening {
+  /** The servers that are not asked, by their ways. */
+  readonly avoided: Set<string>;
+  /** The way to the server that it is at. */
+  way?: string;
+  /** What it can be resumed with, as long as it is not the client's. */
+  ticket?: ResumeTicket | undefined;
+}
+
+interface OpenedAt {
+  readonly session: ClientSession;
+  readonly opening: Opening;
+}
+
 /** How often it is looked for what stands in the way. */
 const EXPLAIN_EVERY_MS = 10_000;
 
@@ -147,9 +149,9 @@ export class VpnClient {
   readonly #log: Logger;
   readonly #clock: Clock;
   readonly #device: DeviceKey;
-  readonly #drops = new Float64Array(DROP_REASON_NAMES.length);
+  readonly #machine: Machine;
   readonly #counters: RekeyCounters = { rekeys: 0, rekeyGaps: 0 };
-  readonly #queues = new QueueBudget(undefined, this.#drops);
+  readonly #queues: QueueBudget;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #abort = new AbortController();
   #token: Uint8Array | undefined;
@@ -157,15 +159,11 @@ export class VpnClient {
   #state: ClientState = 'idle';
   #since: number;
   #session: ClientSession | undefined;
-  #tun: TunDevice | undefined;
-  #buffers: PacketBufferPool | undefined;
-  readonly #batch = new SendBatch();
-  #link: TunnelLink | undefined;
-  /** The session that `#link` is for. */
-  #linked: AcceptMessage | undefined;
-  /** Configurations are applied one after the other. */
-  #applied: Promise<void> = Promise.resolve();
-  #carried = { sentBytes: 0, receivedBytes: 0 };
+  /** How the present session, or the one that is being opened in place of none, came about. */
+  #opening: Opening | undefined;
+  #relocation: Relocation<OpenedAt> | undefined;
+  /** Servers that are shutting down, by their ways; until a session has been opened elsewhere. */
+  readonly #drained = new Set<string>();
   #reconnects = 0;
   #resumes = 0;
   /** What the last session can be resumed with. */
@@ -187,13 +185,13 @@ export class VpnClient {
   /** No session has been opened from the network that this machine is in. */
   #isElsewhere = true;
   #explainedAt = Number.NEGATIVE_INFINITY;
-  /** What the host left out of the present configuration. */
-  #hostRefused: readonly RefusedItem[] = [];
 
   constructor(options: ClientOptions) {
     this.#options = options;
     this.#log = (options.log ?? silentLogger).child({ component: 'client' });
     this.#clock = options.clock ?? systemClock;
+    this.#machine = new Machine(options.host, this.#log);
+    this.#queues = new QueueBudget(undefined, this.#machine.drops);
     this.#device = options.deviceKey ?? DeviceKey.generate();
     this.#token = options.token;
     this.#ticket = options.resume;
@@ -283,26 +281,25 @@ export class VpnClient {
 
   get snapshot(): ClientSnapshot {
     const session = this.#session;
-    const counters = this.#link?.counters;
+    const machine = this.#machine;
     return {
       state: this.#state,
       since: this.#since,
       user: session?.accepted.user,
-      device: this.#tun,
+      device: machine.device,
       config: session?.config,
-      refused: [...(session?.refused ?? []), ...(session === undefined ? [] : this.#hostRefused)],
+      refused: [...(session?.refused ?? []), ...(session === undefined ? [] : machine.refused)],
       tls: session?.channel.facts,
       superPackets: session?.accepted.features.includes(Feature.superPackets) ?? false,
       channels: session?.dataChannels ?? 0,
-      sentBytes: this.#carried.sentBytes + (counters?.sentBytes ?? 0),
-      receivedBytes: this.#carried.receivedBytes + (counters?.receivedBytes ?? 0),
+      ...machine.carried,
       roundTripMs: session?.roundTripMs,
       reconnects: this.#reconnects,
       resumes: this.#resumes,
       ...this.#counters,
       lastError: this.#lastError,
       drops: Object.fromEntries(
-        DROP_REASON_NAMES.map((name, reason) => [name, this.#drops[reason] ?? 0] as const).filter(
+        DROP_REASON_NAMES.map((name, reason) => [name, machine.drops[reason] ?? 0] as const).filter(
           ([, count]) => count > 0,
         ),
       ),
@@ -312,7 +309,7 @@ export class VpnClient {
   /** Session after session, resumed where that is possible, until told to stop, or until trying again is useless. */
   async #run(once: boolean): Promise<void> {
     const backoff = new Backoff();
-    await this.#openDevice();
+    await this.#machine.open();
     this.#watchNetwork();
     while (!this.#abort.signal.aborted) {
       const resumed = this.#ticket;
@@ -327,7 +324,7 @@ export class VpnClient {
         this.#hasConnected = true;
         this.#isElsewhere = false;
         if (!this.#abort.signal.aborted) this.#first?.resolve();
-        end = await session.ended;
+        end = await this.#live(session);
         backoff.ended(this.#clock.now() - openedAt);
       } catch (error) {
         end = { error: toVpnError(error) };
@@ -397,27 +394,16 @@ export class VpnClient {
       },
       check: () => {
         this.#session?.check();
-        this.#judgeNetworks();
+        this.#machine.judgeNetworks();
       },
       retry: () => {
         this.#isElsewhere = true;
         this.#retryNow();
       },
     });
-    if (this.#tun !== undefined) roaming.ignore(this.#tun.name);
+    const { device } = this.#machine;
+    if (device !== undefined) roaming.ignore(device.name);
     this.#roaming = roaming;
-  }
-
-  /** What stays local is judged again where the machine has come to. */
-  #judgeNetworks(): void {
-    const { host } = this.#options;
-    if (host?.networkChanged === undefined) return;
-    const judged = this.#applied.then(async () => {
-      this.#hostRefused = (await host.networkChanged?.()) ?? this.#hostRefused;
-    });
-    this.#applied = judged.catch((error: unknown) => {
-      this.#log.warn('the tunnel could not be fitted to the changed network', { error });
-    });
   }
 
   /** Ends a wait, or calls off a dial or resume that may hang on a way that is no more. */
@@ -444,9 +430,9 @@ export class VpnClient {
     return error;
   }
 
-  async #dial(options: Omit<DialOptions, 'signal'>, attempt: AbortController): Promise<Channel> {
+  async #dial(options: Omit<DialOptions, 'signal'>, attempt: AbortController): Promise<DialledChannel> {
     try {
-      return await dial({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
+      return await dialSomewhere({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
     } catch (error) {
       const told = attempt.signal.aborted ? toVpnError(error) : await this.#explain(toVpnError(error));
       this.#dialError = told;
@@ -457,26 +443,97 @@ export class VpnClient {
     }
   }
 
+  /** Resumes the session there is, or logs in at the first server that takes it. */
   async #open(): Promise<ClientSession> {
-    const options = this.#options;
     const ticket = this.#ticket;
+    const attempt = new AbortController();
+    this.#attempt = attempt;
+    // The server that has the session takes it back, drained or not.
+    const opening: Opening = { avoided: ticket === undefined ? this.#drained : new Set() };
+    this.#opening = opening;
+    const session = await this.#openAt(opening, attempt, ticket).finally(() => {
+      this.#attempt = undefined;
+    });
+    await this.#use(session, opening, ticket === undefined ? 'connected' : 'session resumed');
+    if (ticket !== undefined) this.#resumes += 1;
+    else this.#drained.clear();
+    return session;
+  }
+
+  /** A session is the client's from now on. */
+  async #use(session: ClientSession, opening: Opening, what: string): Promise<void> {
+    this.#opening = opening;
+    this.#session = session;
+    this.#pushedPins = session.config.pins;
+    const { facts } = session.channel;
+    this.#log.info(what, {
+      server: this.#serverName,
+      user: session.accepted.user,
+      tls: facts.protocol,
+      group: facts.group,
+    });
+    if (this.#isEnrolled) return;
+    this.#isEnrolled = true;
+    this.#token = undefined;
+    await this.#options.onEnrolled?.();
+  }
+
+  /** Opens a session, passing over servers that are shutting down; `opening.avoided` has them afterwards. */
+  async #openAt(opening: Opening, attempt: AbortController, ticket?: ResumeTicket): Promise<ClientSession> {
+    let refusal: VpnError | undefined;
+    for (;;) {
+      try {
+        return await this.#openOnce(opening, attempt, ticket);
+      } catch (cause) {
+        const error = toVpnError(cause);
+        if (typeof error.details.passedOver === 'number') {
+          // They may be back by the next time.
+          if (opening.avoided === this.#drained) this.#drained.clear();
+          throw refusal ?? error;
+        }
+        const isLeaving = error.details.reject === 'shutting_down';
+        if (!isLeaving || opening.way === undefined || opening.avoided.has(opening.way)) throw error;
+        opening.avoided.add(opening.way);
+        refusal = error;
+      }
+    }
+  }
+
+  async #openOnce(opening: Opening, attempt: AbortController, ticket?: ResumeTicket): Promise<ClientSession> {
+    const options = this.#options;
     const serverName = this.#serverName;
     const serverVerified = options.verifyServer !== false;
     const token = serverVerified ? this.#token : undefined;
     const dialOptions = await this.#dialOptions();
-    const attempt = new AbortController();
-    this.#attempt = attempt;
-    const session = await ClientSession.open({
-      dial: (worker) =>
-        // The server may have announced other keys by then.
-        this.#dial({ ...dialOptions, pins: this.#pins, ...(worker === undefined ? {} : { worker }) }, attempt),
+    let home: string | undefined;
+    return await ClientSession.open({
+      dial: async (worker) => {
+        const { channel, way } = await this.#dial(
+          {
+            ...dialOptions,
+            // The server may have announced other keys by then.
+            pins: this.#pins,
+            // Where there are several servers, only one has the session.
+            accepts: (to) => (home === undefined ? !opening.avoided.has(to) : to === home),
+            ...(worker === undefined ? {} : { worker }),
+          },
+          attempt,
+        );
+        home ??= way;
+        opening.way = home;
+        return channel;
+      },
       device: this.#device,
       token,
       user: options.user,
       enrol: !this.#isEnrolled,
       resume: ticket,
       keep: (kept) => {
-        this.#ticket = kept;
+        if (this.#opening === opening) this.#ticket = kept;
+        else opening.ticket = kept;
+      },
+      onDrain: (seconds) => {
+        if (this.#opening === opening) this.#relocate(seconds);
       },
       answer: options.answer,
       serverName,
@@ -497,26 +554,59 @@ export class VpnClient {
       now: () => this.#clock.now(),
       signal: AbortSignal.any([this.#abort.signal, attempt.signal]),
       log: this.#log,
-      openLink: (config, accepted) => this.#openLink(config, accepted),
-    }).finally(() => {
-      this.#attempt = undefined;
+      openLink: (config, accepted) => this.#machine.fit(config, accepted),
     });
-    this.#session = session;
-    this.#pushedPins = session.config.pins;
-    const { facts } = session.channel;
-    if (ticket !== undefined) this.#resumes += 1;
-    this.#log.info(ticket === undefined ? 'connected' : 'session resumed', {
-      server: serverName,
-      user: session.accepted.user,
-      tls: facts.protocol,
-      group: facts.group,
-    });
-    if (!this.#isEnrolled) {
-      this.#isEnrolled = true;
-      this.#token = undefined;
-      await options.onEnrolled?.();
+  }
+
+  /** Lives with a session, and with those that it is left for at other servers; resolves with the end of the last. */
+  async #live(session: ClientSession): Promise<SessionEnd> {
+    for (let current = session; ; ) {
+      const end = await current.ended;
+      this.#relocation?.stop();
+      this.#relocation = undefined;
+      const next = this.#session;
+      if (next === undefined || next === current) return end;
+      current = next;
     }
-    return session;
+  }
+
+  /** The server is drained: a session at another one takes the place of this one, as soon as it stands. */
+  #relocate(seconds: number): void {
+    const { serverHost } = this.#options;
+    const isOnly = typeof serverHost === 'string' || serverHost.length === 1;
+    if (isOnly && isIP(String(serverHost)) !== 0) {
+      this.#log.warn('the server is drained, and the profile has no other', { seconds });
+      return;
+    }
+    this.#relocation?.stop();
+    this.#relocation = new Relocation<OpenedAt>({
+      seconds,
+      open: async (signal) => {
+        const attempt = new AbortController();
+        signal.addEventListener('abort', () => attempt.abort(), { once: true });
+        const opening: Opening = { avoided: new Set([...this.#drained, this.#opening?.way ?? '']) };
+        const former = this.#machine.linked;
+        try {
+          return { session: await this.#openAt(opening, attempt), opening };
+        } catch (error) {
+          // The machine is fitted to the one that came to nothing.
+          if (this.#machine.linked !== former) this.#session?.abandon(toVpnError(error));
+          throw error;
+        } finally {
+          for (const way of opening.avoided) this.#drained.add(way);
+        }
+      },
+      moved: ({ session, opening }) => {
+        const former = this.#session;
+        this.#ticket = opening.ticket;
+        void this.#use(session, opening, 'moved to another server');
+        this.#drained.clear();
+        former?.close('peer_disconnect');
+        this.#machine.left();
+      },
+      discard: ({ session }) => session.close(),
+      log: this.#log,
+    });
   }
 
   get #serverName(): string {
@@ -549,71 +639,19 @@ export class VpnClient {
     };
   }
 
-  async #openDevice(): Promise<void> {
-    const tun = await this.#options.host?.open();
-    if (tun === undefined) return;
-    this.#tun = tun;
-    this.#buffers = new PacketBufferPool(tun);
-    tun.start(this.#reader);
-  }
-
   #features(): string[] {
-    const features: string[] = [Feature.attach, Feature.resume, Feature.rekey];
-    if (this.#tun?.kind === 'tap') return [...features, Feature.ethernet];
+    const { device } = this.#machine;
+    const features: string[] = [Feature.attach, Feature.resume, Feature.rekey, Feature.drain];
+    if (device?.kind === 'tap') return [...features, Feature.ethernet];
     if (this.#options.compression === true) features.push(Feature.compression);
-    if (this.#options.superPackets === false || this.#tun?.superPackets !== true) return features;
+    if (this.#options.superPackets === false || device?.superPackets !== true) return features;
     features.push(Feature.superPackets);
-    if (this.#tun.uso) features.push(Feature.udpSuperPackets);
+    if (device.uso) features.push(Feature.udpSuperPackets);
     return features;
   }
 
-  /** Called for the first CONFIG of a session and for every later one, which keeps the link. */
-  async #openLink(config: AcceptedConfig, accepted: AcceptMessage): Promise<TunnelLink | undefined> {
-    const { host } = this.#options;
-    const tun = this.#tun;
-    const buffers = this.#buffers;
-    if (host === undefined || tun === undefined || buffers === undefined) return undefined;
-    const applied = this.#applied.then(async () => {
-      this.#hostRefused = await host.apply(config);
-    });
-    this.#applied = applied.catch(() => {});
-    await applied;
-    if (this.#linked === accepted) return this.#link;
-    this.#linked = accepted;
-    const { features } = accepted;
-    if (features.includes(Feature.ethernet)) {
-      const receive = (buffer: PacketBuffer, length: number): boolean => tun.write(buffer, length, NO_OFFLOAD);
-      this.#link = new EthernetLink({ buffers, batch: this.#batch, drops: this.#drops, receive });
-      return this.#link;
-    }
-    const { v4, v6 } = config.addresses;
-    this.#link = new PacketLink({
-      device: tun,
-      buffers,
-      batch: this.#batch,
-      lease: { ...(v4 === undefined ? {} : { v4: v4.address }), ...(v6 === undefined ? {} : { v6: v6.address }) },
-      ownAddress: 'destination',
-      superPackets: features.includes(Feature.superPackets),
-      compression: features.includes(Feature.compression),
-      limits: { mtu: config.mtu, uso: tun.uso && features.includes(Feature.udpSuperPackets) },
-      drops: this.#drops,
-    });
-    return this.#link;
-  }
-
-  /** One reader for the life of the device: sessions come and go behind it. */
-  readonly #reader: TunReader = {
-    packet: (bytes, length, gsoType, flags, gsoSize) => this.#link?.send(bytes, length, gsoType, flags, gsoSize),
-    idle: () => this.#batch.flush(),
-  };
-
   #forgetSession(): void {
-    const counters = this.#link?.counters;
-    if (counters !== undefined) {
-      this.#carried.sentBytes += counters.sentBytes;
-      this.#carried.receivedBytes += counters.receivedBytes;
-    }
-    this.#link = undefined;
+    this.#machine.forget();
     this.#session = undefined;
   }
 
@@ -622,9 +660,7 @@ export class VpnClient {
     this.#forgetSession();
     await this.#roaming?.[Symbol.asyncDispose]();
     try {
-      // What is being applied must not come after what takes it back.
-      await this.#applied;
-      await this.#options.host?.close();
+      await this.#machine.close();
     } catch (error) {
       this.#log.error('the machine could not be put back', { error });
     }

@@ -16,8 +16,8 @@ import { formatResolvConf } from '../os/resolv-conf.ts';
 import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
 import { type AcceptedConfig, MIN_TUNNEL_MTU, type RefusedItem } from '../protocol/config-check.ts';
-import type { ClientHost } from './client.ts';
 import { DEVICE_NAME, type TunnelWishes } from './host-plan.ts';
+import type { ClientHost } from './machine.ts';
 import { type NamespaceItem, type NamespacePlan, planNamespace, stepsBetween } from './namespace-plan.ts';
 
 export interface NamespaceHostOptions {

@@ -45,6 +45,8 @@ export interface ClientSessionOptions extends DialogueOptions {
   /** Monotonic milliseconds. */
   now: () => number;
   log: Logger;
+  /** The server asks its clients to move to another one: it stops serving in so many seconds. */
+  onDrain?: (seconds: number) => void;
   /** Makes the tunnel ready for this configuration: device, addresses, routes. Without a link no packets are carried. */
   openLink: (config: AcceptedConfig, accepted: AcceptMessage) => Promise<TunnelLink | undefined>;
 }
@@ -368,6 +370,14 @@ export class ClientSession {
       case FrameType.config:
         this.#reconfigure(decodeMessage('config', payload));
         break;
+      case FrameType.drain: {
+        const { seconds } = decodeMessage('drain', payload);
+        if (!this.accepted.features.includes(Feature.drain)) {
+          throw new VpnError('ERR_FRAME_STATE', 'the server sent DRAIN, which was not agreed on');
+        }
+        this.#options.onDrain?.(seconds);
+        break;
+      }
       case FrameType.close: {
         const { reason } = decodeMessage('close', payload);
         connection.channel.close();

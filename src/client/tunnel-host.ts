@@ -15,7 +15,6 @@ import { type NameKeeper, NameService } from '../os/name-service.ts';
 import type { TunDevice } from '../os/tun.ts';
 import { openTun } from '../os/tun-linux.ts';
 import { type AcceptedConfig, MIN_TUNNEL_MTU, type RefusedItem } from '../protocol/config-check.ts';
-import type { ClientHost } from './client.ts';
 import { planEthernet } from './ethernet-plan.ts';
 import {
   DEVICE_NAME,
@@ -27,6 +26,7 @@ import {
   type TunnelWishes,
 } from './host-plan.ts';
 import type { KillSwitch } from './kill-switch.ts';
+import type { ClientHost } from './machine.ts';
 
 export interface TunnelHostOptions {
   /** Where changes to the host are written down before they are made. */

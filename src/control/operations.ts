@@ -138,6 +138,15 @@ export const ROLES = ['viewer', 'operator', 'administrator'] as const;
 /** Totals by name, such as drops by reason. */
 const totals = z.record(z.string(), counter);
 
+/** A gateway that lets nobody new in, and how far it has come. */
+const drain = z.object({
+  since: instant,
+  until: instant.describe('when it stops at the latest'),
+  sessions: counter.describe('how many there were when it began'),
+  left: counter,
+  asked: counter.describe('those that are left and whose clients know how to move to another server'),
+});
+
 /** What a gateway offers. Those of a running one (`RUNNING_ONLY`) are refused while it does not run. */
 export const gatewayOperations = {
   'server.status': {
@@ -154,6 +163,7 @@ export const gatewayOperations = {
       congestionControl: z.string(),
       sessions: counter.describe('those that wait for their client included'),
       waiting: counter,
+      drain: drain.nullable().describe('null: it is not drained'),
       pool: z.array(z.object({ prefix: z.string(), used: counter, size: z.string() })),
       certificates: z.array(certificate),
       counters: totals,
@@ -177,7 +187,7 @@ export const gatewayOperations = {
   'server.stop': { input: none, output: z.object({ sessions: counter }) },
   'server.drain': {
     input: z.strictObject({ seconds: z.int().min(0).max(86_400).default(300) }),
-    output: z.object({ sessions: counter, until: instant.describe('when it stops at the latest') }),
+    output: drain,
   },
   'server.replaceWorkers': { input: none, output: z.object({ replaced: counter }) },
   'policy.show': {
@@ -533,6 +543,7 @@ export const clientOperations = {
 
 export type GatewayApi = Api<typeof gatewayOperations>;
 export type ClientApi = Api<typeof clientOperations>;
+export type DrainInfo = z.output<typeof drain>;
 export type GatewayStatus = z.output<(typeof gatewayOperations)['server.status']['output']>;
 export type ClientStatus = z.output<(typeof clientOperations)['client.status']['output']>;
 export type SessionInfo = z.output<typeof session>;

@@ -23,6 +23,8 @@ export const Feature = {
   ethernet: 'ethernet',
   /** COMPRESSED frames, in both directions. */
   compression: 'zstd',
+  /** DRAIN: the server goes, and asks its clients to move to another. */
+  drain: 'drain',
 } as const;
 export type Feature = (typeof Feature)[keyof typeof Feature];
 

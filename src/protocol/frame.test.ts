@@ -156,6 +156,7 @@ test('REQ-FRAME-002: the type numbers', () => {
       'resumed e',
       'resumeDone f',
       'switch 10',
+      'drain 11',
       'packet 20',
       'super 21',
       'echo 22',
@@ -260,7 +261,7 @@ test('REQ-FRAME-005: a frame that must hold something and does not is ERR_FRAME_
 });
 
 test('REQ-FRAME-006: an unknown type below 0x80 is ERR_FRAME_TYPE, from its first byte on', () => {
-  for (const type of [0x00, 0x11, 0x1f, 0x25, 0x7f]) {
+  for (const type of [0x00, 0x12, 0x1f, 0x25, 0x7f]) {
     assertDecodes('client', 'session', frame(type, 3), ['ERR_FRAME_TYPE']);
     assertDecodes('server', 'login', Uint8Array.of(type), ['ERR_FRAME_TYPE']);
   }
@@ -288,7 +289,7 @@ test('REQ-FRAME-009: every known type is legal only in the phases and from the e
     'client session': 'ping pong close resumeDone switch packet super echo ethernet compressed',
     'client data': 'ping pong close switch packet super echo ethernet compressed',
     'server login': 'challenge accept reject pong close attached moved resumed',
-    'server session': 'config ping pong close switch packet super echo ethernet compressed',
+    'server session': 'config ping pong close switch drain packet super echo ethernet compressed',
     'server data': 'ping pong close switch packet super echo ethernet compressed',
   };
   for (const sender of ['client', 'server'] as const) {

@@ -35,6 +35,7 @@ export const FrameType = {
   resumed: 0x0e,
   resumeDone: 0x0f,
   switch: 0x10,
+  drain: 0x11,
   packet: 0x20,
   super: 0x21,
   echo: 0x22,
@@ -66,7 +67,7 @@ export const MAX_PING_PAYLOAD_BYTES = 1_024;
 /** Longest `PING` payload before login, and how many of them a client may send there. */
 export const MAX_EARLY_PING_PAYLOAD_BYTES = 64;
 export const MAX_EARLY_PINGS = 4;
-/** Longest `CLOSE`, `SWITCH` or `RESUME_DONE` payload. */
+/** Longest `CLOSE`, `SWITCH`, `RESUME_DONE` or `DRAIN` payload. */
 export const MAX_SHORT_PAYLOAD_BYTES = 4_096;
 
 /** The line with which the server opens every connection. */
@@ -194,7 +195,10 @@ const RULES: Readonly<Record<FrameSender, Readonly<Record<FramePhase, Rules | un
       },
       0,
     ),
-    session: rules({ ...DATA_LIMITS, config: MAX_CONTROL_PAYLOAD_BYTES }, MAX_CONTROL_PAYLOAD_BYTES),
+    session: rules(
+      { ...DATA_LIMITS, config: MAX_CONTROL_PAYLOAD_BYTES, drain: MAX_SHORT_PAYLOAD_BYTES },
+      MAX_CONTROL_PAYLOAD_BYTES,
+    ),
     data: rules(DATA_LIMITS, MAX_CONTROL_PAYLOAD_BYTES),
   },
 };

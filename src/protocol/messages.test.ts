@@ -74,6 +74,7 @@ const SAMPLES: Messages = {
   },
   resumeDone: { proof: bytes(32) },
   switch: { slot: 1, generation: 2 },
+  drain: { seconds: 900 },
 };
 const NAMES: MessageName[] = [
   'login',
@@ -90,6 +91,7 @@ const NAMES: MessageName[] = [
   'resumed',
   'resumeDone',
   'switch',
+  'drain',
 ];
 
 /** The sample as the JSON value it travels as. */

@@ -276,6 +276,8 @@ const RESUMED = z.object({
 
 const RESUME_DONE = z.object({ proof: bytes(PROOF_BYTES) });
 const SWITCH = z.object({ slot: U8, generation: U32 });
+/** Seconds from now until the server stops serving, whatever happens. */
+const DRAIN = z.object({ seconds: U32 });
 
 /** The value of every message. Bytes are `Uint8Array`, times seconds. */
 export interface Messages {
@@ -293,6 +295,7 @@ export interface Messages {
   resumed: z.output<typeof RESUMED>;
   resumeDone: z.output<typeof RESUME_DONE>;
   switch: z.output<typeof SWITCH>;
+  drain: z.output<typeof DRAIN>;
 }
 
 /** The control frames that carry a message; the others carry opaque bytes. */
@@ -313,6 +316,7 @@ const SCHEMAS: { readonly [N in MessageName]: z.ZodType<Messages[N]> } = {
   resumed: RESUMED,
   resumeDone: RESUME_DONE,
   switch: SWITCH,
+  drain: DRAIN,
 };
 
 export type LoginMessage = Messages['login'];
@@ -329,6 +333,7 @@ export type ResumeMessage = Messages['resume'];
 export type ResumedMessage = Messages['resumed'];
 export type ResumeDoneMessage = Messages['resumeDone'];
 export type SwitchMessage = Messages['switch'];
+export type DrainMessage = Messages['drain'];
 export type DeviceAlgorithm = z.output<typeof ALGORITHM>;
 export type ClientFacts = z.output<typeof CLIENT>;
 /** A login step; a `kind` outside `STEP_KINDS` is one that this version cannot answer. */

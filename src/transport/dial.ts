@@ -78,6 +78,14 @@ export interface DialOptions extends ClientCredentials {
   camouflage?: Secret<string>;
   /** Resolves a name to addresses, in the order of preference; default the system's resolver. */
   lookup?: (host: string) => Promise<readonly string[]>;
+  /** Whether a server may be dialled, by its way: its address, or the host that a proxy connects to. Default: every one. */
+  accepts?: (way: string) => boolean;
+}
+
+/** A channel, and the way it came: the server's address, or the host that a proxy connected to. */
+export interface DialledChannel {
+  readonly channel: Channel;
+  readonly way: string;
 }
 
 /**
@@ -89,15 +97,21 @@ export interface DialOptions extends ClientCredentials {
  *   ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_PEER_GONE, ERR_PRIVILEGE (mark), ERR_PROXY, ERR_PROXY_AUTH, ERR_UPGRADE
  */
 export async function dial(options: DialOptions): Promise<Channel> {
+  return (await dialSomewhere(options)).channel;
+}
+
+/** As `dial`; says also which server it was. @throws {VpnError} as `dial`; with `details.passedOver` when `accepts` left none */
+export async function dialSomewhere(options: DialOptions): Promise<DialledChannel> {
   const { camouflage, worker } = options;
   if (camouflage === undefined) {
-    return await dialFor(options, {
+    const { taken, way } = await dialFor(options, {
       protocols: tunnelProtocols(worker),
       isExpected: isTunnelProtocol,
       take: openChannel,
     });
+    return { channel: taken, way };
   }
-  return await dialFor(options, {
+  const { taken, way } = await dialFor(options, {
     protocols: [HTTP_ALPN],
     isExpected: (protocol) => protocol === HTTP_ALPN,
     take: async (socket, raw, secured) => {
@@ -105,6 +119,7 @@ export async function dial(options: DialOptions): Promise<Channel> {
       return openChannel(socket, raw, secured);
     },
   });
+  return { channel: taken, way };
 }
 
 /**
@@ -113,7 +128,7 @@ export async function dial(options: DialOptions): Promise<Channel> {
  * @throws {VpnError} as `dial`
  */
 export async function dialHttp2(options: DialOptions): Promise<TLSSocket> {
-  return await dialFor(options, {
+  const { taken } = await dialFor(options, {
     protocols: [HTTP2_ALPN],
     isExpected: (protocol) => protocol === HTTP2_ALPN,
     take: (socket) => {
@@ -122,6 +137,7 @@ export async function dialHttp2(options: DialOptions): Promise<TLSSocket> {
       return socket;
     },
   });
+  return taken;
 }
 
 /** What a connection is for. */
@@ -132,7 +148,10 @@ interface Purpose<T> {
   take(socket: TLSSocket, raw: Socket, options: SecureOptions): T | Promise<T>;
 }
 
-async function dialFor<T extends { destroy(): unknown }>(options: DialOptions, purpose: Purpose<T>): Promise<T> {
+async function dialFor<T extends { destroy(): unknown }>(
+  options: DialOptions,
+  purpose: Purpose<T>,
+): Promise<{ taken: T; way: string }> {
   const hosts = typeof options.host === 'string' ? [options.host] : options.host;
   const [firstHost] = hosts;
   if (firstHost === undefined) throw new VpnError('ERR_CONFIG_VALUE', 'expected at least one host to connect to');
@@ -147,7 +166,8 @@ async function dialFor<T extends { destroy(): unknown }>(options: DialOptions, p
   const names = findWays(ways, hosts, options);
   const { winner, callOff } = race(
     ways,
-    async ({ address, through }, control) => {
+    async (way, control) => {
+      const { address, through } = way;
       const raw = await openTcp(address, through?.proxy.port ?? options.port, options.mark, control.signal);
       try {
         if (through !== undefined) {
@@ -165,16 +185,22 @@ async function dialFor<T extends { destroy(): unknown }>(options: DialOptions, p
           ...(isIP(serverName) === 0 ? { servername: serverName } : { host: serverName, servername: '' }),
           ALPNProtocols: [...purpose.protocols],
         });
-        return await secure(socket, raw, { ...options, verifyServer, serverName }, purpose, control.signal);
+        const secured = { ...options, verifyServer, serverName };
+        return { taken: await secure(socket, raw, secured, purpose, control.signal), way: nameOf(way) };
       } catch (error) {
         raw.destroy();
         throw error;
       }
     },
-    (failures) => allFailed(failures, options.port, names.failures, hosts),
+    (failures) => {
+      if (failures.length > 0 || names.passedOver === 0)
+        return allFailed(failures, options.port, names.failures, hosts);
+      const details = { passedOver: names.passedOver };
+      return new VpnError('ERR_CONNECT', 'there is no other server to connect to', { details });
+    },
   );
   winner.then(
-    (taken) => deadline.isOver && taken.destroy(),
+    ({ taken }) => deadline.isOver && taken.destroy(),
     () => {},
   );
   try {
@@ -238,22 +264,34 @@ interface Way {
   readonly through: { readonly proxy: OutboundProxy; readonly host: string } | undefined;
 }
 
+/** By what a server is told from another. */
+function nameOf({ address, through }: Way): string {
+  return through?.host ?? address;
+}
+
 /** Finds ways as names resolve: those of the first host come first unless another resolves long before it. */
-function findWays(ways: Ways<Way>, hosts: readonly string[], options: DialOptions): { readonly failures: string[] } {
+function findWays(
+  ways: Ways<Way>,
+  hosts: readonly string[],
+  options: DialOptions,
+): { readonly failures: readonly string[]; readonly passedOver: number } {
   const lookup = options.lookup ?? lookupAll;
-  const failures: string[] = [];
+  const result = { failures: [] as string[], passedOver: 0 };
   const searches = hosts.map(async (host) => {
     try {
       const proxy = options.proxy?.(host, options.port);
       const found = await addressesOf(proxy?.host ?? host, lookup, options.mark);
-      ways.add(found.map((address) => ({ address, through: proxy && { proxy, host } })));
+      const all = found.map((address): Way => ({ address, through: proxy && { proxy, host } }));
+      const accepted = all.filter((way) => options.accepts?.(nameOf(way)) !== false);
+      result.passedOver += all.length - accepted.length;
+      ways.add(accepted);
     } catch (cause) {
       const errno = cause instanceof Error && 'code' in cause ? String(cause.code) : String(cause);
-      failures.push(`${host}: ${errno}`);
+      result.failures.push(`${host}: ${errno}`);
     }
   });
   void Promise.all(searches).then(() => ways.complete());
-  return { failures };
+  return result;
 }
 
 /** Addresses of a host, families in turn; where there is only IPv6, IPv4 ones as the network's NAT64 has them. */

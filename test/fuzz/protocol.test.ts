@@ -28,6 +28,7 @@ const NAMES: MessageName[] = [
   'resumed',
   'resumeDone',
   'switch',
+  'drain',
 ];
 const FOUNDATION = { primitives, exporter: exporterOf('fuzz'), serverId: new Uint8Array(32), features: ['super'] };
 
@@ -88,6 +89,7 @@ const SEEDS: [MessageName, Uint8Array][] = (() => {
       }),
     ],
     ['switch', encodeMessage('switch', { slot: 0, generation: 1 })],
+    ['drain', encodeMessage('drain', { seconds: 900 })],
   ];
   return frames.map(([name, frame]) => [name, frame.subarray(4)]);
 })();

@@ -295,7 +295,7 @@ describe('a gateway of several processes', labOptions(), () => {
 
   test('a gateway that is drained lets nobody new in, and stops when the last has gone', async () => {
     await second.down();
-    const drained = await deployment.ask<{ sessions: number }>('server', 'drain', '--within', '10m');
+    const drained = await deployment.ask<{ sessions: number }>('server', 'drain', '--deadline', '10m', '--no-wait');
     assert.equal(drained.sessions, 1);
     const refused = await second.upInForeground(/shutting down|takes nobody new|^error/m);
     assert.match(refused.output, /shutting down|takes nobody new/);

@@ -229,6 +229,7 @@ export function computeVectors() {
       ping: encodeMessageLess(0x07, fill(2, 0x61)),
       close: encodeMessage('close', { reason: 'replaced' }),
       switch: encodeMessage('switch', { slot: 1, generation: 2 }),
+      drain: encodeMessage('drain', { seconds: 900 }),
       moved: encodeMessage('moved', { worker: 3 }),
       // A gratuitous ARP request of 192.0.2.9.
       ethernet: encodeMessageLess(

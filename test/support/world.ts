@@ -18,8 +18,9 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import type { Clock } from '../../src/base/clock.ts';
 import { createLogger, type Logger } from '../../src/base/log.ts';
-import { type ClientHost, type ClientOptions, type ClientState, VpnClient } from '../../src/client/client.ts';
+import { type ClientOptions, type ClientState, VpnClient } from '../../src/client/client.ts';
 import { DeviceKey } from '../../src/client/device-key.ts';
+import type { ClientHost } from '../../src/client/machine.ts';
 import type { GatewayStatus } from '../../src/control/operations.ts';
 import { encodeToken, type Profile, parseProfile } from '../../src/control/profile.ts';
 import {

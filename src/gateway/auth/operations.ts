@@ -6,11 +6,12 @@
 
 import type { z } from 'zod';
 import { VpnError } from '../../base/errors.ts';
-import type { GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
+import type { DrainInfo, GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
 import { pageOf } from '../../control/page.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
 import type { GatewayConfig } from '../config.ts';
 import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
+import type { DrainProgress } from './draining.ts';
 import type { AuthService } from './service.ts';
 
 /** More than a worker can have (`limits.sessions`); one that has been taken over would never come to an end. */
@@ -75,8 +76,7 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
       return { sessions: reports.reduce((sum, { report }) => sum + (report?.sessions ?? 0), 0) };
     },
     'server.drain': async ({ seconds = 300 }) => {
-      const { sessions, until } = service.drain(seconds, () => control.stop());
-      return { sessions, until: new Date(until).toISOString() };
+      return drainInfo(service.drain(seconds, () => control.stop()));
     },
     'server.replaceWorkers': async () => ({ replaced: await control.replaceWorkers() }),
     'server.history': async () => service.history.report(),
@@ -135,7 +135,7 @@ async function statusOf(service: AuthService, facts: GatewayFacts, control: Gate
   const [host, reports] = await Promise.all([control.report(), reportsOf(service)]);
   const workers = reports.flatMap(({ report }) => report ?? []);
   const silent = reports.flatMap(({ worker, report }) => (report === undefined ? [worker] : []));
-  const { config, pool, administration } = service;
+  const { config, pool, administration, drainProgress: drain } = service;
   const { version, pid, since, listen, congestion, devices } = facts;
   return {
     version,
@@ -147,6 +147,7 @@ async function statusOf(service: AuthService, facts: GatewayFacts, control: Gate
     congestionControl: congestion,
     sessions: workers.reduce((sum, { sessions }) => sum + sessions, 0),
     waiting: workers.reduce((sum, { waiting }) => sum + waiting, 0),
+    drain: drain === undefined ? null : drainInfo(drain),
     pool: config.pool.map((prefix) => ({
       prefix: formatPrefix(parsePrefix(prefix)),
       used: pool.leased,
@@ -161,6 +162,10 @@ async function statusOf(service: AuthService, facts: GatewayFacts, control: Gate
       ...(await service.warnings({ ends: true })),
     ],
   };
+}
+
+function drainInfo({ since, until, sessions, left, asked }: DrainProgress): DrainInfo {
+  return { since: new Date(since).toISOString(), until: new Date(until).toISOString(), sessions, left, asked };
 }
 
 /** The sums, by name. */

@@ -16,6 +16,7 @@ import { usersNamed } from '../../identity/steps/certificate.ts';
 import { formatIp, parseIp } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { LogReader } from '../../os/nflog.ts';
+import { Feature } from '../../protocol/features.ts';
 import { AuditEvent } from '../../store/audit.ts';
 import { loadServerCredentials } from '../../transport/credentials.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
@@ -47,6 +48,7 @@ import { AccessDesk, type ReadyPolicy } from './access-desk.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
 import { Auth } from './auth.ts';
+import { Draining, type DrainProgress } from './draining.ts';
 import { Expiry } from './expiry.ts';
 import { HasherProcess } from './hasher.ts';
 import type { StartedSession } from './live-session.ts';
@@ -66,8 +68,6 @@ import type { LoginFacts, RightsHolder } from './rights.ts';
 import type { SessionEvents } from './session-book.ts';
 import { TrafficDesk } from './traffic-desk.ts';
 import { WorkerGate } from './worker-gate.ts';
-
-const DRAIN_LOOK_MS = 500;
 
 export interface AuthServiceOptions {
   config: GatewayConfig;
@@ -143,8 +143,7 @@ export class AuthService {
   #loaded: Loaded;
   #config: GatewayConfig;
   #begun: Begun | undefined;
-  #drain: NodeJS.Timeout | undefined;
-  #drainsUntil: number | undefined;
+  readonly #draining: Draining;
 
   /**
    * Reads and checks everything; the host is not touched.
@@ -299,6 +298,14 @@ export class AuthService {
       },
     });
     this.#policyDesk = new PolicyDesk({ access: parts.access, auth: this.#auth, clock });
+    this.#draining = new Draining({
+      count: () => this.#auth.sessions.count(Feature.drain),
+      ask: (seconds) => {
+        for (const worker of this.#workers.values()) worker.drain(seconds);
+      },
+      clock,
+      log,
+    });
   }
 
   get config(): GatewayConfig {
@@ -461,6 +468,8 @@ export class AuthService {
     this.#traffic.connect(worker, port);
     port.limit(this.#config.limits);
     port.refuse(this.#refused());
+    const { secondsLeft } = this.#draining;
+    if (secondsLeft !== undefined) port.drain(secondsLeft);
   }
 
   /** The sessions that wait for their clients at a worker. */
@@ -543,21 +552,17 @@ export class AuthService {
   }
 
   /**
-   * Lets nobody new in, and has the gateway stop when no session is left, or after so many seconds. May be said again, with
-   * another time.
+   * Lets nobody new in, asks the clients to move to another server, and has the gateway stop when no session is left, or
+   * after so many seconds. May be said again, with another time.
    */
-  drain(seconds: number, stop: () => void): { sessions: number; until: number } {
-    const until = this.#clock.wallNow() + seconds * 1000;
+  drain(seconds: number, stop: () => void): DrainProgress {
     this.#auth.isDraining = true;
-    this.#drainsUntil = until;
-    this.#drain ??= setInterval(() => {
-      if (this.#auth.sessions.size > 0 && this.#clock.wallNow() < (this.#drainsUntil ?? 0)) return;
-      clearInterval(this.#drain);
-      stop();
-    }, DRAIN_LOOK_MS).unref();
-    const sessions = this.#auth.sessions.size;
-    this.#log.info('the gateway is drained', { component: 'server', sessions, until: instantOf(until) });
-    return { sessions, until };
+    return this.#draining.begin(seconds, stop);
+  }
+
+  /** Undefined: the gateway is not drained. */
+  get drainProgress(): DrainProgress | undefined {
+    return this.#draining.progress;
   }
 
   /** When the first of each kind ends that the gateway's own TLS rests on, milliseconds since the Unix epoch. */
@@ -602,11 +607,11 @@ export class AuthService {
   /** What an operator should know of accounts and certificates before it breaks; `ends`: also what ends soon. */
   async warnings(options: { ends: boolean }): Promise<string[]> {
     const { credentials, ends } = this.#live();
-    const until = this.#drainsUntil;
+    const drain = this.#draining.progress;
     return [
-      ...(until === undefined
+      ...(drain === undefined
         ? []
-        : [`the gateway is drained: it lets nobody new in, and stops by ${instantOf(until)}`]),
+        : [`the gateway is drained: it lets nobody new in, and stops by ${instantOf(drain.until)}`]),
       ...insecureSources(this.#config),
       ...this.#access.warnings,
       ...[credentials.problem].flatMap((problem) => problem ?? []),
@@ -666,7 +671,7 @@ export class AuthService {
 
   /** Nothing is decided by time any more. Before the workers stop. */
   async pause(): Promise<void> {
-    clearInterval(this.#drain);
+    await this.#draining.stop();
     await this.history.stop();
     await this.#admin?.close();
     const begun = this.#begun;

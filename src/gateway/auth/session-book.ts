@@ -122,6 +122,13 @@ export class SessionBook {
     return this.#live.size;
   }
 
+  /** How many sessions there are, and how many of them have agreed on a feature. */
+  count(feature: Feature): { sessions: number; asked: number } {
+    let asked = 0;
+    for (const { features } of this.#live.values()) if (features.includes(feature)) asked += 1;
+    return { sessions: this.#live.size, asked };
+  }
+
   /** The session of a device. */
   ofDevice(device: string): LiveSession | undefined {
     const key = this.#byDevice.get(device);

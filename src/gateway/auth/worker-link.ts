@@ -122,6 +122,10 @@ export class WorkerLink implements WorkerPort {
     this.#channel.tell('recheckStreams', {});
   }
 
+  drain(seconds: number): void {
+    this.#channel.tell('drain', { seconds });
+  }
+
   limit(limits: GatewayConfig['limits']): void {
     this.#channel.tell('limit', { limits });
   }

@@ -401,6 +401,7 @@ export const authToWorker = {
   close: { input: z.strictObject({ session: sessionKey, reason: closeReason }) },
   configure: { input: z.strictObject({ session: sessionKey, config: clientConfig }) },
   release: { input: z.strictObject({ session: sessionKey }), output: nothing },
+  drain: { input: z.strictObject({ seconds }) },
   limit: { input: z.strictObject({ limits: gatewayConfigSchema.shape.limits }) },
   refuse: {
     input: z.strictObject({ sources: z.array(z.strictObject({ source: text(64), until: instant })).readonly() }),

@@ -260,6 +260,8 @@ export interface WorkerPort extends ProxyWorkerPort {
   configure(session: SessionKey, config: ConfigMessage): void;
   /** Another worker has the session: resolves when nothing of it goes through this one any more. */
   release(session: SessionKey): Promise<void>;
+  /** Asks clients to move to another server, those that come back, too: this one stops serving in so many seconds. */
+  drain(seconds: number): void;
   /** What strangers may cost from now on. */
   limit(limits: GatewayConfig['limits']): void;
   /** Whom to refuse unread from now on; in place of those before. */

@@ -45,6 +45,7 @@ export class AuthLink implements AuthPort {
         await worker().release(session);
         return {};
       },
+      drain: ({ seconds }) => worker().drain(seconds),
       closeProxy: ({ key }) => worker().closeProxy(key),
       recheckStreams: () => worker().recheckStreams(),
       limit: ({ limits }) => worker().limit(limits),

@@ -135,6 +135,10 @@ export class WorkerService implements WorkerPort {
     this.#worker.release(session);
   }
 
+  drain(seconds: number): void {
+    this.#worker.drain(seconds);
+  }
+
   closeProxy(key: ProxyKey): void {
     this.#streams?.closeProxy(key);
   }

@@ -37,6 +37,8 @@ export interface SessionOptions {
   drops: Float64Array;
   /** Shared by the worker, too. */
   counters: RekeyCounters;
+  /** In how many seconds the gateway stops serving; undefined: not soon. */
+  drainSeconds: () => number | undefined;
   clock: Clock;
   log: Logger;
   /** The session has lost its control connection and waits for its client. */
@@ -68,6 +70,7 @@ export class Session {
   readonly #counters: RekeyCounters;
   /** Whether both ends know how to change a connection under the traffic. */
   readonly #canChange: boolean;
+  readonly #drainSeconds: () => number | undefined;
   readonly #livenessOptions: LivenessOptions;
   #remote: string;
   readonly #drops: Float64Array;
@@ -103,6 +106,7 @@ export class Session {
     this.features = features;
     this.#counters = options.counters;
     this.#canChange = features.includes(Feature.rekey);
+    this.#drainSeconds = options.drainSeconds;
     this.#control = new Slot<Connection>({
       number: CONTROL_SLOT,
       counters: options.counters,
@@ -167,6 +171,8 @@ export class Session {
     this.#isStarted = true;
     // In one write: one TLS record, one segment.
     this.#control.sending?.channel.sendControl(Buffer.concat([accept, encodeMessage('config', this.#config)]));
+    const drainSeconds = this.#drainSeconds();
+    if (drainSeconds !== undefined) this.sendDrain(drainSeconds);
     if (this.#isInline) this.link.spread.set(0, this.#control.sending?.channel);
   }
 
@@ -194,6 +200,12 @@ export class Session {
     this.#config = config;
     if (!this.#isStarted) return;
     this.#control.sending?.channel.sendControl(encodeMessage('config', config));
+  }
+
+  /** Asks the client to move to another server, if it knows how: this one stops serving in so many seconds. */
+  sendDrain(seconds: number): void {
+    if (!this.#isStarted || !this.features.includes(Feature.drain)) return;
+    this.#control.sending?.channel.sendControl(encodeMessage('drain', { seconds }));
   }
 
   /** A data connection has proven that it belongs here. */

@@ -120,6 +120,8 @@ export class Worker implements ConnectionHost {
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
   #isStopping = false;
+  /** When the gateway stops serving, monotonic; undefined: not soon. */
+  #drainsAt: number | undefined;
 
   constructor(options: WorkerOptions) {
     this.#options = options;
@@ -137,7 +139,7 @@ export class Worker implements ConnectionHost {
     );
     const { devices, config } = options;
     this.#plane = isBridging(config) ? this.#createPlane(options) : undefined;
-    this.features = [Feature.attach, Feature.resume, Feature.rekey];
+    this.features = [Feature.attach, Feature.resume, Feature.rekey, Feature.drain];
     if (this.#plane !== undefined) {
       this.features.push(Feature.ethernet);
       return;
@@ -216,6 +218,12 @@ export class Worker implements ConnectionHost {
     return this.#plane?.counters ?? {};
   }
 
+  /** Asks all clients to move to another server, and whoever comes back from now on. */
+  drain(seconds: number): void {
+    this.#drainsAt = this.#options.clock.now() + seconds * 1000;
+    for (const session of this.#sessions.values()) session.sendDrain(seconds);
+  }
+
   get refusals(): Refusals {
     return this.#refusals;
   }
@@ -274,6 +282,7 @@ export class Worker implements ConnectionHost {
       control: connection,
       drops: this.drops,
       counters: this.counters,
+      drainSeconds: () => this.#drainSeconds,
       clock,
       log: this.#log,
       detached: ({ granted: { key }, shortId }) => this.#tellAuth(shortId, () => this.auth.detach(key)),
@@ -311,6 +320,11 @@ export class Worker implements ConnectionHost {
       batch: this.#batch,
       drops: this.drops,
     });
+  }
+
+  get #drainSeconds(): number | undefined {
+    if (this.#drainsAt === undefined) return undefined;
+    return Math.max(0, Math.round((this.#drainsAt - this.#options.clock.now()) / 1000));
   }
 
   sessionStarted(session: Session): void {
