@@ -212,10 +212,10 @@ test('over a month nothing is carried until the next, if the policy says so; ano
   assert.equal(rig.desk.usageOf('ada').month, 0);
   const rows = await store.db.selectFrom('usage').selectAll().orderBy('period').execute();
   assert.deepEqual(
-    rows.map(({ account, period, bytes }) => [account, period, Number(bytes) / GIB]),
+    rows.map(({ account, period, bytes }) => [account, period, Number(bytes)]),
     [
-      ['ada', '2026-11', 2.1],
-      ['ada', '2026-11-29', 2.1],
+      ['ada', '2026-11', Math.trunc(1.5 * GIB) + Math.trunc(0.6 * GIB)],
+      ['ada', '2026-11-29', Math.trunc(1.5 * GIB) + Math.trunc(0.6 * GIB)],
     ],
   );
 });

@@ -180,8 +180,10 @@ export class TrafficDesk {
   }
 
   /** A user has carried so many bytes, in packets or in streams. */
-  carried(user: string, bytes: number): void {
+  carried(user: string, count: number): void {
     const account = this.#accounts.get(user);
+    // Whatever a worker says, the store takes whole numbers only.
+    const bytes = Math.trunc(count);
     if (account === undefined || bytes <= 0) return;
     this.#unsaved.set(user, (this.#unsaved.get(user) ?? 0) + bytes);
     account.usage.day += bytes;
