@@ -114,7 +114,7 @@ async function findAddresses({ hosts, port, proxy }: ExamineTarget, note: Note, 
       note(
         'proxy',
         true,
-        `${through.kind === 'http' ? 'HTTP' : 'SOCKS'} proxy ${through.host}:${through.port} for ${host}`,
+        `${through.kind === 'socks5' ? 'SOCKS' : through.kind.toUpperCase()} proxy ${through.host}:${through.port} for ${host}`,
       );
     }
     if (isIP(name) !== 0) {

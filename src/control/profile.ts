@@ -58,8 +58,8 @@ const server = z.strictObject({
     .string()
     .max(1024)
     .regex(
-      /^(?:environment|none|(?:http|socks5|socks5h):\/\/.+)$/,
-      'expected environment, none, or the URL of a proxy: http://… or socks5://…',
+      /^(?:environment|none|(?:https?|socks5h?):\/\/.+)$/,
+      'expected environment, none, or the URL of a proxy: http://…, https://… or socks5://…',
     )
     .exactOptional()
     .describe('the proxy on the way; left out: what HTTPS_PROXY, ALL_PROXY and NO_PROXY say'),

@@ -170,9 +170,10 @@ async function dialFor<T extends { destroy(): unknown }>(
       const { address, through } = way;
       const raw = await openTcp(address, through?.proxy.port ?? options.port, options.mark, control.signal);
       try {
-        if (through !== undefined) {
-          await calledOff(control.signal, connectThrough(raw, through.proxy, through.host, options.port));
-        }
+        const carrier =
+          through === undefined
+            ? raw
+            : await calledOff(control.signal, connectThrough(raw, through.proxy, through.host, options.port));
         control.gotThrough();
         tune(raw, log);
         deadline.stage = 'tls';
@@ -180,7 +181,7 @@ async function dialFor<T extends { destroy(): unknown }>(
           ...tlsOptions,
           // The verdict is ours, at the end of the handshake, so that who was met can be told.
           rejectUnauthorized: false,
-          socket: raw,
+          socket: carrier,
           // Server Name Indication is for names only; the certificate is checked against an address all the same.
           ...(isIP(serverName) === 0 ? { servername: serverName } : { host: serverName, servername: '' }),
           ALPNProtocols: [...purpose.protocols],

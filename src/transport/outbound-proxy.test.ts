@@ -4,6 +4,8 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
+import { connect as connectTls, createServer as createTlsServer } from 'node:tls';
+import { TestAuthority } from '../../test/support/certificates.ts';
 import { isVpnError } from '../base/errors.ts';
 import {
   connectThrough,
@@ -33,7 +35,8 @@ test('a proxy is read from its URL, and its password shows nowhere', () => {
     port: 1080,
   });
   assert.deepEqual(parseProxyUrl('proxy:8080', 'test'), { kind: 'http', host: 'proxy', port: 8080 });
-  for (const wrong of ['https://x', 'ftp://x', 'http://', 'http://x/path', 'http://a:%zz@x', '']) {
+  assert.deepEqual(parseProxyUrl('https://proxy.test', 'test'), { kind: 'https', host: 'proxy.test', port: 443 });
+  for (const wrong of ['ftp://x', 'http://', 'http://x/path', 'http://a:%zz@x', '']) {
     assert.throws(() => parseProxyUrl(wrong, 'test'), { code: 'ERR_CONFIG_VALUE' }, wrong);
   }
 });
@@ -73,7 +76,7 @@ test('the environment: HTTPS_PROXY before ALL_PROXY, lower case before upper, NO
   for (const host of ['localhost', '192.0.2.7', 'a.internal.test']) assert.equal(choose(host, 443), undefined, host);
   assert.equal(proxiesOfEnvironment({ ALL_PROXY: 'socks5://all:3' })('x', 1)?.kind, 'socks5');
   assert.equal(proxiesOfEnvironment({})('x', 1), undefined);
-  assert.throws(() => proxiesOfEnvironment({ HTTPS_PROXY: 'https://x' }), /HTTPS_PROXY/);
+  assert.throws(() => proxiesOfEnvironment({ HTTPS_PROXY: 'ftp://x' }), /HTTPS_PROXY/);
 });
 
 /** A proxy that says what it is told to, a piece for everything that comes, and keeps what came. */
@@ -190,3 +193,68 @@ test('what a SOCKS proxy refuses with is told', async () => {
     assert.match(error.message, message);
   }
 });
+
+/** A proxy that is spoken to in TLS; it connects all to a server that returns what it is told, in TLS, too. */
+async function openSecureProxy(authority: TestAuthority, name: string) {
+  const leaf = await authority.server({ names: [name] });
+  const target = createTlsServer(leaf, (socket) => socket.on('error', () => {}).pipe(socket));
+  await once(target.listen(0, '127.0.0.1'), 'listening');
+  const heard: string[] = [];
+  const proxy = createTlsServer({ ...leaf, ALPNProtocols: ['http/1.1'] }, (socket) => {
+    socket.on('error', () => {});
+    socket.once('data', (head: Buffer) => {
+      heard.push(head.toString('latin1'));
+      const inner = connect((target.address() as AddressInfo).port, '127.0.0.1');
+      inner.on('error', () => socket.destroy());
+      socket.write('HTTP/1.1 200 Connection established\r\n\r\n');
+      socket.pipe(inner).pipe(socket);
+    });
+  });
+  proxy.on('tlsClientError', () => {});
+  await once(proxy.listen(0, '127.0.0.1'), 'listening');
+  return { heard, port: (proxy.address() as AddressInfo).port, close: () => [proxy.close(), target.close()] };
+}
+
+test('an HTTPS proxy is asked within TLS, and the server is spoken to in TLS within that', async (t) => {
+  const authority = await TestAuthority.create();
+  const { heard, port, close } = await openSecureProxy(authority, 'localhost');
+  t.after(close);
+  const raw = connect(port, '127.0.0.1');
+  const proxy = parseProxyUrl(`https://ada:secret@localhost:${port}`, 'test');
+  const carrier = await connectThrough(raw, proxy, 'vpn.example.org', 443, [authority.cert]);
+  assert.match(heard.join(), /^CONNECT vpn\.example\.org:443 HTTP\/1\.1\r\n.*Basic YWRhOnNlY3JldA==\r\n/s);
+  const socket = connectTls({ socket: carrier, ca: authority.cert, servername: 'localhost' });
+  await once(socket, 'secureConnect');
+  const sent = Buffer.alloc(1_000_000, 'through both');
+  socket.write(sent);
+  let got = 0;
+  for await (const chunk of socket as AsyncIterable<Buffer>) {
+    assert.ok(chunk.equals(sent.subarray(got, got + chunk.length)));
+    got += chunk.length;
+    if (got === sent.length) break;
+  }
+  assert.equal(got, sent.length);
+  socket.destroy();
+});
+
+for (const [what, name, isKnown] of [
+  ['of another name', 'other.test', true],
+  ['of an unknown authority', 'localhost', false],
+] as const) {
+  test(`an HTTPS proxy with a certificate ${what} is told nothing`, async (t) => {
+    const authority = await TestAuthority.create();
+    const { heard, port, close } = await openSecureProxy(authority, name);
+    t.after(close);
+    const raw = connect(port, '127.0.0.1');
+    const proxy = parseProxyUrl(`https://ada:secret@localhost:${port}`, 'test');
+    const ca = isKnown ? [authority.cert] : undefined;
+    await assert.rejects(connectThrough(raw, proxy, 'vpn.example.org', 443, ca), (error: unknown) => {
+      assert.ok(isVpnError(error, 'ERR_PROXY'));
+      assert.match(error.message, /no TLS with the HTTPS proxy localhost/);
+      assert.ok(!error.message.includes('secret'));
+      return true;
+    });
+    assert.deepEqual(heard, []);
+    raw.destroy();
+  });
+}

@@ -1,5 +1,5 @@
 /**
- * Proxies that stand between a client and the world: HTTP CONNECT and SOCKS 5.
+ * Proxies that stand between a client and the world: HTTP CONNECT, in the clear or within TLS, and SOCKS 5.
  *
  * Hides their URLs, the environment's variables, and what is said to them until the connection is the server's own. Names are
  * left to the proxy to resolve. A password goes to the proxy only, never into an error. It must not know what is said through it.
@@ -8,6 +8,7 @@
  */
 
 import { isIP, type Socket } from 'node:net';
+import { connect as connectTls, getCACertificates } from 'node:tls';
 import { VpnError } from '../base/errors.ts';
 import { Secret } from '../base/log.ts';
 import { parseIp, parsePrefix, prefixContains } from '../ip/address.ts';
@@ -16,18 +17,28 @@ const MAX_ANSWER_BYTES = 16 * 1024;
 const MAX_SOCKS_STRING_BYTES = 255;
 
 export interface OutboundProxy {
-  readonly kind: 'http' | 'socks5';
+  readonly kind: 'http' | 'https' | 'socks5';
   readonly host: string;
   readonly port: number;
   readonly user?: string;
   readonly password?: Secret<string>;
 }
 
+const SCHEMES: ReadonlyMap<string, OutboundProxy['kind']> = new Map([
+  ['http:', 'http'],
+  ['https:', 'https'],
+  ['socks5:', 'socks5'],
+  ['socks5h:', 'socks5'],
+  ['socks:', 'socks5'],
+]);
+const DEFAULT_PORTS = { http: 80, https: 443, socks5: 1080 } as const;
+const KIND_WORDS = { http: 'HTTP', https: 'HTTPS', socks5: 'SOCKS' } as const;
+
 /** The proxy on the way to a host, if any. */
 export type ChooseProxy = (host: string, port: number) => OutboundProxy | undefined;
 
 /**
- * Reads `http://[user:password@]host[:port]` or `socks5://…`; without a scheme it is HTTP.
+ * Reads `http://[user:password@]host[:port]`, `https://…` or `socks5://…`; without a scheme it is HTTP.
  *
  * @param source what messages call it; they never repeat the URL
  * @throws {VpnError} ERR_CONFIG_VALUE
@@ -40,15 +51,13 @@ export function parseProxyUrl(text: string, source: string): OutboundProxy {
   } catch {
     throw failure('expected the URL of a proxy, such as http://proxy.example.org:3128 or socks5://127.0.0.1:1080');
   }
-  const kind = { 'http:': 'http', 'socks5:': 'socks5', 'socks5h:': 'socks5', 'socks:': 'socks5' }[url.protocol] as
-    | OutboundProxy['kind']
-    | undefined;
+  const kind = SCHEMES.get(url.protocol);
   if (kind === undefined) {
-    throw failure(`proxies of kind ${url.protocol.slice(0, -1)} are not spoken; there are http and socks5`);
+    throw failure(`proxies of kind ${url.protocol.slice(0, -1)} are not spoken; there are http, https and socks5`);
   }
   const host = url.hostname.replace(/^\[|\]$/g, '');
   if (host === '' || (url.pathname !== '' && url.pathname !== '/')) throw failure('expected a host and no path');
-  const port = url.port === '' ? (kind === 'http' ? 80 : 1080) : Number(url.port);
+  const port = url.port === '' ? DEFAULT_PORTS[kind] : Number(url.port);
   let credentials: { user?: string; password?: Secret<string> } = {};
   try {
     if (url.username !== '') {
@@ -101,13 +110,53 @@ function same(a: Uint8Array, b: Uint8Array): boolean {
 }
 
 /**
- * Has a proxy connect to a host. Then the socket is the host's: nothing has been read of what it says.
+ * Has a proxy connect to a host. What is returned is the host's: nothing has been read of what it says. It is `socket`, or,
+ * where the proxy is spoken to in TLS, a connection within it.
  *
+ * @param ca authorities that may have signed the proxy's certificate; default those of Node and of the system
  * @throws {VpnError} ERR_PROXY, ERR_PROXY_AUTH, ERR_PEER_GONE
  */
-export async function connectThrough(socket: Socket, proxy: OutboundProxy, host: string, port: number): Promise<void> {
-  if (proxy.kind === 'http') await connectHttp(socket, proxy, host, port);
-  else await connectSocks(socket, proxy, host, port);
+export async function connectThrough(
+  socket: Socket,
+  proxy: OutboundProxy,
+  host: string,
+  port: number,
+  ca?: readonly string[],
+): Promise<Socket> {
+  const carrier = proxy.kind === 'https' ? await secured(socket, proxy, ca) : socket;
+  if (proxy.kind === 'socks5') await connectSocks(carrier, proxy, host, port);
+  else await connectHttp(carrier, proxy, host, port);
+  return carrier;
+}
+
+/** TLS to a proxy, which is told the user's password: so its certificate is checked, whatever is thought of the server's. */
+async function secured(socket: Socket, proxy: OutboundProxy, ca: readonly string[] | undefined): Promise<Socket> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const { host } = proxy;
+  const name = isIP(host) === 0 ? { servername: host } : { host, servername: '' };
+  const authorities = ca ?? [...getCACertificates('default'), ...getCACertificates('system')];
+  const carrier = connectTls({
+    socket,
+    ca: [...authorities],
+    ALPNProtocols: ['http/1.1'],
+    minVersion: 'TLSv1.2',
+    ...name,
+  });
+  const fail = (error: Error): void => {
+    const why = 'code' in error && typeof error.code === 'string' ? `${error.message} (${error.code})` : error.message;
+    reject(new VpnError('ERR_PROXY', `no TLS with ${describeProxy(proxy)}: ${why}`, { cause: error }));
+  };
+  const end = (): void => reject(new VpnError('ERR_PEER_GONE', `${describeProxy(proxy)} ended the connection`));
+  carrier.once('secureConnect', resolve).on('error', fail).once('close', end);
+  try {
+    await promise;
+    return carrier;
+  } catch (error) {
+    carrier.destroy();
+    throw error;
+  } finally {
+    carrier.off('close', end);
+  }
 }
 
 async function connectHttp(socket: Socket, proxy: OutboundProxy, host: string, port: number): Promise<void> {
@@ -243,7 +292,7 @@ async function readFrom(
 }
 
 function describeProxy({ kind, host, port }: OutboundProxy): string {
-  return `the ${kind === 'http' ? 'HTTP' : 'SOCKS'} proxy ${host.includes(':') ? `[${host}]` : host}:${port}`;
+  return `the ${KIND_WORDS[kind]} proxy ${host.includes(':') ? `[${host}]` : host}:${port}`;
 }
 
 function printable(text: string): string {
