@@ -210,7 +210,13 @@ describe('a command of client exec', labOptions(TOOLS), () => {
       look,
     ];
     // Held open by what starts it, as some shells do.
-    const { stdout, stderr } = await lab.inside(['sh', '-c', 'exec 9</etc/passwd; exec "$@"', 'sh', ...argv]);
+    const { stdout, stderr } = await lab.inside([
+      'bash',
+      '-c',
+      'exec 9</etc/passwd 251</etc/passwd; exec "$@"',
+      'bash',
+      ...argv,
+    ]);
     const [name, groups, ...rest] = stdout.split('\n');
     assert.equal(name, 'nobody', stderr);
     assert.equal(groups, '65534');
@@ -230,17 +236,21 @@ describe('a command of client exec', labOptions(TOOLS), () => {
   });
 
   test('has the terminal, and gets each of its interrupts once', async () => {
-    const script = join(lab.rig.folder, 'interrupts.sh');
-    await writeFile(script, "trap 'echo interrupted' INT; tty; echo go; while :; do sleep 0.1; done\n");
-    const typed = [...words('sh', script)].join(' ');
+    const script = join(lab.rig.folder, 'interrupts.mjs');
+    await writeFile(
+      script,
+      `process.on('SIGINT', () => console.log('interrupted')); setInterval(() => {}, 1000);
+       console.log([process.stdin.isTTY, process.stdout.isTTY, "go"].join(" "));`,
+    );
+    const typed = words(process.execPath, script).join(' ');
     await using terminal = await lab.typeInside(['script', '-qefc', typed, '/dev/null']);
-    await until('the command', () => /^go\s*$/m.test(terminal.output));
-    assert.match(terminal.output, /^\/dev\/pts\/\d+\s*$/m);
-    terminal.write('\u0003');
-    await until('the interrupt', () => /interrupted/.test(terminal.output));
-    terminal.write('\u0003');
-    await until('another', () => (terminal.output.match(/interrupted/g) ?? []).length > 1);
-    assert.equal((terminal.output.match(/interrupted/g) ?? []).length, 2);
+    await until('the command', () => /^true true go\s*$/m.test(terminal.output));
+    const interrupts = (): number => (terminal.output.match(/interrupted/g) ?? []).length;
+    for (const count of [1, 2, 3]) {
+      terminal.write('\u0003');
+      await until(`interrupt ${count}`, () => interrupts() >= count);
+    }
+    assert.equal(interrupts(), 3);
   });
 
   const CHATTER = [

@@ -236,7 +236,9 @@ export class LeakRig implements AsyncDisposable {
     await mkdir(work, { recursive: true });
     await writeFile(join(upper, 'resolv.conf'), `# the machine's own\nnameserver ${NET.router4}\noptions edns0\n`);
     const mount = `mount -t overlay overlay -o lowerdir=/etc,upperdir=${upper},workdir=${work} /etc`;
-    const script = `umount -l /etc/resolv.conf 2>/dev/null; ${mount} && echo ready && exec sleep infinity`;
+    // As on most machines, mounts are shared with the namespaces that are made of this one; not with that of the machine itself.
+    const share = 'mount --make-rshared /';
+    const script = `${share} && { umount -l /etc/resolv.conf 2>/dev/null; ${mount}; } && echo ready && exec sleep infinity`;
     const started = await this.client.start(['unshare', '-m', '--propagation', 'private', 'sh', '-c', script], {
       ready: /^ready$/m,
     });
