@@ -116,6 +116,8 @@ export async function runEnclosed(options: EnclosedCommandOptions): Promise<numb
   const environment = environmentOf(user, without);
   keepDescriptors();
   const [file = '', ...args] = setpriv === undefined ? command : [setpriv, ...setprivWords(user), '--', ...command];
+  // Before the command runs: a signal that comes at once is its own, and is handled when it has been started.
+  const stopPassing = passSignals((signal) => child.kill(signal));
   const child = namespace.inside(() =>
     spawn(file, args, {
       stdio: 'inherit',
@@ -129,7 +131,6 @@ export async function runEnclosed(options: EnclosedCommandOptions): Promise<numb
     () => {},
   );
   renewal.start();
-  const stopPassing = passSignals(child);
   try {
     return await endOf(child, command);
   } finally {
@@ -171,12 +172,9 @@ function environmentOf(user: User | undefined, without: readonly string[]): Node
 }
 
 /** Returns what ends it. */
-function passSignals(child: ChildProcess): () => void {
-  const pass = (signal: NodeJS.Signals): void => {
-    child.kill(signal);
-  };
+function passSignals(pass: (signal: NodeJS.Signals) => void): () => void {
   const passFromElsewhere = (signal: NodeJS.Signals): void => {
-    if (!isInForeground()) child.kill(signal);
+    if (!isInForeground()) pass(signal);
   };
   for (const signal of PASSED_SIGNALS) process.on(signal, pass);
   for (const signal of TERMINAL_SIGNALS) process.on(signal, passFromElsewhere);
@@ -189,7 +187,7 @@ function passSignals(child: ChildProcess): () => void {
 /** Whether a terminal's signals go to this process's group, and so to the command; see proc_pid_stat(5). */
 function isInForeground(): boolean {
   const stat = readFileSync('/proc/self/stat', 'latin1');
-  const [, , group, , , foreground] = stat.slice(stat.lastIndexOf(')') + 1).split(' ');
+  const [, , , group, , , foreground] = stat.slice(stat.lastIndexOf(')') + 1).split(' ');
   return group !== undefined && group === foreground;
 }
 
