@@ -94,6 +94,8 @@ test('the schema is one that editors read', async () => {
     'services',
     'rules',
     'settings',
+    'groupLimits',
+    'classes',
     'tests',
   ]);
 });
