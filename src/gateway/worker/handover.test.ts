@@ -149,6 +149,20 @@ test(
   },
 );
 
+test('a worker that stops takes nothing any more, and its senders know', linux, async () => {
+  await using rig = await Rig.open();
+  const way = rig.addSender(1);
+  const sender = new DescriptorSender(way);
+  const socket = await rig.connection();
+  assert.equal(sender.send(packetOf('192.0.2.2'), socketFd(socket)), true);
+  await rig.takenAre(1);
+  rig.handover.close();
+  assert.equal(sender.send(packetOf('192.0.2.2'), socketFd(socket)), false);
+  const late = rig.addSender(2);
+  assert.equal(new DescriptorSender(late).send(packetOf('192.0.2.3'), socketFd(socket)), false);
+  for (const fd of [way, late]) closeFd(fd);
+});
+
 test('descriptors of auth come by a way of their own, and other workers have no part in it', linux, async () => {
   await using rig = await Rig.open();
   const came: string[] = [];

@@ -48,6 +48,7 @@ export class Handover {
   /** Whose turn it is: 0 is this worker. */
   #turn = 0;
   #listener: HandoverListener | undefined;
+  #isClosed = false;
 
   constructor(options: HandoverOptions) {
     this.#options = options;
@@ -63,6 +64,10 @@ export class Handover {
   /** The way from another worker, likewise. */
   addSender(worker: number, fd: number): void {
     this.#senders.get(worker)?.close();
+    if (this.#isClosed) {
+      closeFd(fd);
+      return;
+    }
     const inbound = new Inbound(fd, this.#options.maxInHandshake);
     this.#senders.set(worker, inbound);
     if (this.#listener !== undefined) inbound.start(this.#listener);
@@ -81,6 +86,13 @@ export class Handover {
   start(listener: HandoverListener): void {
     this.#listener = listener;
     for (const sender of this.#senders.values()) sender.start(listener);
+  }
+
+  /** Takes nothing of other workers any more: what they have for this one stays with them. Idempotent. */
+  close(): void {
+    this.#isClosed = true;
+    for (const sender of this.#senders.values()) sender.close();
+    this.#senders.clear();
   }
 
   /** Gives a connection to the worker that its client asks for, or whose turn it is; false: it stays here. */

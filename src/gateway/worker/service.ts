@@ -208,6 +208,8 @@ export class WorkerService implements WorkerPort {
 
   /** Tells every client and ends every connection; resolves when auth knows of every session's end. */
   async stop(reason: CloseReason): Promise<void> {
+    // Clients that are told now come back at once, by other workers: they must not wait for this one.
+    this.#options.handover?.close();
     await this.closePort();
     this.#streams?.stop();
     await this.#worker.stop(reason);
