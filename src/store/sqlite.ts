@@ -95,6 +95,8 @@ function refuseMissing(path: string): void {
 }
 
 function prepare(database: DatabaseSync, path: string): void {
+  // Who may write in the folder of the store only has nowhere else for temporary files, such as those of long savepoints.
+  database.exec('pragma temp_store = memory');
   database.exec('pragma foreign_keys = on; pragma trusted_schema = off; pragma secure_delete = on');
   const id = numberOf(database, 'pragma application_id');
   if (id === APPLICATION_ID) return;
