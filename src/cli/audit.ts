@@ -8,7 +8,7 @@ import { VpnError } from '../base/errors.ts';
 import type { AuditRecordInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
 import { gatewayConfig, gatewayState, jsonOutput, since } from './options.ts';
-import { bad, dim, type OutputOptions, print } from './output.ts';
+import { bad, dim, type OutputOptions, plain, print } from './output.ts';
 
 const FOLLOW_MS = 1000;
 const DEFAULT_LIMIT = 100;
@@ -69,15 +69,16 @@ export function auditCommand(host: CliHost): Command {
     });
 }
 
-function lineOf({ at, event, user, device, source, reason, detail }: AuditRecordInfo): string {
-  const facts = Object.entries(detail).map(([name, value]) => `${name}=${value}`);
+/** A record in a line. Names and reasons may be a stranger's words. */
+export function lineOf({ at, event, user, device, source, reason, detail }: AuditRecordInfo): string {
+  const facts = Object.entries(detail).map(([name, value]) => `${name}=${plain(String(value))}`);
   return [
     dim(at.replace('T', ' ').slice(0, 19)),
-    (/refused|reused|gone|revoked/.test(event) ? bad : String)(event.padEnd(16)),
-    (user ?? '-').padEnd(12),
+    (/refused|reused|gone|revoked/.test(event) ? bad : String)(event.padEnd(20)),
+    plain(user ?? '-').padEnd(12),
     source ?? '',
     device === null ? '' : `device ${device.slice(0, 8)}`,
-    reason ?? '',
+    plain(reason ?? ''),
     dim(facts.join(' ')),
   ]
     .filter((part) => part !== '')

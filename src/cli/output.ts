@@ -41,6 +41,11 @@ export function facts(pairs: readonly (readonly [string, string | undefined])[])
   return shown.map(([name, value]) => `${dim(name.padEnd(width))}  ${value}`).join('\n');
 }
 
+/** What a stranger may have written, for a terminal: no character of it moves the cursor or turns the line around. */
+export function plain(text: string): string {
+  return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '\uFFFD');
+}
+
 export const good = (text: string): string => style('green', text);
 export const bad = (text: string): string => style('red', text);
 export const warning = (text: string): string => style('yellow', text);

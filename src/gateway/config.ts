@@ -411,6 +411,18 @@ export const gatewayConfigSchema = z.strictObject({
   audit: z
     .strictObject({
       file: text.optional().describe('the audit record as JSON lines, beside the table'),
+      keepDays: z
+        .int('expected whole days')
+        .min(0)
+        .max(36_500)
+        .default(400)
+        .describe('records older than this are removed from the table; 0: none is'),
+      keepRecords: z
+        .int('expected a whole number')
+        .min(10_000)
+        .max(1_000_000_000)
+        .default(1_000_000)
+        .describe('so many are kept, at most half of them refusals; some 300 bytes each'),
     })
     .prefault({}),
 

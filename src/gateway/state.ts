@@ -11,6 +11,7 @@ import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type { Clock } from '../base/clock.ts';
 import { VpnError } from '../base/errors.ts';
+import type { Logger } from '../base/log.ts';
 import { readSecretFile } from '../base/private-file.ts';
 import { AccessTokens } from '../identity/access-tokens.ts';
 import { Accounts } from '../identity/accounts.ts';
@@ -42,6 +43,7 @@ import { type PasswordSources, PasswordStep } from '../identity/steps/password.t
 import { TokenStep } from '../identity/steps/token.ts';
 import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
+import { AuditRetention } from '../store/audit-retention.ts';
 import { recordPolicy } from '../store/policy.ts';
 import type { PostgresOptions } from '../store/postgres.ts';
 import { Sessions } from '../store/sessions.ts';
@@ -237,6 +239,11 @@ export class GatewayState implements AsyncDisposable {
       opened.set(name, await openBackend(name, settings, { grants: this.sources.grantsOf(name), clock }));
     }
     return opened;
+  }
+
+  /** Keeps the audit record within its bounds, once it is started. */
+  retention({ audit: { keepDays, keepRecords } }: GatewayConfig, clock: Clock, log: Logger): AuditRetention {
+    return new AuditRetention({ store: this.#store, audit: this.audit, keepDays, keepRecords, clock, log });
   }
 
   /** Puts on record what has changed in who may enter, and where to. @throws {VpnError} ERR_STORE */

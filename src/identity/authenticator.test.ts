@@ -620,6 +620,28 @@ test('a flood of refusals is recorded in part and counted in whole, and hides no
   await world.store.close();
 });
 
+test('refused certificates are recorded in part and counted in whole, and hide no refused login', async () => {
+  const world = await setUp();
+  const refused = { remote: '192.0.2.6:6', code: 'ERR_CERT_UNTRUSTED', reason: 'of nobody that we trust' };
+  const certificate = { name: 'eve', issuer: 'CN=Elsewhere', serial: '4a' };
+  for (let i = 0; i < 300; i++) await world.authenticator.recordRefusedCertificate({ ...refused, certificate });
+  const records = await world.audit.list({ event: 'certificate.refused' });
+  assert.equal(records.length, 200);
+  const { reason, remote: source, code } = refused;
+  assert.deepEqual(records.map(({ source, reason, detail }) => ({ source, reason, detail })).at(-1), {
+    source,
+    reason,
+    detail: { code, ...certificate },
+  });
+  await attempt(world, new TestDevice());
+  assert.equal((await world.audit.list({ event: 'login.refused' })).length, 1);
+  world.clock.advance(1000);
+  await world.authenticator.recordRefusedCertificate(refused);
+  const last = (await world.audit.list({ event: 'certificate.refused' })).at(-1);
+  assert.deepEqual(last?.detail, { code, unrecorded: 100 });
+  await world.store.close();
+});
+
 const noFile = isServer && 'the store of this run is no file';
 
 test('no secret reaches the store, the record or an error', { skip: noFile }, async () => {

@@ -94,6 +94,16 @@ export interface ResumeIdentity {
   readonly refusal?: string;
 }
 
+/** Whom TLS has refused. The names are what the certificate says of itself. */
+export interface RefusedCertificate {
+  /** Address and port of the client. */
+  readonly remote: string;
+  readonly code: string;
+  readonly reason: string;
+  /** Undefined: none was shown. */
+  readonly certificate?: { readonly name: string; readonly issuer: string; readonly serial: string };
+}
+
 /** What a signature has to be about. */
 interface BoundAttempt {
   readonly evidence: Pick<LoginEvidence, 'nonce' | 'signedBytes' | 'serverName'> & {
@@ -169,6 +179,7 @@ export class Authenticator {
   /** Peers who have proven something must not be hidden by those who have not. */
   readonly #provenRecords: RecordBudget;
   readonly #otherRecords: RecordBudget;
+  readonly #certificateRecords: RecordBudget;
   /** By connection. */
   readonly #questions = new Map<string, OpenQuestion>();
   #rules: LoginRules = DEFAULT_LOGIN_RULES;
@@ -182,6 +193,7 @@ export class Authenticator {
     this.#nonces = new Nonces(parts.clock);
     this.#provenRecords = new RecordBudget(parts.clock);
     this.#otherRecords = new RecordBudget(parts.clock);
+    this.#certificateRecords = new RecordBudget(parts.clock);
     this.#steps = parts.steps ?? builtInSteps(parts);
     this.#serverKey = parts.serverKey ?? randomBytes(32);
   }
@@ -409,6 +421,23 @@ export class Authenticator {
     if (unrecorded === undefined) return;
     const detail = unrecorded > 0 ? { unrecorded } : {};
     await this.#audit.append({ event: AuditEvent.loginRefused, ...who, source: remote, reason, detail });
+  }
+
+  /**
+   * Puts on record that TLS has refused a client's certificate, or that a client had none where it needs one. Whoever it says
+   * it is has proven nothing.
+   *
+   * @throws {VpnError} ERR_STORE
+   */
+  async recordRefusedCertificate({ remote, code, reason, certificate }: RefusedCertificate): Promise<void> {
+    const unrecorded = this.#certificateRecords.take();
+    if (unrecorded === undefined) return;
+    await this.#audit.append({
+      event: AuditEvent.certificateRefused,
+      source: remote,
+      reason,
+      detail: { code, ...certificate, ...(unrecorded > 0 ? { unrecorded } : {}) },
+    });
   }
 
   async #examine(kind: StepKind, attempt: Attempt): Promise<Finding> {

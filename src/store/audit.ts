@@ -1,7 +1,7 @@
 /**
  * The audit record: who did what, from where, and with what result.
  *
- * Hides the table; rows are appended and read, never changed. The true reason of a refusal stands here and nowhere that
+ * Hides the table; rows are appended and read, never changed; when they are too old, `audit-retention` removes them. The true reason of a refusal stands here and nowhere that
  * the peer can see. Secrets never come here. It must not know how a decision was made.
  */
 
@@ -40,6 +40,7 @@ export const AuditEvent = {
   certificateIssued: 'certificate.issued',
   certificateRenewed: 'certificate.renewed',
   certificateRevoked: 'certificate.revoked',
+  certificateRefused: 'certificate.refused',
   policyChanged: 'policy.changed',
   banBegun: 'ban.begun',
   banLifted: 'ban.lifted',
@@ -47,6 +48,7 @@ export const AuditEvent = {
   sessionResumed: 'session.resumed',
   resumeRefused: 'session.resume_refused',
   sessionEnded: 'session.ended',
+  auditPruned: 'audit.pruned',
   storeRestored: 'store.restored',
   operatorLogin: 'operator.login',
   operatorRefused: 'operator.refused',
@@ -181,6 +183,11 @@ export class Audit {
     this.#order = (this.#order + 1) % 0x1_0000_0000;
     return hex(at, 12) + hex(this.#order, 8) + this.#writer;
   }
+}
+
+/** Below the ids of all records of this time and later. @param at milliseconds since the Unix epoch */
+export function firstIdOf(at: number): string {
+  return hex(Math.max(0, Math.trunc(at)), 12);
 }
 
 function hex(value: number, digits: number): string {

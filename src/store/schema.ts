@@ -175,6 +175,12 @@ export interface Schema {
     /** Further facts, JSON object of strings and numbers. */
     detail: string;
   };
+  /** Up to where rows of the audit record may be removed. */
+  audit_retention: {
+    /** `*`: whatever the event. */
+    event: string;
+    before_id: string;
+  };
 }
 
 /** In the order in which they are applied; the names sort that way. */
@@ -188,6 +194,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0008_append_only': { up: appendOnly },
   '0009_policy': { up: policy },
   '0010_usage': { up: usage },
+  '0011_audit_retention': { up: auditRetention },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -400,6 +407,44 @@ async function appendOnly(db: Kysely<unknown>): Promise<void> {
       )
       .execute(db);
   }
+}
+
+/** Rows of the audit record may go once the same database says so; nothing else of them may change. */
+async function auditRetention(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('audit_retention')
+    .addColumn('event', 'text', (column) => column.primaryKey())
+    .addColumn('before_id', 'text', (column) => column.notNull())
+    .execute();
+  if (isPostgres(db)) {
+    await sql`drop trigger audit_append_only on audit`.execute(db);
+    await sql`
+      create trigger audit_append_only before update or truncate on audit
+      for each statement execute function audit_refuse()
+    `.execute(db);
+    await sql`
+      create function audit_let_go() returns trigger language plpgsql as
+      $$ begin
+        if exists (
+          select 1 from audit_retention
+          where event in ('*', old.event) and old.id collate "C" < before_id collate "C"
+        ) then return old; end if;
+        raise exception 'the audit record is append-only';
+      end $$
+    `.execute(db);
+    await sql`
+      create trigger audit_no_delete before delete on audit for each row execute function audit_let_go()
+    `.execute(db);
+    return;
+  }
+  await sql`drop trigger audit_no_delete`.execute(db);
+  await sql
+    .raw(
+      `create trigger audit_no_delete before delete on audit
+      when not exists (select 1 from audit_retention where event in ('*', old.event) and old.id < before_id)
+      begin select raise(abort, 'the audit record is append-only'); end`,
+    )
+    .execute(db);
 }
 
 function isPostgres(db: Kysely<unknown>): boolean {

@@ -49,6 +49,9 @@ const NOTHING_SAID = 'the peer has closed the connection before it has said what
 const MAX_HANDSHAKES = 512;
 /** Far below that: one source alone cannot fill it. */
 const MAX_HANDSHAKES_PER_SOURCE = 64;
+/** Of what a refused certificate says; a stranger writes it. */
+const MAX_NAME = 256;
+const MAX_SERIAL = 64;
 /** An office behind one address has many clients, and each has a few connections. */
 const MAX_CONNECTIONS_PER_SOURCE = 256;
 
@@ -103,8 +106,19 @@ export interface ListenerOptions {
   handOver?: (raw: Socket, start: Buffer, remote: Endpoint, isCounted: boolean) => boolean;
   /** Takes over a connection whose handshake is complete. */
   onChannel(channel: Channel): void;
+  /** Told of a certificate that was refused, and of a client that showed none where it needs one. */
+  onCertificateRefused?: (refusal: CertificateRefusal) => void;
   log: Logger;
   clock?: Clock;
+}
+
+/** A certificate that was refused. What it says is its own word, unless the code tells that only time or a list speaks against it. */
+export interface CertificateRefusal {
+  readonly remote: Endpoint;
+  readonly code: ErrorCode;
+  readonly reason: string;
+  /** Undefined: none was shown. Cut to a bound. */
+  readonly certificate: { readonly name: string; readonly issuer: string; readonly serial: string } | undefined;
 }
 
 /** What a stranger may cost. */
@@ -473,6 +487,7 @@ export class Listener {
     const unproven = this.#checkClient(socket);
     if (unproven !== undefined) {
       this.#count(connection.remote, unproven);
+      this.#tellRefused(socket, connection, unproven, isTunnel);
       if (isTunnel) this.#reject(socket, connection, unproven);
       else socket.destroy();
     } else if (isTunnel) {
@@ -488,6 +503,21 @@ export class Listener {
     const channel = new Channel(socket, { facts: this.#factsOf(socket, connection) });
     channel.sendControl(encodeGreeting());
     channel.close(encodeMessage('reject', { code: rejectCodeOf(error), message: '' }));
+  }
+
+  /** Whoever looks at the port with a browser has no certificate, and is no client that was refused. */
+  #tellRefused(socket: TLSSocket, connection: Connection, { code, message }: VpnError, isTunnel: boolean): void {
+    const { peerCertificate } = this.#factsOf(socket, connection);
+    if (peerCertificate === undefined && !isTunnel) return;
+    const certificate =
+      peerCertificate === undefined
+        ? undefined
+        : {
+            name: peerCertificate.name.slice(0, MAX_NAME),
+            issuer: peerCertificate.issuer.replaceAll('\n', ', ').slice(0, MAX_NAME),
+            serial: peerCertificate.serial.slice(0, MAX_SERIAL),
+          };
+    this.#options.onCertificateRefused?.({ remote: connection.remote, code, reason: message, certificate });
   }
 
   /** OpenSSL has verified the certificate and let the handshake go on: the verdict is ours. */

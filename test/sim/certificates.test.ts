@@ -308,3 +308,43 @@ test('a session whose login showed a certificate is resumed with one of the same
   assert.match(reasons(world), /the client certificate of the login was not shown/);
   await (await (await world.raw(await one.client('ada'))).resume(session)).done();
 });
+
+test('whom TLS refuses for a certificate is on record, with the true reason and what the certificate says of itself', async () => {
+  using folder = new Folder();
+  const { one, list, config } = await twoAuthorities(folder);
+  const foreign = await TestAuthority.create('Elsewhere');
+  const revoked = await one.client('ada');
+  folder.write('crl.pem', await list([revoked.serial]));
+  await using world = await World.open({ config });
+  const old = await one.client('bob', { notBeforeHours: -10, notAfterHours: -1 });
+  const others = await foreign.client(`eve\u202e\u001b[2J${'x'.repeat(400)}`);
+  const refusals = [
+    ['ERR_CERT_REVOKED', revoked],
+    ['ERR_CERT_EXPIRED', old],
+    ['ERR_CERT_UNTRUSTED', others],
+    ['ERR_CERT_REQUIRED', undefined],
+  ] as const;
+  for (const [code, shown] of refusals) {
+    const raw = await world.raw(shown === undefined ? {} : { cert: shown.cert, key: shown.key });
+    await until(() => raw.isClosed, `the end of ${code}`);
+  }
+  // Browsers and scanners look at the port, too; none of them was refused as a client.
+  const browser = await world.raw({ alpn: 'http/1.1' });
+  await until(() => browser.isClosed, 'the end of a browser');
+  const list4 = () => world.server.administration['audit.list']({ event: 'certificate' });
+  let records: Awaited<ReturnType<typeof list4>> = [];
+  await until(async () => {
+    records = await list4();
+    return records.length >= refusals.length;
+  }, 'the records');
+  assert.deepEqual(
+    records.map(({ event, detail }) => [event, detail.code, detail.serial]),
+    refusals.map(([code, shown]) => ['certificate.refused', code, shown?.serial]),
+  );
+  const [ofAda, , ofEve, ofNobody] = records;
+  assert.deepEqual([ofAda?.detail.name, ofAda?.detail.issuer], ['ada', 'CN=One']);
+  assert.match(ofAda?.source ?? '', /^127\.0\.0\.1:\d+$/);
+  assert.match(ofAda?.reason ?? '', /revoked/);
+  assert.equal(String(ofEve?.detail.name).length, 256);
+  assert.equal(ofNobody?.detail.name, undefined);
+});

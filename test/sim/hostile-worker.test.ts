@@ -245,6 +245,7 @@ function everything(key: string): Record<keyof typeof workerToAuth, unknown> {
     challenge: { request: { purpose: 'login', user: 'alice', ...device }, peer },
     verify: { evidence: { purpose: 'login', user: 'alice', ...device, ...signed, steps: ['device'] }, peer },
     forget: { binding: '1' },
+    certificateRefused: { refused: { remote: peer.remote, code: 'ERR_CERT_REVOKED', reason: 'no reason' } },
     establish: { session: key, secret: bytes(32), features: ['attach', 'resume'] },
     attach: {
       request: {

@@ -1,9 +1,11 @@
 // What the audit record says of what no step of a login sees: certificates, rules, and refusals after the steps have passed.
 
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { withoutToken } from '../../src/control/profile.ts';
-import { exchange, NAMES, World } from '../support/world.ts';
+import { exchange, NAMES, until, World } from '../support/world.ts';
 
 /** Events, users, devices, reasons and details of a kind, oldest first. */
 async function recorded(world: World, event: string) {
@@ -120,4 +122,21 @@ test('a user of whom more is asked, or who is deleted, while a login is judged g
   await assert.rejects((await again()).client.connect({ once: true }), { code: 'ERR_AUTH_REJECTED' });
   assert.deepEqual(world.server.sessions, []);
   assert.equal((await world.status()).pool[0]?.used, 0, 'the leases are free again');
+});
+
+test('a gateway removes records that are older than it is to keep them, and none with keepDays = 0', async () => {
+  await using world = await World.open({ config: { audit: { keepDays: 0 } } });
+  const old = new DatabaseSync(join(world.dir, 'store.sqlite'));
+  old
+    .prepare("insert into audit (id, at, event, user, detail) values (?, ?, 'user.added', 'bygone', '{}')")
+    .run('00000000000000000000000000000001', 1);
+  old.close();
+  const bygone = async () => (await recorded(world, 'user.added')).filter(({ user }) => user === 'bygone').length;
+  await world.server.stop();
+  await world.restart({ audit: { keepDays: 0 } });
+  assert.equal(await bygone(), 1);
+  await world.server.stop();
+  await world.restart({ audit: { keepDays: 1 } });
+  await until(async () => (await bygone()) === 0, 'the removal');
+  assert.equal((await recorded(world, 'audit.pruned')).length, 1);
 });

@@ -21,7 +21,14 @@ import { rejectCodeOf } from '../../protocol/reasons.ts';
 import type { SessionCertificate, Sessions } from '../../store/sessions.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { GatewayConfig } from '../config.ts';
-import type { LoginPeer, LoginVerdict, SessionGrant, SessionKey, UsageReport } from '../ipc/ports.ts';
+import type {
+  LoginPeer,
+  LoginVerdict,
+  RefusedCertificate,
+  SessionGrant,
+  SessionKey,
+  UsageReport,
+} from '../ipc/ports.ts';
 import { holderOf } from './access-desk.ts';
 import type { LiveSession } from './live-session.ts';
 import { ProxyGrants } from './proxy-grants.ts';
@@ -69,6 +76,7 @@ export class Auth {
   readonly #options: AuthOptions;
   readonly #log: Logger;
   readonly #judged = new Set<JudgedLogin>();
+  readonly #lines: LogLimit;
   #config: GatewayConfig;
   /** Nobody new is let in; those that have a session may resume it. */
   isDraining = false;
@@ -78,6 +86,7 @@ export class Auth {
     this.#config = options.config;
     this.#log = options.log.child({ component: 'auth' });
     const { authenticator, sessions, pool, primitives, clock, events } = options;
+    this.#lines = new LogLimit(this.#log, clock);
     const isAuthorized = (login: LoginFacts) => this.#isAuthorized(login);
     const standing = async (user: string) => await options.standing?.(user);
     this.sessions = new SessionBook({
@@ -88,7 +97,7 @@ export class Auth {
     });
     this.resumption = new Resumption({
       ...{ book: this.sessions, clock, authenticator, sessions, primitives, isAuthorized, standing },
-      lines: new LogLimit(this.#log, clock),
+      lines: this.#lines,
       isCertificateOf: (user, certificate) => options.isCertificateOf?.(user, certificate) === true,
       isRevoked: (peer) => this.#isRevoked(peer),
     });
@@ -156,6 +165,13 @@ export class Auth {
 
   forget(binding: string): void {
     this.#options.authenticator.forget(binding);
+  }
+
+  /** Puts on record whom TLS has refused, as far as there is room for strangers. */
+  certificateRefused(refused: RefusedCertificate): void {
+    this.#options.authenticator.recordRefusedCertificate(refused).catch((error: unknown) => {
+      this.#lines.write('warn', 'certificate', 'a refused certificate could not be put on record', { error });
+    });
   }
 
   async #takeBack({ key, user, device }: SessionGrant, peer: LoginPeer): Promise<LoginVerdict> {

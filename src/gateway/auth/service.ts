@@ -18,6 +18,7 @@ import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { LogReader } from '../../os/nflog.ts';
 import { Feature } from '../../protocol/features.ts';
 import { AuditEvent } from '../../store/audit.ts';
+import type { AuditRetention } from '../../store/audit-retention.ts';
 import { loadServerCredentials } from '../../transport/credentials.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
@@ -126,6 +127,7 @@ export class AuthService {
   readonly #files: CredentialFiles;
   readonly #accounting: Accounting;
   readonly #auditFile: AuditFile | undefined;
+  readonly #retention: AuditRetention;
   readonly #pool: LeasePool;
   readonly #auth: Auth;
   readonly #access: AccessDesk;
@@ -216,6 +218,7 @@ export class AuthService {
     this.#files = parts.files;
     this.#loaded = parts.loaded;
     this.#auditFile = parts.auditFile;
+    this.#retention = state.retention(config, clock, log);
     this.#access = parts.access;
     this.#policy = parts.policy;
     this.#page = parts.page;
@@ -435,6 +438,7 @@ export class AuthService {
     this.#access.start();
     this.#traffic.start();
     this.history.start();
+    this.#retention.start();
   }
 
   /** What a worker may ask. */
@@ -673,6 +677,7 @@ export class AuthService {
   async pause(): Promise<void> {
     await this.#draining.stop();
     await this.history.stop();
+    await this.#retention.stop();
     await this.#admin?.close();
     const begun = this.#begun;
     if (begun === undefined) return;

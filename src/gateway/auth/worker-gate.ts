@@ -17,6 +17,7 @@ import type {
   GrantedResume,
   LoginPeer,
   LoginVerdict,
+  RefusedCertificate,
   ResumeConfirmation,
   ResumedSession,
   ResumeVerdict,
@@ -45,6 +46,10 @@ export class WorkerGate implements AuthPort {
 
   forget(binding: string): void {
     this.#auth.forget(this.#bindingOf(binding));
+  }
+
+  certificateRefused(refused: RefusedCertificate): void {
+    this.#auth.certificateRefused(refused);
   }
 
   async establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void> {

@@ -52,6 +52,7 @@ export class WorkerLink implements WorkerPort {
       challenge: ({ request, peer }) => gate.challenge(request, peer),
       verify: ({ evidence, peer }) => gate.verify(evidence, peer),
       forget: ({ binding }) => gate.forget(binding),
+      certificateRefused: ({ refused }) => gate.certificateRefused(refused),
       establish: async ({ session, secret, features }) => {
         await gate.establish(session, secret, features);
         return {};

@@ -6,6 +6,7 @@
  */
 
 import { z } from 'zod';
+import { ERROR_CODES } from '../../base/errors.ts';
 import { formatIp, type IpAddress, parseIp } from '../../ip/address.ts';
 import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages.ts';
 import { STREAM_REFUSALS, type StreamRefusal } from '../../transport/stream-request.ts';
@@ -131,6 +132,18 @@ const certificate = z
   .readonly();
 
 const peer = z.strictObject({ binding, remote, serverId: hash, certificate: certificate.exactOptional() }).readonly();
+
+const refusedCertificate = z
+  .strictObject({
+    remote,
+    code: z.enum(ERROR_CODES),
+    reason: text(256),
+    certificate: z
+      .strictObject({ name: text(256), issuer: text(256), serial: text(64) })
+      .readonly()
+      .exactOptional(),
+  })
+  .readonly();
 
 const clientFacts = z.strictObject({ name: text(64), version: text(64), platform: text(64) });
 const algorithm = z.enum(['p256', 'ed25519']);
@@ -338,6 +351,7 @@ export const workerToAuth = {
   challenge: { input: z.strictObject({ request: challengeRequest, peer }), output: challenge },
   verify: { input: z.strictObject({ evidence, peer }), output: verdict },
   forget: { input: z.strictObject({ binding }) },
+  certificateRefused: { input: z.strictObject({ refused: refusedCertificate }) },
   establish: { input: z.strictObject({ session: sessionKey, secret: hash, features }), output: nothing },
   attach: { input: z.strictObject({ request: attachRequest, peer }), output: attachVerdict },
   challengeResume: { input: z.strictObject({ peer }), output: z.strictObject({ nonce: hash }) },

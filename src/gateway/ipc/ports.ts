@@ -8,6 +8,7 @@
 
 import type { Socket as DatagramSocket } from 'node:dgram';
 import type { Socket } from 'node:net';
+import type { ErrorCode } from '../../base/errors.ts';
 import type { HistogramCounts } from '../../base/histogram.ts';
 import type { SessionInfo } from '../../control/operations.ts';
 import type { ProxyCredentials } from '../../identity/proxy-login.ts';
@@ -52,6 +53,15 @@ export interface SessionGrant {
   readonly config: ConfigMessage;
   /** Whether the policy lets the session compress; counts when it is opened. */
   readonly compression?: boolean;
+}
+
+/** A client that TLS has refused for its certificate, or for having none. What the certificate says is nobody's word but its own. */
+export interface RefusedCertificate {
+  /** Address and port of the client. */
+  readonly remote: string;
+  readonly code: ErrorCode;
+  readonly reason: string;
+  readonly certificate?: { readonly name: string; readonly issuer: string; readonly serial: string };
 }
 
 export type LoginVerdict =
@@ -177,6 +187,8 @@ export interface AuthPort {
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict>;
   /** A connection that had a login is gone: whatever waits for its client ends. */
   forget(binding: string): void;
+  /** Somebody was refused before there was a login; for the record. */
+  certificateRefused(refused: RefusedCertificate): void;
   /**
    * Records a session, with S(0), and has its packets routed to the worker, before its ACCEPT is sent; `features` are what
    * both ends have agreed on.

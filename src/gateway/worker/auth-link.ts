@@ -17,6 +17,7 @@ import type {
   LoginVerdict,
   ProxyKey,
   ProxyPort,
+  RefusedCertificate,
   ResumeConfirmation,
   ResumedSession,
   ResumeVerdict,
@@ -114,6 +115,10 @@ export class AuthLink implements AuthPort {
 
   forget(binding: string): void {
     this.#channel.tell('forget', { binding });
+  }
+
+  certificateRefused(refused: RefusedCertificate): void {
+    this.#channel.tell('certificateRefused', { refused });
   }
 
   async establish(session: SessionKey, secret: Uint8Array, features: readonly string[]): Promise<void> {

@@ -26,6 +26,7 @@ import { closeReasonOf, rejectCodeOf } from '../../protocol/reasons.ts';
 import { ResumeServer, type ResumeServerOutput } from '../../protocol/resume.ts';
 import type { HolderFacts } from '../../transport/certificate-facts.ts';
 import type { Channel, ChannelFacts, ChannelHandler } from '../../transport/channel.ts';
+import { formatEndpoint } from '../../transport/endpoint.ts';
 import type { LogLimit } from '../../transport/log-limit.ts';
 import type { PacketReceiver } from '../../transport/packet-link.ts';
 import type { SlotConnection } from '../../transport/slot.ts';
@@ -513,8 +514,4 @@ function inShort(name: string): string {
 function closeReasonOfResume(error: VpnError): CloseReason {
   if (error.code === 'ERR_RESUME_PROOF') return 'protocol_error';
   return error.code === 'ERR_AUTH_REJECTED' ? 'revoked' : closeReasonOf(error);
-}
-
-function formatEndpoint({ address, port }: { address: string; port: number }): string {
-  return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;
 }

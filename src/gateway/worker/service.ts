@@ -99,6 +99,7 @@ export class WorkerService implements WorkerPort {
       queues: this.#worker.queues,
       ...(handover === undefined ? {} : { handOver: (...connection) => handover.give(...connection) }),
       onChannel: (channel) => this.#worker.accept(channel),
+      onCertificateRefused: (refusal) => this.#worker.certificateRefused(refusal),
       ...(streams === undefined ? {} : { onProxyRequest: (request) => streams.handle(request) }),
       log,
       clock,

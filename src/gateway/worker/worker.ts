@@ -21,7 +21,9 @@ import type { Primitives } from '../../protocol/keys.ts';
 import type { CloseReason, ConfigMessage } from '../../protocol/messages.ts';
 import { LOOP_DELAY_BOUNDS } from '../../telemetry/gateway-metrics.ts';
 import type { Channel } from '../../transport/channel.ts';
+import { formatEndpoint } from '../../transport/endpoint.ts';
 import { EthernetLink } from '../../transport/ethernet-link.ts';
+import type { CertificateRefusal } from '../../transport/listener.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import { PacketBufferPool, PacketLink, SendBatch, type TunnelLink } from '../../transport/packet-link.ts';
 import { QueueBudget } from '../../transport/queue-budget.ts';
@@ -45,6 +47,7 @@ import { type Former, Session } from './session.ts';
 import { Shaping } from './shaping.ts';
 
 const TICK_MS = 1000;
+const MAX_REASON = 256;
 /** Auth hears so often of what sessions carry. */
 const REPORT_TICKS = 5;
 
@@ -174,6 +177,13 @@ export class Worker implements ConnectionHost {
     const connection = new Connection(channel, String(this.#nextConnection), now, this, this.#log);
     this.#connections.add(connection);
     connection.start();
+  }
+
+  /** TLS has refused a client for its certificate. */
+  certificateRefused({ remote, code, reason, certificate }: CertificateRefusal): void {
+    if (this.#isStopping) return;
+    const refused = { remote: formatEndpoint(remote), code, reason: reason.slice(0, MAX_REASON) };
+    this.auth.certificateRefused(certificate === undefined ? refused : { ...refused, certificate });
   }
 
   /** The live sessions, oldest first. */
