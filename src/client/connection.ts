@@ -177,6 +177,10 @@ export class ServerConnection implements FrameSink, ChannelHandler, SlotConnecti
   }
 
   unknown(): void {}
+
+  idle(): void {
+    this.receiver?.idle();
+  }
 }
 
 /** @throws {VpnError} ERR_STAGE_TIMEOUT */

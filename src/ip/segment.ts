@@ -132,8 +132,14 @@ export function keepBack(
   setPayloadLength(bytes, at, walk, headerLength, length - headerLength - cut);
 }
 
-/** Lengths, IPv4 header checksum and the pseudo-header's sum in the transport checksum, for a partial checksum. */
-function setPayloadLength(
+/**
+ * Writes the lengths, the IPv4 header checksum and, as the partial transport checksum, the sum of the pseudo-header.
+ *
+ * @param walk what `walkTransport` found: TCP or UDP
+ * @param headerLength bytes of the IP and transport headers
+ * @param payload bytes behind them
+ */
+export function setPayloadLength(
   bytes: Uint8Array,
   offset: number,
   walk: number,

@@ -183,6 +183,8 @@ class LinuxTun implements TunDevice {
   readonly kind: 'tun' | 'tap';
   readonly mtu: number;
   readonly superPackets: boolean;
+  /** What a device is told of offloads is about what it gives. */
+  readonly takesSuperPackets: boolean;
   readonly uso: boolean;
   readonly counters: TunCounters = {
     readPackets: 0,
@@ -214,6 +216,7 @@ class LinuxTun implements TunDevice {
     this.kind = kind;
     this.mtu = mtu;
     this.superPackets = superPackets;
+    this.takesSuperPackets = kind === 'tun';
     this.uso = uso;
     this.#readVector.setBase(this.#readBuffer.address + BigInt(VNET_HEADER_OFFSET));
     this.#readVector.setLength(this.#readBuffer.bytes.length - VNET_HEADER_OFFSET);
@@ -287,20 +290,16 @@ class LinuxTun implements TunDevice {
     }
     this.#writeVector.setLength(VNET_HEADER_BYTES + length);
     const bytes = buffer.bytes;
-    if (this.superPackets) {
-      bytes[VNET_HEADER_OFFSET] = offload.flags;
-      bytes[VNET_HEADER_OFFSET + 1] = offload.gsoType;
-      bytes[VNET_HEADER_OFFSET + 2] = offload.headerLength;
-      bytes[VNET_HEADER_OFFSET + 3] = offload.headerLength >> 8;
-      bytes[VNET_HEADER_OFFSET + 4] = offload.gsoSize;
-      bytes[VNET_HEADER_OFFSET + 5] = offload.gsoSize >> 8;
-      bytes[VNET_HEADER_OFFSET + 6] = offload.checksumStart;
-      bytes[VNET_HEADER_OFFSET + 7] = offload.checksumStart >> 8;
-      bytes[VNET_HEADER_OFFSET + 8] = offload.checksumOffset;
-      bytes[VNET_HEADER_OFFSET + 9] = offload.checksumOffset >> 8;
-    } else {
-      bytes.fill(0, VNET_HEADER_OFFSET, PACKET_OFFSET);
-    }
+    bytes[VNET_HEADER_OFFSET] = offload.flags;
+    bytes[VNET_HEADER_OFFSET + 1] = offload.gsoType;
+    bytes[VNET_HEADER_OFFSET + 2] = offload.headerLength;
+    bytes[VNET_HEADER_OFFSET + 3] = offload.headerLength >> 8;
+    bytes[VNET_HEADER_OFFSET + 4] = offload.gsoSize;
+    bytes[VNET_HEADER_OFFSET + 5] = offload.gsoSize >> 8;
+    bytes[VNET_HEADER_OFFSET + 6] = offload.checksumStart;
+    bytes[VNET_HEADER_OFFSET + 7] = offload.checksumStart >> 8;
+    bytes[VNET_HEADER_OFFSET + 8] = offload.checksumOffset;
+    bytes[VNET_HEADER_OFFSET + 9] = offload.checksumOffset >> 8;
     if (this.#calls.writev(this.#fd, this.#writeVectorAddress, 1) < 0) {
       counters.writeErrors += 1;
       return false;

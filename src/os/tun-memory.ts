@@ -47,6 +47,7 @@ export class MemoryTun implements TunDevice {
   readonly kind: 'tun' | 'tap';
   readonly mtu: number;
   readonly superPackets: boolean;
+  readonly takesSuperPackets: boolean;
   readonly uso: boolean;
   readonly counters: TunCounters = {
     readPackets: 0,
@@ -74,6 +75,7 @@ export class MemoryTun implements TunDevice {
     this.kind = options.kind ?? 'tun';
     this.mtu = options.mtu ?? 1400;
     this.superPackets = options.superPackets ?? true;
+    this.takesSuperPackets = this.kind === 'tun';
     this.uso = options.uso ?? this.superPackets;
   }
 

@@ -57,6 +57,8 @@ export interface TunDevice {
   readonly kind?: 'tun' | 'tap';
   /** Whether the device gives and takes super-packets and partial checksums. */
   readonly superPackets: boolean;
+  /** Whether `write` takes super-packets: of TCP in any case. A device can take them without giving any. */
+  readonly takesSuperPackets: boolean;
   /** Whether it also takes UDP super-packets (Linux 6.2 and later). */
   readonly uso: boolean;
   readonly mtu: number;
@@ -68,7 +70,7 @@ export interface TunDevice {
   /**
    * Writes the packet at `buffer.bytes[PACKET_OFFSET, PACKET_OFFSET + length)`. Overwrites `bytes[0, PACKET_OFFSET)`.
    *
-   * @param offload what the kernel may do to the packet; ignored by a device without super-packets
+   * @param offload what the kernel may do to the packet; `NO_OFFLOAD` for a device that takes no super-packets
    * @returns false when the kernel refused it (counted)
    */
   write(buffer: PacketBuffer, length: number, offload: Offload): boolean;

@@ -101,6 +101,8 @@ export interface FrameSink {
   control(type: number, payload: Uint8Array): void;
   /** An extension frame was skipped. */
   unknown(type: number): void;
+  /** All complete frames of a chunk have been delivered, or the decoder has stopped. Must not throw. */
+  idle?(): void;
   /** The greeting line, as received, line end included; borrowed. Needed only by who starts in phase `greeting`. */
   greeting?(line: Uint8Array): void;
 }
@@ -314,6 +316,8 @@ export class FrameDecoder {
     } catch (error) {
       this.stop();
       throw error;
+    } finally {
+      this.#sink.idle?.();
     }
   }
 

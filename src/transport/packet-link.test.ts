@@ -1,9 +1,11 @@
 // What becomes of packets between a device and a channel: which frame they travel in, what is cut, what is refused.
 
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { after, before, describe, test } from 'node:test';
 import {
+  concat,
   icmpPacket,
+  mendIpv4,
   TcpFlag,
   type TcpOptions,
   tcpPacket,
@@ -88,8 +90,13 @@ async function send(
   return arrived;
 }
 
-/** Receives frames as a decoder of the client's bytes would hand them over. */
-function receive({ link }: Rig, ...frames: { type: number; payload: Uint8Array }[]): void {
+/** Receives frames as a decoder of the client's bytes would hand them over, each of a chunk of its own. */
+function receive(r: Rig, ...frames: { type: number; payload: Uint8Array }[]): void {
+  const decoder = decoderOf(r);
+  for (const frame of frames) decoder.push(encode(frame));
+}
+
+function decoderOf({ link }: Rig): FrameDecoder {
   const receiver = link.createReceiver();
   const decoder = new FrameDecoder(
     {
@@ -103,14 +110,17 @@ function receive({ link }: Rig, ...frames: { type: number; payload: Uint8Array }
       data: (type, length) => receiver.data(type, length),
       control: () => assert.fail('no control frame was sent'),
       unknown: () => assert.fail('no extension was sent'),
+      idle: () => receiver.idle(),
     },
     'client',
   );
   decoder.setPhase('data');
-  for (const { type, payload } of frames) {
-    const { length } = payload;
-    decoder.push(Uint8Array.of(type, length >>> 16, length >>> 8, length, ...payload));
-  }
+  return decoder;
+}
+
+function encode({ type, payload }: { type: number; payload: Uint8Array }): Uint8Array {
+  const { length } = payload;
+  return Uint8Array.of(type, length >>> 16, length >>> 8, length, ...payload);
 }
 
 const superFrame = (packet: Uint8Array, gsoType: number, flags: number, gsoSize: number) => ({
@@ -456,4 +466,67 @@ test('small packets of one wake go out together, in one write; a super-packet be
   const frames = await send(r, small);
   assert.equal(frames.length, 6);
   assert.ok(pair.server.counters.writes <= writes + 2, 'six packets and the marker are two writes at most');
+});
+
+describe('a peer without super-packets', () => {
+  const segment = (index: number, version: 4 | 6 = 4): { type: number; payload: Uint8Array } => {
+    const packet = tcpPacket({
+      version,
+      source: version === 4 ? OWN4 : OWN6,
+      flags: TcpFlag.ack,
+      sequence: 1000 * index,
+      payload: 1000,
+    });
+    if (version === 4) packet[6] = 0x40;
+    return { type: FrameType.packet, payload: version === 4 ? mendIpv4(packet) : packet };
+  };
+  const chunk = (...frames: { type: number; payload: Uint8Array }[]): Uint8Array => concat(...frames.map(encode));
+  const facts = ({ written }: MemoryTun): [length: number, gsoSize: number][] =>
+    written.map(({ bytes, offload }) => [bytes.length, offload.gsoSize]);
+
+  test('its segments that come in one chunk go into the device as one super-packet', () => {
+    for (const version of [4, 6] as const) {
+      const r = rig({ superPackets: false });
+      const header = version === 4 ? 40 : 60;
+      decoderOf(r).push(chunk(...[0, 1, 2].map((index) => segment(index, version))));
+      assert.deepEqual(facts(r.device), [[header + 3000, 1000]]);
+      assert.equal(r.link.counters.receivedPackets, 3);
+      assert.equal(r.link.counters.receivedBytes, 3 * (header + 1000));
+    }
+  });
+
+  test('what cannot be joined goes in order, and nothing waits for another chunk', () => {
+    const r = rig({ superPackets: false });
+    const decoder = decoderOf(r);
+    const ping = { type: FrameType.packet, payload: icmpPacket({ source: OWN4 }) };
+    decoder.push(chunk(segment(0), segment(1), ping, segment(2)));
+    decoder.push(chunk(segment(3)));
+    const single: [number, number] = [1040, 0];
+    assert.deepEqual(facts(r.device), [[2040, 1000], [ping.payload.length, 0], single, single]);
+    assert.deepEqual(r.device.written.at(-1)?.bytes, segment(3).payload);
+  });
+
+  test('what came before a frame that ends the connection is delivered', () => {
+    const r = rig({ superPackets: false });
+    const decoder = decoderOf(r);
+    assert.throws(() => decoder.push(concat(chunk(segment(0), segment(1)), Uint8Array.of(0x7f))));
+    assert.deepEqual(facts(r.device), [[2040, 1000]]);
+  });
+
+  test('what the device refuses counts as the packets that it stands for', () => {
+    const r = rig({ superPackets: false });
+    r.device.refusesWrites = true;
+    decoderOf(r).push(chunk(segment(0), segment(1)));
+    assert.deepEqual(droppedAs(r), { [DROP_REASON_NAMES[DropReason.tunRefused] ?? '']: 2 });
+  });
+
+  test('a device that takes no super-packets gets none', () => {
+    const device = new MemoryTun({ kind: 'tap', mtu: 1500 });
+    const r = rig({ superPackets: false, device, buffers: new PacketBufferPool(device) });
+    decoderOf(r).push(chunk(segment(0), segment(1)));
+    assert.deepEqual(facts(device), [
+      [1040, 0],
+      [1040, 0],
+    ]);
+  });
 });

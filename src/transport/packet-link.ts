@@ -15,6 +15,7 @@ import { DropReason } from '../ip/drop-reason.ts';
 import type { Lease } from '../ip/lease-pool.ts';
 import { checkPacket } from '../ip/packet.ts';
 import { writeSegment } from '../ip/segment.ts';
+import { SegmentJoiner } from '../ip/segment-joiner.ts';
 import {
   FLAG_PARTIAL_CHECKSUM,
   GsoType,
@@ -51,17 +52,33 @@ const DEFER_BELOW_BYTES = 8192;
 /** Where the session's own address stands in a packet that arrives in a frame. */
 export type OwnAddress = 'source' | 'destination';
 
+/** Where segments are put together. */
+interface Joining {
+  readonly buffer: PacketBuffer;
+  readonly joiner: SegmentJoiner;
+}
+
 /** Buffers for frames that arrive in pieces, shared by all links of a device. Empty ones cost nothing. */
 export class PacketBufferPool {
   /** For frames that are complete in one chunk: used and done within one call. */
   readonly shared: PacketBuffer;
   readonly #device: TunDevice;
   readonly #free: PacketBuffer[] = [];
+  #joining: Joining | undefined;
   static readonly #KEPT = 64;
 
   constructor(device: TunDevice) {
     this.#device = device;
     this.shared = device.createBuffer();
+  }
+
+  /** For segments of one chunk. Chunks are read one after the other, so that one serves all links. */
+  get joining(): Joining {
+    if (this.#joining === undefined) {
+      const buffer = this.#device.createBuffer();
+      this.#joining = { buffer, joiner: new SegmentJoiner(buffer.bytes, PACKET_OFFSET, this.#device.mtu) };
+    }
+    return this.#joining;
   }
 
   take(): PacketBuffer {
@@ -172,6 +189,8 @@ export class PacketLink implements TunnelLink {
   /** Which channel a packet goes to; without one it is dropped. */
   readonly spread: FlowSpread;
   readonly #compression: boolean;
+  /** Puts segments together that the peer has sent one by one, where it cannot do otherwise. */
+  readonly #joining: Joining | undefined;
   #isDeferring = false;
   #isRefused = false;
   /** Where received packets wait for their time, while they have to keep a rate. */
@@ -189,6 +208,8 @@ export class PacketLink implements TunnelLink {
       ? Uint32Array.of(0, MIN_GSO_SIZE, MIN_GSO_SIZE, ALWAYS_LOOK)
       : new Uint32Array(4).fill(ALWAYS_LOOK);
     this.#drops = options.drops;
+    const isJoining = !options.superPackets && options.device.takesSuperPackets;
+    this.#joining = isJoining ? options.buffers.joining : undefined;
     this.#own4 = options.lease.v4?.bytes;
     this.#own6 = options.lease.v6?.bytes;
     this.#ownOffset4 = PACKET_OFFSET + (options.ownAddress === 'source' ? 12 : 16);
@@ -267,6 +288,7 @@ export class PacketLink implements TunnelLink {
 
   /** Nothing comes or goes any more. */
   close(): void {
+    this.#writeJoined();
     this.#isRefused = true;
     this.#delivery?.close();
     this.#delivery = undefined;
@@ -338,7 +360,11 @@ export class PacketLink implements TunnelLink {
 
   /** The receiving half for one channel: a decoder fills it, a packet comes out of the device. */
   createReceiver(): PacketReceiver {
-    return new PacketReceiver(this.#buffers, (buffer, type, length) => this.#receive(buffer, type, length));
+    return new PacketReceiver(
+      this.#buffers,
+      (buffer, type, length) => this.#receive(buffer, type, length),
+      this.#joining === undefined ? undefined : () => this.#writeJoined(),
+    );
   }
 
   #receive(buffer: PacketBuffer, type: number, payloadLength: number): void {
@@ -371,7 +397,7 @@ export class PacketLink implements TunnelLink {
         if (!delivery.push(bytes, start, end)) this.#drop(DropReason.queueFull, segments);
         return;
       }
-    }
+    } else if (this.#joining !== undefined && this.#isJoined(this.#joining.joiner, bytes, length)) return;
     this.#write(buffer, length, offload, segments);
   }
 
@@ -420,6 +446,22 @@ export class PacketLink implements TunnelLink {
     else this.#write(buffer, length, offload, segmentCount(length, offload.headerLength, offload.gsoSize));
   }
 
+  /** Keeps a packet until the chunk is read, if it can be joined to others. Otherwise it goes next, in order. */
+  #isJoined(joiner: SegmentJoiner, bytes: Uint8Array, length: number): boolean {
+    if (joiner.append(bytes, PACKET_OFFSET, length)) return true;
+    this.#writeJoined();
+    return joiner.begin(bytes, PACKET_OFFSET, length);
+  }
+
+  #writeJoined(): void {
+    if (this.#joining === undefined || this.#joining.joiner.segments === 0) return;
+    const { buffer, joiner } = this.#joining;
+    joiner.finish();
+    const { length, segments } = joiner;
+    joiner.clear();
+    this.#write(buffer, length, joiner.offload, segments);
+  }
+
   #write(buffer: PacketBuffer, length: number, offload: Readonly<Offload>, segments: number): void {
     if (!this.#device.write(buffer, length, offload)) {
       this.#drop(DropReason.tunRefused, segments);
@@ -450,11 +492,18 @@ export class PacketReceiver {
   targetOffset: number = PACKET_OFFSET;
   readonly #pool: PacketBufferPool;
   readonly #deliver: (buffer: PacketBuffer, type: number, length: number) => void;
+  readonly #idle: (() => void) | undefined;
   #buffer: PacketBuffer;
 
-  constructor(pool: PacketBufferPool, deliver: (buffer: PacketBuffer, type: number, length: number) => void) {
+  /** @param idle told when a chunk has been read */
+  constructor(
+    pool: PacketBufferPool,
+    deliver: (buffer: PacketBuffer, type: number, length: number) => void,
+    idle?: () => void,
+  ) {
     this.#pool = pool;
     this.#deliver = deliver;
+    this.#idle = idle;
     this.#buffer = pool.shared;
     this.target = pool.shared.bytes;
   }
@@ -468,11 +517,21 @@ export class PacketReceiver {
 
   data(type: number, length: number): void {
     this.#deliver(this.#buffer, type, length);
-    this.release();
+    this.#giveBack();
   }
 
-  /** Gives back a buffer that a broken-off frame holds. */
+  /** See `FrameSink.idle`. */
+  idle(): void {
+    this.#idle?.();
+  }
+
+  /** Nothing more comes: gives back a buffer that a broken-off frame holds. */
   release(): void {
+    this.idle();
+    this.#giveBack();
+  }
+
+  #giveBack(): void {
     if (this.#buffer !== this.#pool.shared) this.#pool.give(this.#buffer);
     this.#buffer = this.#pool.shared;
   }

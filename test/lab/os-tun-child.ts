@@ -7,6 +7,7 @@ import { connect, createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { isVpnError, type VpnError } from '../../src/base/errors.ts';
 import { DropReason } from '../../src/ip/drop-reason.ts';
+import { SegmentJoiner } from '../../src/ip/segment-joiner.ts';
 import { NO_OFFLOAD, type Offload, rebuildOffload } from '../../src/ip/super-packet.ts';
 import { PACKET_OFFSET, type TunDevice } from '../../src/os/tun.ts';
 import { openTun } from '../../src/os/tun-linux.ts';
@@ -15,6 +16,7 @@ const scenarios: Record<string, () => Promise<unknown>> = {
   lifecycle,
   fallback: () => bulk(true, false),
   plain: () => bulk(false, false),
+  joined: () => bulk(false, false, true),
   super: () => bulk(true, true),
   collected,
   ticks,
@@ -65,8 +67,10 @@ async function lifecycle(): Promise<unknown> {
 /**
  * A TCP upload into the device, whose packets are sent back into it with source and destination swapped: the kernel then
  * talks to itself through us, both ways, and the checksums it left partial are right after the swap.
+ *
+ * @param joins segments that come in one wake go back as one super-packet
  */
-async function bulk(superPackets: boolean, uso: boolean): Promise<unknown> {
+async function bulk(superPackets: boolean, uso: boolean, joins = false): Promise<unknown> {
   const tun = openTun({ name: 'cvt%d', superPackets, mtu: 1400, force: { uso } });
   up(tun);
   const buffer = tun.createBuffer();
@@ -75,6 +79,14 @@ async function bulk(superPackets: boolean, uso: boolean): Promise<unknown> {
   const drops = new Map<number, number>();
   let largest = 0;
   let udpSuper = 0;
+  const joined = tun.createBuffer();
+  const joiner = new SegmentJoiner(joined.bytes, PACKET_OFFSET, tun.mtu);
+  const writeJoined = (): void => {
+    if (joiner.segments === 0) return;
+    joiner.finish();
+    tun.write(joined, joiner.length, joiner.offload);
+    joiner.clear();
+  };
   tun.start({
     packet(bytes, length, gsoType, flags, gsoSize) {
       if ((bytes[PACKET_OFFSET] ?? 0) >> 4 !== 4) return;
@@ -87,10 +99,18 @@ async function bulk(superPackets: boolean, uso: boolean): Promise<unknown> {
         buffer.bytes[PACKET_OFFSET + 16 + i] = source;
       }
       const reason = rebuildOffload(buffer.bytes, PACKET_OFFSET, length, gsoType, flags, gsoSize, limits, offload);
-      if (reason !== DropReason.none) drops.set(reason, (drops.get(reason) ?? 0) + 1);
-      else tun.write(buffer, length, offload);
+      if (reason !== DropReason.none) {
+        drops.set(reason, (drops.get(reason) ?? 0) + 1);
+        return;
+      }
+      if (joins) {
+        if (joiner.append(buffer.bytes, PACKET_OFFSET, length)) return;
+        writeJoined();
+        if (joiner.begin(buffer.bytes, PACKET_OFFSET, length)) return;
+      }
+      tun.write(buffer, length, offload);
     },
-    idle: () => {},
+    idle: writeJoined,
   });
   const total = 8 * 1024 * 1024;
   let received = 0;

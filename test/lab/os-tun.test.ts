@@ -64,6 +64,14 @@ test('a plain device gives and takes packets of its MTU, checksummed by the kern
   assert.equal(result.counters.writeErrors, 0);
 });
 
+test('a plain device takes segments that were joined, as the packets that they were', options, async () => {
+  const result = (await scenario('joined')) as BulkResult;
+  assert.equal(result.received, TOTAL);
+  const { readPackets, writtenPackets, writeErrors } = result.counters;
+  assert.equal(writeErrors, 0);
+  assert.ok(writtenPackets < readPackets / 2, `${readPackets} packets were written in ${writtenPackets}`);
+});
+
 test('memory that the kernel is pointed to survives forced collections during traffic', options, async () => {
   const result = (await scenario('collected', ['--expose-gc'])) as BulkResult;
   assert.equal(result.received, TOTAL);

@@ -266,6 +266,10 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
     else this.#drive(this.#login.receive(type, payload));
   }
 
+  idle(): void {
+    this.#receiver?.idle();
+  }
+
   unknown(_type: number): void {
     this.#session?.countUnknown();
   }
