@@ -71,7 +71,7 @@ export function createLogger(options: LogOptions = {}): Logger {
   standardError ??= new StandardError();
   const sink = options.sink ?? standardError;
   const target = options.format === 'json' ? sink : { write: (line: string) => sink.write(formatText(line)) };
-  return wrap(
+  return new FieldLogger(
     pino(
       {
         level: options.level ?? 'info',
@@ -85,6 +85,44 @@ export function createLogger(options: LogOptions = {}): Logger {
       target,
     ),
   );
+}
+
+/**
+ * A logger is an object of two fields: each connection and each session has one, and most of them seldom write a line. Pino's own
+ * children cost more than all that a session needs otherwise.
+ */
+class FieldLogger implements Logger {
+  readonly #pino: pino.Logger;
+  readonly #fields: LogFields;
+
+  constructor(inner: pino.Logger, fields: LogFields = {}) {
+    this.#pino = inner;
+    this.#fields = fields;
+  }
+
+  debug(message: string, fields?: LogFields): void {
+    if (this.#pino.isLevelEnabled('debug')) this.#pino.debug({ ...this.#fields, ...fields }, message);
+  }
+
+  info(message: string, fields?: LogFields): void {
+    this.#pino.info({ ...this.#fields, ...fields }, message);
+  }
+
+  warn(message: string, fields?: LogFields): void {
+    this.#pino.warn({ ...this.#fields, ...fields }, message);
+  }
+
+  error(message: string, fields?: LogFields): void {
+    this.#pino.error({ ...this.#fields, ...fields }, message);
+  }
+
+  fatal(message: string, fields?: LogFields): void {
+    this.#pino.fatal({ ...this.#fields, ...fields }, message);
+  }
+
+  child(fields: LogFields): Logger {
+    return new FieldLogger(this.#pino, { ...this.#fields, ...fields });
+  }
 }
 
 /**
@@ -123,17 +161,6 @@ export const silentLogger: Logger = {
   fatal: () => {},
   child: () => silentLogger,
 };
-
-function wrap(inner: pino.Logger): Logger {
-  return {
-    debug: (message, fields = {}) => inner.debug(fields, message),
-    info: (message, fields = {}) => inner.info(fields, message),
-    warn: (message, fields = {}) => inner.warn(fields, message),
-    error: (message, fields = {}) => inner.error(fields, message),
-    fatal: (message, fields = {}) => inner.fatal(fields, message),
-    child: (fields) => wrap(inner.child(fields)),
-  };
-}
 
 function describeError(value: unknown): unknown {
   if (!(value instanceof Error)) return String(value);

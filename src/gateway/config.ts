@@ -277,7 +277,7 @@ export const gatewayConfigSchema = z.strictObject({
       answerSeconds: seconds(1, 600).default(120).describe('on top of both where a person has to type'),
       providerSeconds: seconds(10, 1800).default(600).describe('on top of it for a login at an identity provider'),
       connectionsPerSource: z.number().int().min(1).max(100_000).default(512).describe('per IPv4 address or IPv6 /64'),
-      handshakesInFlight: z.number().int().min(1).max(100_000).default(512),
+      handshakesInFlight: z.number().int().min(1).max(100_000).default(4096),
       sessions: z.number().int().min(1).max(100_000).default(10_000),
       delayAfter: z
         .number()

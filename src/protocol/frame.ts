@@ -261,6 +261,8 @@ export class FrameDecoder {
   setPhase(phase: FramePhase): void {
     this.#rules = rulesOf(this.#sender, phase);
     this.#phase = phase;
+    // What comes in a session is short, and mostly in one piece.
+    if (this.#handling === Handling.refuse) this.#buffer = EMPTY;
   }
 
   /** Delivers nothing more. May be called from the sink. */

@@ -80,6 +80,11 @@ export class Transcript {
     }
   }
 
+  /** It is not needed any more. */
+  forget(): void {
+    this.#parts.length = 0;
+  }
+
   /** SHA-256 of what was added so far. */
   digest(): Uint8Array {
     return this.#primitives.sha256(...this.#parts);

@@ -201,9 +201,12 @@ export class LoginServer {
     return this.#state === 'over';
   }
 
-  /** The connection is gone: answers that still arrive are ignored. */
+  /** The login is over, or its connection gone: answers that still arrive are ignored, and what was said is forgotten. */
   stop(): void {
     this.#state = 'over';
+    this.#login = undefined;
+    this.#challenge = undefined;
+    this.#transcript.forget();
   }
 
   /**

@@ -15,6 +15,7 @@ import type { FrameCompressor } from './compression.ts';
 import type { Pacer } from './pacer.ts';
 
 export const BUCKETS = 256;
+const EMPTY = new Uint8Array(0);
 /** A bucket that had a packet is left alone until it was quiet for one to two ticks. */
 const QUIET_TICKS = 2;
 
@@ -23,9 +24,10 @@ export class FlowSpread {
   readonly #key: FlowKey;
   /** By slot. */
   readonly #channels: (Channel | undefined)[] = [];
-  readonly #slots = new Uint8Array(BUCKETS);
-  /** Ticks until a bucket counts as quiet. */
-  readonly #quietIn = new Uint8Array(BUCKETS);
+  /** By bucket; made when there is a choice, which most sessions never have. */
+  #slots = EMPTY;
+  /** By bucket: ticks until it counts as quiet. */
+  #quietIn = EMPTY;
   #count = 0;
   /** While there is no choice. */
   #only: Channel | undefined;
@@ -64,6 +66,10 @@ export class FlowSpread {
     this.#only = live[0];
     this.#count = live.length;
     if ((former === undefined) === (channel === undefined)) return;
+    if (this.#slots === EMPTY && (slot > 0 || this.#count > 1)) {
+      this.#slots = new Uint8Array(BUCKETS);
+      this.#quietIn = new Uint8Array(BUCKETS);
+    }
     // While there was one channel nobody looked which buckets were in use.
     if (this.#count === 2 && channel !== undefined) this.#quietIn.fill(this.#wasUsed ? QUIET_TICKS : 0);
     this.#wasUsed = false;
@@ -114,7 +120,7 @@ export class FlowSpread {
   /** Gives every bucket to its slot, except those in use that have another. */
   #settle(): void {
     if (this.#count === 0) return;
-    for (let bucket = 0; bucket < BUCKETS; bucket++) {
+    for (let bucket = 0; bucket < this.#slots.length; bucket++) {
       const isHomeless = this.#channels[this.#slots[bucket] ?? 0] === undefined;
       if (isHomeless || this.#quietIn[bucket] === 0) this.#slots[bucket] = this.#home(bucket);
     }

@@ -685,6 +685,16 @@ test('handshakes in flight are bounded: the oldest makes room, and finished ones
   for (const socket of [...slow, client, next]) socket.destroy();
 });
 
+test('clients that come all at once, more than may be in their handshake, all get in', async () => {
+  await using rig = await Rig.open({ maxHandshakes: 8, maxHandshakesPerSource: 8 });
+  const clients = Array.from({ length: 60 }, () => rig.tls());
+  await Promise.all(clients.map((client) => once(client, 'secureConnect')));
+  while (rig.channelCount < clients.length) await new Promise(setImmediate);
+  assert.equal(rig.listener.counters.refusedHandshakes, 0);
+  assert.equal(rig.listener.handshakeCount, 0);
+  for (const client of clients) client.destroy();
+});
+
 test('one source that opens handshakes and says nothing does not keep out another', async () => {
   await using rig = await Rig.open({ maxHandshakes: 64, maxHandshakesPerSource: 4 });
   const silent = Array.from({ length: 6 }, () => {

@@ -22,6 +22,7 @@ import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
 import { whenFirstRecord } from './first-record.ts';
 import { FrontDoor } from './front-door.ts';
+import { Handshakes } from './handshakes.ts';
 import { LogLimit } from './log-limit.ts';
 import { readProxyHeader } from './proxy-header.ts';
 import type { QueueBudget } from './queue-budget.ts';
@@ -46,7 +47,7 @@ const FRONT_DOOR_TIMEOUT_MS = 15_000;
 /** Connections that wait in the kernel: one too many is tried again by its client only after a second. */
 const BACKLOG = 4096;
 const NOTHING_SAID = 'the peer has closed the connection before it has said what it wants';
-const MAX_HANDSHAKES = 512;
+const MAX_HANDSHAKES = 4096;
 /** Far below that: one source alone cannot fill it. */
 const MAX_HANDSHAKES_PER_SOURCE = 64;
 /** Of what a refused certificate says; a stranger writes it. */
@@ -67,13 +68,13 @@ export interface ListenerOptions {
   requireClientAuth?: ClientAuth;
   /** Default 1.3. */
   minVersion?: MinTlsVersion;
-  /** From the accepted connection to the end of its handshake. */
+  /** From the accepted connection to the end of its handshake, without what it waits for its turn. */
   handshakeTimeoutMs?: number;
   /** The front door's: how long one connection may last. */
   frontDoorTimeoutMs?: number;
-  /** How many connections may be in their handshake at once, and how many of proxies' without a header. */
+  /** How many connections may be there without a whole hello, and how many of proxies' without a header. */
   maxHandshakes?: number;
-  /** How many handshakes one IPv4 address or IPv6 /64 may have in flight. */
+  /** How many of those one IPv4 address or IPv6 /64 may have, and of those that TLS works on. */
   maxHandshakesPerSource?: number;
   /** How many connections one IPv4 address or IPv6 /64 may have. */
   maxConnectionsPerSource?: number;
@@ -138,7 +139,7 @@ export interface ListenerCounters {
   handedOver: number;
   /** Refused unread: the source is banned. */
   refusedBanned: number;
-  /** Ended before their handshake was complete: too many were in flight. */
+  /** Ended before their handshake was complete: others needed their room. */
   refusedHandshakes: number;
   /** Handshakes, and headers of proxies, that failed, by code. */
   failed: Partial<Record<ErrorCode, number>>;
@@ -150,16 +151,20 @@ export const HANDSHAKE_BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 /** One accepted connection, until its socket closes. */
 interface Connection {
   readonly raw: Socket;
-  /** When its first TLS record was there, monotonic milliseconds. */
+  /** When it was given to TLS, monotonic milliseconds; 0: not yet. */
   begunAt: number;
+  /** How long the client may take from then on. */
+  leftMs: number;
   /** Undefined: a proxy's own connection, which is not counted. */
   readonly source: string | undefined;
   readonly remote: Endpoint;
   /** Of the certificate in force when the handshake began; before that, when the connection came. */
   serverId: Uint8Array;
-  readonly deadline: NodeJS.Timeout;
+  /** Of what the client has still to say. */
+  deadline: NodeJS.Timeout | undefined;
   /** Told when it is in its handshake no more. */
   readonly over: (() => void) | undefined;
+  isOver: boolean;
   /** What becomes of it is known and counted: its handshake is complete, or we have ended it. */
   isSettled: boolean;
 }
@@ -188,11 +193,9 @@ export class Listener {
   /** Also those whose socket has just closed: Node reports some failures after that. */
   readonly #known = new WeakMap<object, Connection>();
   readonly #bySource = new Map<string, number>();
-  readonly #handshakesBySource = new Map<string, number>();
   /** Connections of proxies that have not said for whom. */
   readonly #unnamed = new Set<Socket>();
-  /** In the order in which they came. */
-  readonly #handshaking = new Set<Connection>();
+  readonly #handshakes: Handshakes<Connection>;
   #serverId: Uint8Array;
 
   /**
@@ -212,6 +215,14 @@ export class Listener {
     this.#lines = new LogLimit(this.#log, options.clock ?? systemClock);
     const tlsOptions = this.#tlsOptions(options.credentials);
     this.#serverId = serverIdOf(options.credentials.cert);
+    this.#handshakes = new Handshakes({
+      limits: () => {
+        const { maxHandshakes = MAX_HANDSHAKES, maxHandshakesPerSource = MAX_HANDSHAKES_PER_SOURCE } = this.#options;
+        return { most: maxHandshakes, mostPerSource: maxHandshakesPerSource };
+      },
+      begin: (connection) => this.#begin(connection),
+      displaced: (connection) => this.#displace(connection),
+    });
     this.#tcp = createTcpServer({ noDelay: true }, (raw) => this.#accept(raw));
     // It never listens: it gets only the connections that have passed the limits.
     this.#tls = createTlsServer({
@@ -249,7 +260,7 @@ export class Listener {
 
   /** Handshakes in flight now. */
   get handshakeCount(): number {
-    return this.#handshaking.size;
+    return this.#handshakes.size;
   }
 
   /**
@@ -272,7 +283,7 @@ export class Listener {
   /** Closes the port, handshakes and the front door. Channels belong to whoever took them, and stay. Idempotent. */
   async close(): Promise<void> {
     if (this.#tcp.listening) this.#tcp.close();
-    for (const { raw } of this.#handshaking) raw.destroy();
+    for (const { raw } of this.#handshakes.close()) raw.destroy();
     this.#frontDoor.close();
     for (const raw of this.#unnamed) raw.destroy();
   }
@@ -368,69 +379,71 @@ export class Listener {
       this.#refuse(raw, remote, 'source', 'too many connections from one source');
       return;
     }
-    const inHandshake = countOf(this.#handshakesBySource, source);
-    if (inHandshake >= (this.#options.maxHandshakesPerSource ?? MAX_HANDSHAKES_PER_SOURCE)) {
+    if (!this.#handshakes.admits(source)) {
       this.counters.refusedSource += 1;
-      this.#refuse(raw, remote, 'source', 'too many handshakes in flight from one source');
+      this.#refuse(raw, remote, 'source', 'too many connections from one source that say nothing');
       return;
     }
-    if (this.#handshaking.size >= (this.#options.maxHandshakes ?? MAX_HANDSHAKES)) this.#evict();
     this.counters.accepted += 1;
     setCount(this.#bySource, source, fromSource + 1);
-    setCount(this.#handshakesBySource, source, inHandshake + 1);
-    const deadline = setTimeout(() => {
-      this.#settle(connection);
-      this.#count(remote, new VpnError('ERR_STAGE_TIMEOUT', 'the TLS handshake took too long'));
-      raw.destroy();
-    }, this.#options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS).unref();
+    const timeoutMs = this.#options.handshakeTimeoutMs ?? HANDSHAKE_TIMEOUT_MS;
+    const since = performance.now();
     const connection: Connection = {
       raw,
       source,
       remote,
       begunAt: 0,
       serverId: this.#serverId,
-      deadline,
+      deadline: undefined,
       over,
+      leftMs: timeoutMs,
+      isOver: false,
       isSettled: false,
     };
+    this.#setDeadline(connection, timeoutMs);
     this.#connections.add(connection);
-    this.#handshaking.add(connection);
-    let hasBegun = false;
+    this.#handshakes.add(connection);
     raw.once('close', () => {
       // Once TLS has begun it is TLS that reports it, and perhaps later.
-      if (!hasBegun && !connection.isSettled) this.#count(remote, new VpnError('ERR_PEER_GONE', NOTHING_SAID));
+      if (connection.begunAt === 0 && !connection.isSettled) {
+        this.#count(remote, new VpnError('ERR_PEER_GONE', NOTHING_SAID));
+      }
       this.#forget(connection);
     });
     whenFirstRecord(raw, (start) => {
-      hasBegun = true;
       if (over === undefined && this.#options.handOver?.(raw, start, remote, source !== undefined) === true) {
         this.counters.handedOver += 1;
         this.#settle(connection);
         raw.destroy();
         return;
       }
-      connection.begunAt = performance.now();
-      connection.serverId = this.#serverId;
-      this.#known.set(raw, connection);
-      this.#tls.emit('connection', raw);
+      clearTimeout(connection.deadline);
+      connection.leftMs = Math.max(1, timeoutMs - (performance.now() - since));
+      this.#handshakes.wait(connection);
     });
   }
 
-  /**
-   * Strangers who hold their handshakes open must not keep out who comes: of the source that has the most in flight, the
-   * oldest makes room. So a flood from many sources displaces itself and not the one handshake of a client.
-   */
-  #evict(): void {
-    let most = 0;
-    for (const count of this.#handshakesBySource.values()) if (count > most) most = count;
-    for (const connection of this.#handshaking) {
-      const { raw, remote, source } = connection;
-      if (source !== undefined && countOf(this.#handshakesBySource, source) < most) continue;
-      this.counters.refusedHandshakes += 1;
+  #setDeadline(connection: Connection, timeoutMs: number): void {
+    connection.deadline = setTimeout(() => {
       this.#settle(connection);
-      this.#refuse(raw, remote, 'handshakes', 'too many handshakes in flight, its source had most of them');
-      return;
-    }
+      this.#count(connection.remote, new VpnError('ERR_STAGE_TIMEOUT', 'the TLS handshake took too long'));
+      connection.raw.destroy();
+    }, timeoutMs).unref();
+  }
+
+  #begin(connection: Connection): void {
+    const { raw } = connection;
+    this.#setDeadline(connection, connection.leftMs);
+    connection.begunAt = performance.now();
+    connection.serverId = this.#serverId;
+    this.#known.set(raw, connection);
+    this.#tls.emit('connection', raw);
+  }
+
+  #displace(connection: Connection): void {
+    this.counters.refusedHandshakes += 1;
+    this.#settle(connection);
+    this.#refuse(connection.raw, connection.remote, 'handshakes', 'it does not go on, and others need its room');
   }
 
   #refuse(raw: Socket, remote: Endpoint, kind: string, why: string): void {
@@ -452,11 +465,11 @@ export class Listener {
   }
 
   #endHandshake(connection: Connection): void {
-    if (!this.#handshaking.delete(connection)) return;
+    this.#handshakes.delete(connection);
+    if (connection.isOver) return;
+    connection.isOver = true;
     clearTimeout(connection.deadline);
     connection.over?.();
-    const inHandshake = countOf(this.#handshakesBySource, connection.source);
-    setCount(this.#handshakesBySource, connection.source, inHandshake - 1);
   }
 
   #connectionOf(socket: TLSSocket): Connection | undefined {

@@ -46,6 +46,12 @@ const SUPER_FRAME_OFFSET = SUPER_PAYLOAD_OFFSET - FRAME_HEADER_BYTES;
 /** More than any size: packets of this kind never take the fast path. */
 const ALWAYS_LOOK = 0x1_0000;
 
+/** By `GsoType`: the least size of segments that a peer takes unseen, of one that takes super-packets and of one that does not. */
+const LEAST_SIZE = Uint32Array.of(0, MIN_GSO_SIZE, MIN_GSO_SIZE, ALWAYS_LOOK);
+const NO_SIZE = new Uint32Array(4).fill(ALWAYS_LOOK);
+/** Of the packet at hand: it is used up before the next is looked at. */
+const parsed: Offload = { ...NO_OFFLOAD };
+
 /** Packets below this wait for the end of the wake. A super-packet fills a write of its own. */
 const DEFER_BELOW_BYTES = 8192;
 
@@ -179,7 +185,6 @@ export class PacketLink implements TunnelLink {
   readonly #superPackets: boolean;
   readonly #limits: OffloadLimits;
   readonly #drops: Float64Array;
-  readonly #offload: Offload = { ...NO_OFFLOAD };
   /** By `GsoType`: a packet with smaller segments is looked at before it is sent, as the peer might refuse it. */
   readonly #leastSize: Uint32Array;
   readonly #own4: Uint8Array | undefined;
@@ -204,9 +209,7 @@ export class PacketLink implements TunnelLink {
     this.#compression = options.compression === true;
     this.spread = new FlowSpread(undefined, this.#compression ? new FrameCompressor() : undefined);
     this.#limits = options.limits;
-    this.#leastSize = options.superPackets
-      ? Uint32Array.of(0, MIN_GSO_SIZE, MIN_GSO_SIZE, ALWAYS_LOOK)
-      : new Uint32Array(4).fill(ALWAYS_LOOK);
+    this.#leastSize = options.superPackets ? LEAST_SIZE : NO_SIZE;
     this.#drops = options.drops;
     const isJoining = !options.superPackets && options.device.takesSuperPackets;
     this.#joining = isJoining ? options.buffers.joining : undefined;
@@ -313,7 +316,7 @@ export class PacketLink implements TunnelLink {
 
   /** Does in software what the peer's kernel is not asked to do: segments and checksums. */
   #sendCut(channel: Channel, bytes: Uint8Array, length: number, gsoType: number, gsoSize: number): void {
-    const offload = this.#offload;
+    const offload = parsed;
     // The kernel's own header is not needed: the parse of a partial checksum finds all that cutting takes.
     const reason = rebuildOffload(
       bytes,
@@ -375,7 +378,7 @@ export class PacketLink implements TunnelLink {
     const { bytes } = buffer;
     const isSuper = type === FrameType.super;
     const length = isSuper ? payloadLength - SUPER_HEADER_BYTES : payloadLength;
-    const offload = isSuper ? this.#offload : NO_OFFLOAD;
+    const offload = isSuper ? parsed : NO_OFFLOAD;
     let reason: DropReason = DropReason.notNegotiated;
     if (isSuper || type === FrameType.packet) reason = this.#check(bytes, isSuper, length);
     if (reason === DropReason.none && !this.#isOwn(bytes)) reason = DropReason.sourceNotLeased;
@@ -416,7 +419,7 @@ export class PacketLink implements TunnelLink {
     this.#receive(buffer, frame.type, frame.payload.length);
   }
 
-  /** Whether what a frame carries is taken; fills `#offload` for a super-packet. */
+  /** Whether what a frame carries is taken; fills `parsed` for a super-packet. */
   #check(bytes: Uint8Array, isSuper: boolean, length: number): DropReason {
     if (!isSuper) return checkPacket(bytes, PACKET_OFFSET, length);
     if (!this.#superPackets) return DropReason.notNegotiated;
@@ -428,7 +431,7 @@ export class PacketLink implements TunnelLink {
       bytes[SUPER_PAYLOAD_OFFSET + 1] ?? 0,
       ((bytes[SUPER_PAYLOAD_OFFSET + 2] ?? 0) << 8) | (bytes[SUPER_PAYLOAD_OFFSET + 3] ?? 0),
       this.#limits,
-      this.#offload,
+      parsed,
     );
   }
 
@@ -440,7 +443,7 @@ export class PacketLink implements TunnelLink {
     const buffer = this.#buffers.shared;
     buffer.bytes.set(frame.subarray(at, at + frameBytes), start);
     const length = start + frameBytes - PACKET_OFFSET;
-    const offload = isSuper ? this.#offload : NO_OFFLOAD;
+    const offload = isSuper ? parsed : NO_OFFLOAD;
     const reason = this.#check(buffer.bytes, isSuper, length);
     if (reason !== DropReason.none) this.#drop(reason);
     else this.#write(buffer, length, offload, segmentCount(length, offload.headerLength, offload.gsoSize));

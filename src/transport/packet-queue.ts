@@ -10,8 +10,8 @@ import { VpnError } from '../base/errors.ts';
 import { FRAME_HEADER_BYTES } from '../protocol/frame.ts';
 import { frameLength } from './data-frame.ts';
 
-/** The first piece of memory: one frame of the largest size, and room for the next. */
-const FIRST_RING_BYTES = 128 * 1024;
+/** The first piece of memory: for the few short frames that mostly wait. */
+const FIRST_RING_BYTES = 4 * 1024;
 
 /** Frames in order of arrival. Not for use by two readers. */
 export class PacketQueue {

@@ -63,6 +63,8 @@ export interface ConnectionHost {
   refused(connection: Connection, code: string): void;
   /** The connection is gone. */
   connectionClosed(connection: Connection): void;
+  /** Does something as soon as there is time for it: thousands of connections may end at once. */
+  later(work: () => void): void;
 }
 
 /** How long a peer may take before it has a session. */
@@ -230,9 +232,13 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
 
   closed(error?: VpnError): void {
     this.#login.stop();
-    this.#host.auth.forget(this.#peer.binding);
     this.#resume?.stop();
     this.#receiver?.release();
+    this.#host.later(() => this.#afterClosed(error));
+  }
+
+  #afterClosed(error: VpnError | undefined): void {
+    if (this.#session === undefined) this.#host.auth.forget(this.#peer.binding);
     try {
       if (error === undefined && !this.#isEnding) this.#decoder.end();
     } catch (truncated) {
@@ -383,6 +389,8 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   #takeOver({ resume, epoch, isRekey }: Resumed, adopted: ResumedSession): void {
     const session = this.#host.findSession(resume.key) ?? this.#host.adoptSession(adopted, this.remote);
     this.#join(session, 'session');
+    this.#resume = undefined;
+    this.#resumed = undefined;
     const isChange = session.resume(this, epoch, isRekey);
     this.#host.sessionResumed(session, isChange);
     const { shortId, user, granted } = session;
@@ -454,6 +462,7 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
       this.#log.warn('session not opened', { session: session.shortId, code: error.code, reason: error.message });
       session.close(error.code === 'ERR_AUTH_REJECTED' ? 'revoked' : closeReasonOf(error));
     }
+    this.#login.stop();
     if (session.isClosed) return { kind: 'nothing' };
     this.#decoder.setPhase('session');
     session.start(output.frame);

@@ -7,8 +7,9 @@
  * Hides how a connection gets there: its descriptor, what has been read of it and who the client is go in one packet to that
  * worker. There is a way of its own from each worker to each other one, and from auth: what one sender does to its way, or sends
  * by it, is between the two. What comes from another worker is believed no more than what comes from the network: it is a
- * connection, whatever is said of it, and so many of one sender may come in a second and be in their handshake. One that cannot be
- * given away stays, and its client is told where its session is.
+ * connection, whatever is said of it, and so many of one sender may come in a second and be in their handshake; others wait on the
+ * way. One that cannot be given away, because nobody is there or too many are on the way, stays, and its client is told where its
+ * session is.
  *
  *     u8 counted | u16 port | u8 length | address | what has been read
  */
@@ -27,6 +28,8 @@ const DIALLED_BYTES = 16;
 const PACKETS_PER_SECOND = 1000;
 const REFILL_MS = 100;
 const PACKETS_PER_REFILL = (PACKETS_PER_SECOND * REFILL_MS) / 1000;
+/** Where none of a sender's handshakes comes to its end for so long, one makes room for one on the way. */
+const PATIENCE_MS = 1000;
 
 /** Who takes connections over. */
 export type HandoverListener = Pick<Listener, 'takeOver'>;
@@ -124,6 +127,8 @@ class Inbound {
   #left = PACKETS_PER_REFILL;
   #receiver: DescriptorReceiver | undefined;
   #refill: NodeJS.Timeout | undefined;
+  /** While there is no room. */
+  #patience: NodeJS.Timeout | undefined;
   #isClosed = false;
 
   constructor(fd: number, maxInHandshake: () => number) {
@@ -136,6 +141,7 @@ class Inbound {
     this.#receiver = new DescriptorReceiver(this.#fd, (packet, descriptor) => {
       this.#spend();
       this.#take(Buffer.from(packet), descriptor, listener);
+      this.#regulate();
     });
   }
 
@@ -144,19 +150,40 @@ class Inbound {
     if (this.#isClosed) return;
     this.#isClosed = true;
     clearTimeout(this.#refill);
+    clearTimeout(this.#patience);
     if (this.#receiver === undefined) closeFd(this.#fd);
     else void this.#receiver.close();
   }
 
   #spend(): void {
     this.#left -= 1;
-    if (this.#left <= 0) this.#receiver?.pause();
     // The first of a flock starts the time, so that nothing runs while nothing comes.
     this.#refill ??= setTimeout(() => {
       this.#refill = undefined;
       this.#left = PACKETS_PER_REFILL;
-      this.#receiver?.resume();
+      this.#regulate();
     }, REFILL_MS).unref();
+  }
+
+  get #hasRoom(): boolean {
+    return this.#inHandshake.size < Math.max(1, this.#maxInHandshake());
+  }
+
+  /** Takes more while it may. */
+  #regulate(): void {
+    if (this.#isClosed) return;
+    const hasRoom = this.#hasRoom;
+    if (hasRoom || this.#receiver === undefined) {
+      clearTimeout(this.#patience);
+      this.#patience = undefined;
+    } else {
+      this.#patience ??= setTimeout(() => {
+        this.#patience = undefined;
+        if (this.#left > 0) this.#receiver?.resume();
+      }, PATIENCE_MS).unref();
+    }
+    if (hasRoom && this.#left > 0) this.#receiver?.resume();
+    else this.#receiver?.pause();
   }
 
   #take(bytes: Buffer, descriptor: number, listener: HandoverListener): void {
@@ -174,9 +201,11 @@ class Inbound {
       return;
     }
     const remote = { address: bytes.toString('utf8', HEADER_BYTES, addressEnd), port: bytes.readUInt16BE(1) };
-    while (this.#inHandshake.size >= Math.max(1, this.#maxInHandshake())) this.#makeRoom();
+    while (!this.#hasRoom) this.#makeRoom();
     this.#inHandshake.set(raw, sourceOf(remote.address));
-    listener.takeOver(raw, bytes.subarray(addressEnd), remote, bytes[0] === 1, () => this.#inHandshake.delete(raw));
+    listener.takeOver(raw, bytes.subarray(addressEnd), remote, bytes[0] === 1, () => {
+      if (this.#inHandshake.delete(raw)) this.#regulate();
+    });
   }
 
   /** As the listener does with those that come from outside: of the source that has the most, the oldest goes. */

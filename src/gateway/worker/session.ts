@@ -150,7 +150,7 @@ export class Session {
   }
 
   get dataChannels(): number {
-    return this.#slots.filter((slot) => slot !== this.#control && slot.reading !== undefined).length;
+    return [...this.#data.values()].filter((slot) => slot.reading !== undefined).length;
   }
 
   get roundTripMs(): number | undefined {
@@ -299,11 +299,14 @@ export class Session {
       if (now + this.#sleptMs >= this.#detachedAt + this.#graceMs) this.close('dead_peer');
       return;
     }
-    for (const slot of this.#slots) {
-      slot.handleTimeout(now);
-      const { reading } = slot;
-      if (reading?.liveness !== undefined) this.#examine(reading, reading.liveness, now);
-    }
+    this.#handleSlotTick(this.#control, now);
+    for (const slot of this.#data.values()) this.#handleSlotTick(slot, now);
+  }
+
+  #handleSlotTick(slot: Slot<Connection>, now: number): void {
+    slot.handleTimeout(now);
+    const { reading } = slot;
+    if (reading?.liveness !== undefined) this.#examine(reading, reading.liveness, now);
   }
 
   /** Asks a silent connection, and gives up one that does not answer. */
@@ -347,10 +350,6 @@ export class Session {
     this.#log.info('session lost its connection', { code: error?.code });
     if (isOurs) this.#end('peer_disconnect');
     else this.#lose('peer_disconnect');
-  }
-
-  get #slots(): Slot<Connection>[] {
-    return [this.#control, ...this.#data.values()];
   }
 
   #slotOf(connection: Connection): Slot<Connection> | undefined {

@@ -6,6 +6,7 @@
  * is a look-up, a header and a write.
  */
 
+import { Chores } from '../../base/chores.ts';
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import { LoopDelay } from '../../base/histogram.ts';
@@ -103,6 +104,7 @@ export class Worker implements ConnectionHost {
   limits: StageLimits;
   readonly #options: WorkerOptions;
   readonly #sleep: SleepWatch;
+  readonly #chores: Chores;
   readonly #log: Logger;
   readonly #hosts = new HostTable<Session>();
   readonly #sessions = new Map<SessionKey, Session>();
@@ -136,6 +138,7 @@ export class Worker implements ConnectionHost {
     const { mtu, data } = options.config;
     this.#shaping = new Shaping({ mtu, queueBytes: data.queueBytes, queues: this.queues });
     this.strangers = new LogLimit(this.#log, options.clock);
+    this.#chores = new Chores({ failed: (error) => this.#log.error('the end of a connection was not noted', { error }) });
     this.#sleep = new SleepWatch(
       () => options.clock.now(),
       () => options.clock.bootNow(),
@@ -360,6 +363,10 @@ export class Worker implements ConnectionHost {
   refused(connection: Connection, code: string): void {
     if (connection.session === undefined) this.counters.loginFailures += 1;
     this.#refusals[code] = (this.#refusals[code] ?? 0) + 1;
+  }
+
+  later(work: () => void): void {
+    this.#chores.add(work);
   }
 
   connectionClosed(connection: Connection): void {

@@ -1,0 +1,65 @@
+/** Work that can wait: all of it is done, in order, and never much in one turn. Time is a number here. */
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Chores } from './chores.ts';
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+test('a turn of the event loop does as much as its millisecond allows, in order', async () => {
+  let now = 0;
+  const done: number[] = [];
+  const chores = new Chores({ now: () => now, failed: assert.fail });
+  for (let number = 0; number < 10; number += 1) {
+    chores.add(() => {
+      done.push(number);
+      now += 0.3;
+    });
+  }
+  assert.deepEqual(done, [], 'not at once');
+  await turn();
+  assert.deepEqual(done, [0, 1, 2, 3]);
+  assert.equal(chores.size, 6);
+  await turn();
+  assert.equal(done.length, 8);
+  await turn();
+  assert.deepEqual(done, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+  assert.equal(chores.size, 0);
+});
+
+test('work that takes longer than a turn has is done alone, and work may add work', async () => {
+  let now = 0;
+  const done: string[] = [];
+  const chores = new Chores({ now: () => now, failed: assert.fail });
+  const long = (name: string) => () => {
+    done.push(name);
+    now += 5;
+    if (name === 'first') chores.add(long('added'));
+  };
+  chores.add(long('first'));
+  chores.add(long('second'));
+  for (const expected of [['first'], ['first', 'second'], ['first', 'second', 'added']]) {
+    await turn();
+    assert.deepEqual(done, expected);
+  }
+  await turn();
+  assert.equal(done.length, 3);
+});
+
+test('work that throws is told of, and the rest is done', async () => {
+  const errors: unknown[] = [];
+  let isDone = false;
+  const chores = new Chores({ now: () => 0, failed: (error) => errors.push(error) });
+  const broken = new Error('broken');
+  chores.add(() => {
+    throw broken;
+  });
+  chores.add(() => {
+    isDone = true;
+  });
+  await turn();
+  assert.deepEqual(errors, [broken]);
+  assert.ok(isDone);
+});

@@ -1,0 +1,69 @@
+/**
+ * Work that can wait, done a little in each turn of the event loop.
+ *
+ * Hides how much that is. Where thousands of things happen at once, such as the end of all connections, what each of them costs
+ * adds up to a second in which nothing else is done. Here it is done in order, for a millisecond at a time, and what cannot wait goes
+ * on in between. Must not know what the work is.
+ */
+
+/** Of one turn. Longer than most turns without such work, and too short to be felt. */
+const BUDGET_MS = 1;
+
+export interface ChoresOptions {
+  /** Monotonic milliseconds. */
+  now?: () => number;
+  /** Work has thrown; the rest goes on. */
+  failed(error: unknown): void;
+}
+
+export class Chores {
+  readonly #options: ChoresOptions;
+  readonly #now: () => number;
+  #queue: (() => void)[] = [];
+  #next = 0;
+  #isScheduled = false;
+
+  constructor(options: ChoresOptions) {
+    this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
+  }
+
+  /** How much waits. */
+  get size(): number {
+    return this.#queue.length - this.#next;
+  }
+
+  /** To be done behind all that waits, in a later phase of this turn at the soonest. */
+  add(work: () => void): void {
+    this.#queue.push(work);
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#isScheduled) return;
+    this.#isScheduled = true;
+    setImmediate(() => {
+      this.#isScheduled = false;
+      this.#work();
+    });
+  }
+
+  #work(): void {
+    const until = this.#now() + BUDGET_MS;
+    do {
+      const work = this.#queue[this.#next];
+      if (work === undefined) {
+        this.#queue = [];
+        this.#next = 0;
+        return;
+      }
+      this.#next += 1;
+      try {
+        work();
+      } catch (error) {
+        this.#options.failed(error);
+      }
+    } while (this.#now() < until);
+    this.#schedule();
+  }
+}
