@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { runProgram } from '../../test/support/process.ts';
 import { Chores } from './chores.ts';
 
 function turn(): Promise<void> {
@@ -11,7 +12,7 @@ function turn(): Promise<void> {
 test('a turn of the event loop does as much as its millisecond allows, in order', async () => {
   let now = 0;
   const done: number[] = [];
-  const chores = new Chores({ now: () => now, failed: assert.fail });
+  const chores = new Chores(() => now);
   for (let number = 0; number < 10; number += 1) {
     chores.add(() => {
       done.push(number);
@@ -32,7 +33,7 @@ test('a turn of the event loop does as much as its millisecond allows, in order'
 test('work that takes longer than a turn has is done alone, and work may add work', async () => {
   let now = 0;
   const done: string[] = [];
-  const chores = new Chores({ now: () => now, failed: assert.fail });
+  const chores = new Chores(() => now);
   const long = (name: string) => () => {
     done.push(name);
     now += 5;
@@ -48,18 +49,15 @@ test('work that takes longer than a turn has is done alone, and work may add wor
   assert.equal(done.length, 3);
 });
 
-test('work that throws is told of, and the rest is done', async () => {
-  const errors: unknown[] = [];
-  let isDone = false;
-  const chores = new Chores({ now: () => 0, failed: (error) => errors.push(error) });
-  const broken = new Error('broken');
-  chores.add(() => {
-    throw broken;
-  });
-  chores.add(() => {
-    isDone = true;
-  });
-  await turn();
-  assert.deepEqual(errors, [broken]);
-  assert.ok(isDone);
+test('work that throws is an uncaught exception, and keeps nothing else from being done', async () => {
+  const { stdout } = await runProgram(process.execPath, [
+    '--input-type=module',
+    '--eval',
+    `import { Chores } from ${JSON.stringify(new URL('chores.ts', import.meta.url).href)};
+     process.on('uncaughtException', ({ message }) => console.log(message));
+     const chores = new Chores(() => 0);
+     chores.add(() => { throw new Error('broken'); });
+     chores.add(() => console.log('done'));`,
+  ]);
+  assert.equal(stdout, 'broken\ndone\n');
 });

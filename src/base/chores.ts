@@ -9,23 +9,15 @@
 /** Of one turn. Longer than most turns without such work, and too short to be felt. */
 const BUDGET_MS = 1;
 
-export interface ChoresOptions {
-  /** Monotonic milliseconds. */
-  now?: () => number;
-  /** Work has thrown; the rest goes on. */
-  failed(error: unknown): void;
-}
-
 export class Chores {
-  readonly #options: ChoresOptions;
   readonly #now: () => number;
   #queue: (() => void)[] = [];
   #next = 0;
   #isScheduled = false;
 
-  constructor(options: ChoresOptions) {
-    this.#options = options;
-    this.#now = options.now ?? (() => performance.now());
+  /** @param now monotonic milliseconds */
+  constructor(now: () => number = () => performance.now()) {
+    this.#now = now;
   }
 
   /** How much waits. */
@@ -33,7 +25,7 @@ export class Chores {
     return this.#queue.length - this.#next;
   }
 
-  /** To be done behind all that waits, in a later phase of this turn at the soonest. */
+  /** To be done behind all that waits, in a later phase of this turn at the soonest. What it throws is an uncaught exception. */
   add(work: () => void): void {
     this.#queue.push(work);
     this.#schedule();
@@ -58,12 +50,9 @@ export class Chores {
         return;
       }
       this.#next += 1;
-      try {
-        work();
-      } catch (error) {
-        this.#options.failed(error);
-      }
+      // In case that this work throws.
+      this.#schedule();
+      work();
     } while (this.#now() < until);
-    this.#schedule();
   }
 }

@@ -51,6 +51,8 @@ const TICK_MS = 1000;
 const MAX_REASON = 256;
 /** Auth hears so often of what sessions carry. */
 const REPORT_TICKS = 5;
+/** So many sessions are looked at in one piece: all may have to be asked at once whether they live. */
+const SESSIONS_PER_STEP = 16;
 
 /** The devices a worker reads and writes. */
 export interface WorkerDevices {
@@ -104,7 +106,7 @@ export class Worker implements ConnectionHost {
   limits: StageLimits;
   readonly #options: WorkerOptions;
   readonly #sleep: SleepWatch;
-  readonly #chores: Chores;
+  readonly #chores = new Chores();
   readonly #log: Logger;
   readonly #hosts = new HostTable<Session>();
   readonly #sessions = new Map<SessionKey, Session>();
@@ -122,6 +124,9 @@ export class Worker implements ConnectionHost {
   /** What the sessions that have ended had carried. */
   readonly #ended: SessionTraffic = { receivedBytes: 0, receivedPackets: 0, sentBytes: 0, sentPackets: 0 };
   #ticks = 0;
+  /** Sessions are being looked at; what the machine slept since they began to be. */
+  #isLooking = false;
+  #sleptMs = 0;
   #nextConnection = 0;
   #tick: NodeJS.Timeout | undefined;
   #isStopping = false;
@@ -138,7 +143,6 @@ export class Worker implements ConnectionHost {
     const { mtu, data } = options.config;
     this.#shaping = new Shaping({ mtu, queueBytes: data.queueBytes, queues: this.queues });
     this.strangers = new LogLimit(this.#log, options.clock);
-    this.#chores = new Chores({ failed: (error) => this.#log.error('the end of a connection was not noted', { error }) });
     this.#sleep = new SleepWatch(
       () => options.clock.now(),
       () => options.clock.bootNow(),
@@ -426,13 +430,34 @@ export class Worker implements ConnectionHost {
     if (sleptMs > 0) this.#log.warn('this machine slept', { seconds: Math.round(sleptMs / 1000) });
     this.#ticks += 1;
     this.#plane?.handleTick();
-    const isReport = this.#ticks % REPORT_TICKS === 0;
-    for (const session of this.#sessions.values()) {
-      session.handleTick(now, sleptMs);
-      if (isReport) this.#tellTraffic(session);
-    }
+    this.#sleptMs += sleptMs;
+    if (!this.#isLooking) this.#lookAtSessions();
     for (const connection of this.#connections) connection.handleTick(now, this.limits);
     this.#reportUsage();
+  }
+
+  /** A few at a time, or packets would wait behind thousands. */
+  #lookAtSessions(): void {
+    this.#isLooking = true;
+    const isReport = this.#ticks % REPORT_TICKS === 0;
+    const sleptMs = this.#sleptMs;
+    this.#sleptMs = 0;
+    // Those that come meanwhile have not slept.
+    const sessions = sleptMs > 0 ? [...this.#sessions.values()].values() : this.#sessions.values();
+    const step = (): void => {
+      const now = this.#options.clock.now();
+      for (let count = 0; count < SESSIONS_PER_STEP; count += 1) {
+        const { value: session } = sessions.next();
+        if (session === undefined) {
+          this.#isLooking = false;
+          return;
+        }
+        session.handleTick(now, sleptMs);
+        if (isReport) this.#tellTraffic(session);
+      }
+      this.later(step);
+    };
+    step();
   }
 
   #reportUsage(): void {
