@@ -6,7 +6,13 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { systemClock } from '../src/base/clock.ts';
 import { VpnError } from '../src/base/errors.ts';
-import type { GatewayInit, GatewayInitResult, GatewaySource, StoreCopyResult } from '../src/cli/host.ts';
+import type {
+  GatewayInit,
+  GatewayInitResult,
+  GatewaySource,
+  RunningProcess,
+  StoreCopyResult,
+} from '../src/cli/host.ts';
 import { type GatewayApi, gatewayOperations, RUNNING_ONLY } from '../src/control/operations.ts';
 import { answers, connectControl } from '../src/control/socket.ts';
 import { createAdministration } from '../src/gateway/administration.ts';
@@ -18,6 +24,7 @@ import { readGatewayConfig, statePaths } from '../src/gateway/layout.ts';
 import { openPool } from '../src/gateway/pool.ts';
 import { GatewayState, placeOfStore } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
+import { ProcessTree } from '../src/os/process-tree.ts';
 import { gatewayUnit } from '../src/os/systemd-unit.ts';
 import { backUp, restore } from '../src/store/backup.ts';
 import { configFileOf, presentConfigFileOf } from './gateway-source.ts';
@@ -89,6 +96,13 @@ export async function policyWorld(state: string): Promise<PolicyWorld> {
   await using gateway = await openGateway({ state });
   const groups = new Map((await gateway['user.list']({})).map((user) => [user.name, user.groups]));
   return { pool, groupsOfUser: (user) => groups.get(user) ?? [] };
+}
+
+/** Which processes of a gateway still run. */
+export async function watchProcesses(pid: number): Promise<() => readonly RunningProcess[]> {
+  const tree = new ProcessTree(pid);
+  // The number of one in a container is here that of somebody else.
+  return /\bserver run\b/.test(tree.command) ? () => tree.left() : () => [];
 }
 
 /** The running gateway's operations, or, where none runs, those on its state directory. */

@@ -18,6 +18,7 @@ export async function main(): Promise<void> {
   const examination = () => import('../src/client/profile-examination.ts');
   const host: CliHost = {
     openGateway: async (source) => (await gateway()).openGateway(source),
+    watchProcesses: async (pid) => (await gateway()).watchProcesses(pid),
     initGateway: async (init) => (await gateway()).makeGateway(init),
     checkGateway: async (source) => (await gateway()).checkGateway(source),
     backupStore: async (source, file, force) => (await gateway()).backupStore(source, file, force),

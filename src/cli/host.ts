@@ -164,6 +164,11 @@ export interface StoreCopyResult {
   readonly replaced?: string;
 }
 
+export interface RunningProcess {
+  readonly pid: number;
+  readonly command: string;
+}
+
 /** What was gathered for somebody who helps. */
 export interface BundleResult {
   readonly folder: string;
@@ -206,6 +211,11 @@ export interface PolicyTrial {
 export interface CliHost {
   /** The gateway's operations: of the running daemon, else of its state directory. Dispose of it after use. */
   openGateway(source: GatewaySource): Promise<GatewayApi & AsyncDisposable>;
+  /**
+   * Watches the processes of a gateway, by the number of its first; what it returns tells which still run. None where that
+   * number is not a gateway's, as where it runs in a container.
+   */
+  watchProcesses(pid: number): Promise<() => readonly RunningProcess[]>;
   initGateway(init: GatewayInit): Promise<GatewayInitResult>;
   /** Checks the configuration and returns it as text, opening nothing. */
   checkGateway(source: GatewaySource): Promise<string>;

@@ -9,6 +9,7 @@ import { drainCommand } from './drain.ts';
 import type { CliHost, StoreCopyResult } from './host.ts';
 import { gatewayConfig, gatewayState, hostAndPort, jsonOutput, list, stateHint } from './options.ts';
 import { facts, formatAge, formatBytes, good, type OutputOptions, print, table, warning } from './output.ts';
+import { stopCommand } from './stop.ts';
 
 interface StateOptions extends OutputOptions {
   state: string;
@@ -312,15 +313,7 @@ Example:
       print(await gateway['server.replaceWorkers']({}), options, ({ replaced }) => `${replaced} workers were replaced`);
     });
 
-  command
-    .command('stop')
-    .description('end the gateway and put the machine back as it was')
-    .addOption(gatewayState())
-    .addOption(jsonOutput())
-    .action(async (options: StateOptions) => {
-      await using gateway = await host.openGateway(options);
-      print(await gateway['server.stop']({}), options, ({ sessions }) => `stopping; ${sessions} sessions were live`);
-    });
+  command.addCommand(stopCommand(host));
 
   return command;
 }

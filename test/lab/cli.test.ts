@@ -1,12 +1,23 @@
 /** The command line as a person and a program meet it: statuses, help, JSON, messages, and no secret anywhere. */
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { chown, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, COMMAND, Deployment, INNER, labOptions, OUTER, PORT, startPeer } from './deployment.ts';
+import {
+  BEHIND,
+  type Client,
+  COMMAND,
+  Deployment,
+  INNER,
+  labOptions,
+  OUTER,
+  PORT,
+  type ServerStatus,
+  startPeer,
+} from './deployment.ts';
 import { processesOfRun, type RunResult, run } from './process.ts';
 
 /** `nobody`, everywhere. */
@@ -311,7 +322,12 @@ describe('with a gateway', labOptions({ setpriv: 'util-linux' }), () => {
       { ready: /^ready$/m },
     );
     assert.equal(await nameIn('--config', deployment.configFile), true, 'one that runs has its own');
+    const { pid } = await deployment.ask<ServerStatus>('server', 'status');
+    const processes = (await run(['pgrep', '--parent', String(pid)])).stdout.trim().split('\n');
+    assert.ok(processes.length >= 2, processes.join());
     assert.equal((await gateway('server', 'stop')).status, 0);
+    for (const child of processes)
+      assert.ok(!existsSync(`/proc/${child}`), `${child} runs when it is said to be stopped`);
     assert.equal(await started.exited, 0);
     assert.deepEqual([await nameIn(), await nameIn('--config', deployment.configFile)], [true, false]);
     await rm(other);

@@ -51,6 +51,7 @@ step upgraded customvpn --version
 step kept customvpn user list
 step remove dpkg -r customvpn
 step stopped sh -c '! pgrep -f "server [r]un"'
+step ended sh -c '! pgrep -a -u customvpn-auth,customvpn-worker'
 step links ip -o link
 step state ls /var/lib/customvpn/server.toml
 step purge dpkg -P customvpn
@@ -78,7 +79,7 @@ describe('the Debian package', labOptions({ 'dpkg-deb': 'dpkg', unshare: 'util-l
   let folder: string;
   const steps = new Map<string, Step>();
   let left: string[] = [];
-  let kept: string[] = [];
+  let removed: string[] = [];
 
   before(async () => {
     folder = mkdtempSync(join(tmpdir(), 'customvpn-package-'));
@@ -120,14 +121,14 @@ printf '\\n==== removed\\n'; find . -mindepth 1 -type c -printf '%P\\n'`;
       ],
       { timeoutMs: 240_000 },
     );
-    const [life_ = '', after_ = '', removed = ''] = stdout.split(/^==== \w+$/m);
+    const [life_ = '', after_ = '', gone_ = ''] = stdout.split(/^==== \w+$/m);
     for (const [, name = '', said = '', status] of life_.matchAll(/^== (\S+)\n([\s\S]*?)\n-- (\d+)$/gm)) {
       steps.set(name, { status: Number(status), said: said.trim() });
     }
     const files = (text: string): string[] =>
       text.split('\n').filter((file) => file !== '' && !NOT_OURS.some((pattern) => pattern.test(file)));
     left = files(after_);
-    kept = files(removed);
+    removed = files(gone_);
   });
   after(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -166,6 +167,7 @@ printf '\\n==== removed\\n'; find . -mindepth 1 -type c -printf '%P\\n'`;
   test('is removed: the gateway ends, the machine is as before, the state is kept', () => {
     good('remove');
     good('stopped');
+    good('ended');
     assert.doesNotMatch(good('links'), /cvpn/);
     good('state');
   });
@@ -173,10 +175,13 @@ printf '\\n==== removed\\n'; find . -mindepth 1 -type c -printf '%P\\n'`;
   test('is purged: nothing is left of it, and nothing of the machine is gone', () => {
     good('purge');
     const gone = steps.get('gone');
-    assert.ok(gone !== undefined && gone.status !== 0);
-    assert.doesNotMatch(gone.said.replaceAll(/^ls: .*$/gm, ''), /customvpn/);
-    assert.deepEqual(left, []);
-    assert.deepEqual(kept, []);
+    const said = ['remove', 'stopped', 'ended', 'purge', 'gone']
+      .map((name) => `${name} (${steps.get(name)?.status}): ${steps.get(name)?.said}`)
+      .join('\n');
+    assert.ok(gone !== undefined && gone.status !== 0, said);
+    assert.doesNotMatch(gone.said.replaceAll(/^ls: .*$/gm, ''), /customvpn/, said);
+    assert.deepEqual(left, [], `left: ${left.join(' ')}\n${said}`);
+    assert.deepEqual(removed, [], `removed: ${removed.join(' ')}\n${said}`);
   });
 });
 
