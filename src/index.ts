@@ -42,6 +42,7 @@ export { type Profile, parseProfile, readProfile, withoutToken, writeProfile } f
 export type { Administration } from './gateway/administration.ts';
 export type { LoginFacts } from './gateway/auth/rights.ts';
 export type { GatewayConfig, GatewayOptions } from './gateway/config.ts';
+export type { EndedHookSession, GatewayHooks, HookPolicy, HookSession, HookVerdict } from './gateway/hooks.ts';
 export { type InitOptions, initGateway } from './gateway/init.ts';
 export { readGatewayConfig } from './gateway/layout.ts';
 export {

@@ -40,6 +40,8 @@ const PURE_PACKAGES: readonly { package: string; files: RegExp }[] = [
 ];
 
 const FFI_FILE = 'src/os/ffi.ts';
+/** Loads a file of the operator's, in a process of its own. */
+const FOREIGN_CODE_FILE = 'src/gateway/auth/hooks-child.ts';
 
 /** Words that mean time, chance, input and output, or waiting: none of a pure folder's business. */
 const IMPURE_WORDS = [
@@ -103,6 +105,7 @@ function brokenImports(files: Files): string[] {
     const allowed = MAY_IMPORT[room];
     if (allowed === undefined) broken.push(`${at}: the folder ${room} is not in the table`);
     if (specifier === undefined) {
+      if (file === FOREIGN_CODE_FILE) continue;
       broken.push(`${at}: an import whose name is computed cannot be checked`);
     } else if (target === 'node:ffi' || target === 'ffi') {
       if (file !== FFI_FILE) broken.push(`${at}: only ${FFI_FILE} imports node:ffi`);

@@ -18,6 +18,7 @@ import { profileCommand } from './profile.ts';
 import { serverCommand } from './server.ts';
 import { completionsCommand, manualCommand } from './shell.ts';
 import { userCommand } from './user.ts';
+import { webhookCommand } from './webhook.ts';
 
 const USAGE_STATUS = 64;
 
@@ -49,6 +50,7 @@ What this machine lacks:
     policyCommand(host),
     pkiCommand(host),
     auditCommand(host),
+    webhookCommand(host),
     clientCommand(host),
     doctorCommand(host),
     completionsCommand(program),

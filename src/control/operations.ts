@@ -384,6 +384,46 @@ export const gatewayOperations = {
     }),
     output: z.array(auditRecord),
   },
+  'webhook.list': {
+    input: none,
+    output: z.array(
+      z.object({
+        name: z.string(),
+        target: z.string().describe('scheme, host and port'),
+        events: z.array(z.string()).describe('empty: all'),
+        state: z.enum(['idle', 'sending', 'failing']),
+        waiting: counter.describe('events that are still to be told'),
+        dead: counter.describe('events that were put aside'),
+        delivered: counter.describe('since the start'),
+        failed: counter.describe('requests, since the start'),
+        lastDeliveredAt: instant.nullable(),
+        nextTryAt: instant.nullable(),
+        lastError: z.string().nullable(),
+      }),
+    ),
+  },
+  'webhook.test': {
+    input: z.strictObject({ name }),
+    output: z.object({ status: counter.nullable(), ms: counter, error: z.string().nullable() }),
+    isLong: true,
+  },
+  'webhook.dead': {
+    input: z.strictObject({ name: name.optional(), limit: z.int().min(1).max(1000).default(100) }),
+    output: z.array(
+      z.object({
+        webhook: z.string(),
+        at: instant.describe('when it was put aside'),
+        tries: counter,
+        why: z.string(),
+        record: auditRecord.nullable(),
+        id: z.string().describe('of the record'),
+      }),
+    ),
+  },
+  'webhook.retry': {
+    input: z.strictObject({ name: name.optional(), id: z.string().min(1).max(64).optional() }),
+    output: z.object({ queued: counter }),
+  },
   'pki.show': { input: none, output: z.array(certificate) },
   'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },
   'pki.revoke': { input: z.strictObject({ serial: z.string() }), output: z.object({ certificate, kicked: counter }) },
@@ -412,6 +452,10 @@ export const RUNNING_ONLY = [
   'session.kick',
   'admin.link',
   'admin.sessions',
+  'webhook.list',
+  'webhook.test',
+  'webhook.dead',
+  'webhook.retry',
 ] as const satisfies readonly (keyof typeof gatewayOperations)[];
 
 const clientError = z.object({ code: z.string(), message: z.string() });

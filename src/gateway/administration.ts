@@ -112,10 +112,16 @@ export function createAdministration(
       return [...counts].sort().map(([name, users]) => ({ name, users, role: roleOf([name], config().admin) ?? null }));
     },
     'server.settings': async () => {
-      const { camouflage, ...values } = config();
+      const { camouflage, webhooks, ...values } = config();
+      // What follows the host is often a secret of the receiver's.
+      const shown = Object.entries(webhooks).map(([name, hook]) => [name, { ...hook, url: new URL(hook.url).origin }]);
       return {
         // Whoever knows the path finds the tunnel.
-        values: { ...values, ...(camouflage === undefined ? {} : { camouflage: '(secret)' }) },
+        values: {
+          ...values,
+          webhooks: Object.fromEntries(shown),
+          ...(camouflage === undefined ? {} : { camouflage: '(secret)' }),
+        },
         reloadable: [...RELOADABLE_KEYS],
       };
     },

@@ -74,6 +74,19 @@ for (const [kind, text] of Object.entries(MINIMAL_BACKENDS)) {
   });
 }
 
+test('every key of a webhook is documented with its true default', () => {
+  const text = '[webhooks.x]\nurl = "https://a.example"\nsecretFile = "secret"\n';
+  const parsed = parseConfig(text, gatewayConfigSchema, 'x').webhooks.x ?? {};
+  const keys = Object.keys(gatewayConfigSchema.shape.webhooks.unwrap().valueType.shape);
+  for (const key of keys) {
+    const value: unknown = text.includes(`\n${key} =`) ? undefined : Reflect.get(parsed, key);
+    const expected = value === undefined ? '–' : `\`${JSON.stringify(value)}\``;
+    assert.equal(documentedDefault(`webhooks.NAME.${key}`), expected, key);
+  }
+  const documented = [...documentation.matchAll(/`webhooks\.NAME\.(\w+)`/g)].map(([, key]) => key);
+  assert.deepEqual([...documented].sort(), keys.sort());
+});
+
 test('exactly the keys that a reload applies are marked so', () => {
   const marked = documentation.split('\n').filter((line) => line.startsWith('| `') && line.includes('_reload_'));
   const keys = marked.map((line) => line.split('`')[1]?.split('.')[0]);

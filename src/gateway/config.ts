@@ -148,6 +148,38 @@ const backend = z.discriminatedUnion('kind', [ldapBackend, oidcBackend, radiusBa
   error: 'expected kind = "ldap", "oidc" or "radius"',
 });
 
+const outsideUrl = z
+  .url({ protocol: /^https?$/, error: 'expected https://HOST/…' })
+  .max(2048)
+  .refine((value) => !URL.parse(value)?.username && !URL.parse(value)?.password, 'expected no user or password in it');
+const ONLY_TLS = {
+  path: ['url'],
+  message: 'expected https://; http:// needs insecure = true: anybody on the way reads along',
+};
+const eventName = z
+  .string()
+  .regex(
+    /^[a-z]+(?:\.[a-z_]+)?$/,
+    'expected an event such as login.refused, or the first part of several, such as session',
+  );
+
+const webhook = z
+  .strictObject({
+    url: outsideUrl,
+    secretFile: text.describe('what requests are signed with'),
+    events: z
+      .array(eventName)
+      .max(64)
+      .default([])
+      .describe('events of the audit record, or their first parts; empty: all'),
+    caFile: text.optional().describe('in place of the CAs of this machine'),
+    insecure: z.boolean().default(false).describe('allow http://'),
+    timeoutSeconds: seconds(1, 60).default(10).describe('for one request'),
+    tries: z.int().min(1).max(20).default(8).describe('requests for one event before it is put aside'),
+    keepHours: z.int().min(1).max(720).default(24).describe('an event that is older is put aside'),
+  })
+  .refine(({ url, insecure }) => insecure || url.startsWith('https:'), ONLY_TLS);
+
 export const gatewayConfigSchema = z.strictObject({
   address: z.string().max(64).default('::').describe('address to listen on; "::" takes IPv4 too'),
   port: z.number().int().min(0).max(65_535).default(443),
@@ -426,6 +458,25 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  webhooks: z
+    .record(
+      z.string().regex(/^[a-z][a-z0-9_-]{0,31}$/, 'expected a name of at most 32 lower-case letters, digits, - or _'),
+      webhook,
+    )
+    .default({})
+    .describe('programs that are told what goes into the audit record'),
+
+  hook: z
+    .strictObject({
+      file: text.optional().describe('TypeScript or JavaScript file with functions that are asked and told'),
+      timeoutSeconds: seconds(1, 20).default(5).describe('for an answer'),
+      onFailure: z
+        .enum(['deny', 'allow'])
+        .default('deny')
+        .describe('what a login or a policy comes to when its function fails'),
+    })
+    .prefault({}),
+
   admin: z
     .strictObject({
       listen: endpoint.optional().describe('address and port of the admin page and its API'),
@@ -539,12 +590,16 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
     ...(config.crlFile === undefined ? {} : { crlFile: absolute(config.crlFile) }),
     ...(config.policyFile === undefined ? {} : { policyFile: absolute(config.policyFile) }),
     backends: Object.fromEntries(
-      Object.entries(config.backends).map(([name, options]) => [name, resolveBackendFiles(options, absolute)]),
+      Object.entries(config.backends).map(([name, options]) => [name, resolveOwnFiles(options, absolute)]),
+    ),
+    hook: config.hook.file === undefined ? config.hook : { ...config.hook, file: absolute(config.hook.file) },
+    webhooks: Object.fromEntries(
+      Object.entries(config.webhooks).map(([name, options]) => [name, resolveOwnFiles(options, absolute)]),
     ),
   };
 }
 
-function resolveBackendFiles(options: BackendConfig, absolute: (file: string) => string): BackendConfig {
+function resolveOwnFiles<T extends object>(options: T, absolute: (file: string) => string): T {
   const files = ['caFile', 'bindPasswordFile', 'clientSecretFile', 'secretFile'];
   const made = Object.entries(options).map(([key, value]) => [
     key,

@@ -51,6 +51,7 @@ import { Sources } from '../store/sources.ts';
 import { openStore, type Store } from '../store/store.ts';
 import { UsageRecord } from '../store/usage.ts';
 import { Vault } from '../store/vault.ts';
+import { WebhookRecord } from '../store/webhooks.ts';
 import { sourceOf } from '../transport/endpoint.ts';
 import type { GatewayConfig } from './config.ts';
 import { readGatewayConfig, statePaths } from './layout.ts';
@@ -110,6 +111,7 @@ export class GatewayState implements AsyncDisposable {
   readonly audit: Audit;
   readonly sessions: Sessions;
   readonly usage: UsageRecord;
+  readonly webhooks: WebhookRecord;
   readonly sources: Sources;
   readonly passwords: Passwords;
   readonly secondFactors: SecondFactors;
@@ -157,6 +159,7 @@ export class GatewayState implements AsyncDisposable {
     this.operators = new Operators({ ...shared, passwords, secondFactors, accessTokens, bans });
     this.sessions = new Sessions({ ...shared, vault });
     this.usage = new UsageRecord(store);
+    this.webhooks = new WebhookRecord(store);
     this.sources = new Sources({ store, vault, clock });
     const common = [
       new DeviceStep(store),

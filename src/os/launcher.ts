@@ -140,7 +140,7 @@ export class Launcher {
    * @param confinement the only files that it can reach then, as root and later; it can start nothing but `program[0]`
    */
   commandAsRoot(program: readonly [string, ...string[]], confinement?: Confinement): LaunchCommand {
-    const argv = confinement === undefined ? program : confined(program, confinement);
+    const argv = confinement === undefined ? program : confinedProgram(program, confinement);
     const [file, ...args] = argv;
     if (this.#setpriv === undefined) return { file, args, options: {} };
     return {
@@ -172,7 +172,7 @@ export class Launcher {
     confinement?: Confinement,
   ): LaunchCommand {
     for (const path of [program[0], ...reads]) checkReach({ uid, gid }, path);
-    const argv = confinement === undefined ? program : confined(program, confinement);
+    const argv = confinement === undefined ? program : confinedProgram(program, confinement);
     const [file, ...args] = argv;
     if (this.#setpriv === undefined) return { file, args, options: { uid, gid } };
     return {
@@ -194,7 +194,11 @@ export class Launcher {
   }
 }
 
-function confined(program: readonly [string, ...string[]], confinement: Confinement): [string, ...string[]] {
+/** The command line that runs a program confined to files, with the rights of whoever starts it. */
+export function confinedProgram(
+  program: readonly [string, ...string[]],
+  confinement: Confinement,
+): [string, ...string[]] {
   const files: FileAccess = {
     read: [...EVERYBODY.read, ...CODE, ...confinement.read],
     write: [...EVERYBODY.write, ...confinement.write],

@@ -7,7 +7,7 @@
 
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { randomBytes } from 'node:crypto';
-import { type Insertable, sql } from 'kysely';
+import { type Insertable, type Selectable, sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import { prepare } from './prepared.ts';
 import type { Schema } from './schema.ts';
@@ -166,16 +166,42 @@ export class Audit {
       select = select.where((build) => build.or([build('event', '=', event), build(start, '=', `${event}.`)]));
     }
     const rows = await select.execute();
-    return rows.reverse().map((row) => ({
-      id: row.id,
-      at: Number(row.at),
-      event: row.event as AuditEvent,
-      user: row.user ?? undefined,
-      device: row.device ?? undefined,
-      source: row.source ?? undefined,
-      reason: row.reason ?? undefined,
-      detail: JSON.parse(row.detail) as Record<string, string | number>,
-    }));
+    return rows.reverse().map(recordOf);
+  }
+
+  /** The first rows after one, oldest first, of those that were written before `until`. @param after its id */
+  async next(after: string, until: number, limit: number): Promise<AuditRecord[]> {
+    const rows = await this.#store.db
+      .selectFrom('audit')
+      .selectAll()
+      .where('id', '>', after)
+      .where('at', '<', until)
+      .orderBy('id')
+      .limit(limit)
+      .execute();
+    return rows.map(recordOf);
+  }
+
+  /** The rows with these ids, as far as there are any. */
+  async find(ids: readonly string[]): Promise<AuditRecord[]> {
+    if (ids.length === 0) return [];
+    const rows = await this.#store.db
+      .selectFrom('audit')
+      .selectAll()
+      .where('id', 'in', [...ids])
+      .execute();
+    return rows.map(recordOf);
+  }
+
+  /** How many rows there are after one, by event. @param after its id */
+  async countAfter(after: string): Promise<Map<string, number>> {
+    const rows = await this.#store.db
+      .selectFrom('audit')
+      .select(['event', sql<number>`count(*)`.as('count')])
+      .where('id', '>', after)
+      .groupBy('event')
+      .execute();
+    return new Map(rows.map(({ event, count }) => [event, Number(count)]));
   }
 
   /** Milliseconds and a counter keep the order of one writer; the random end, its own, keeps two writers apart. */
@@ -188,6 +214,19 @@ export class Audit {
 /** Below the ids of all records of this time and later. @param at milliseconds since the Unix epoch */
 export function firstIdOf(at: number): string {
   return hex(Math.max(0, Math.trunc(at)), 12);
+}
+
+function recordOf(row: Selectable<Schema['audit']>): AuditRecord {
+  return {
+    id: row.id,
+    at: Number(row.at),
+    event: row.event as AuditEvent,
+    user: row.user ?? undefined,
+    device: row.device ?? undefined,
+    source: row.source ?? undefined,
+    reason: row.reason ?? undefined,
+    detail: JSON.parse(row.detail) as Record<string, string | number>,
+  };
 }
 
 function hex(value: number, digits: number): string {

@@ -156,6 +156,22 @@ export interface Schema {
     banned: number;
     forget_at: number;
   };
+  /** How far a webhook has got in the audit record. */
+  webhook_progress: {
+    /** As the configuration names it. */
+    webhook: string;
+    /** Id of the last record that needs no more work; empty: none. */
+    after_id: string;
+  };
+  /** Records that a webhook was not told of, and will not be unless somebody asks for it. */
+  webhook_dead: {
+    webhook: string;
+    /** Id of the record. */
+    record_id: string;
+    died_at: number;
+    tries: number;
+    why: string;
+  };
   /** The rules in force when the gateway last looked, by their key in the configuration. */
   policy: {
     key: string;
@@ -195,6 +211,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0009_policy': { up: policy },
   '0010_usage': { up: usage },
   '0011_audit_retention': { up: auditRetention },
+  '0012_webhooks': { up: webhooks },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -384,6 +401,23 @@ async function usage(db: Kysely<unknown>): Promise<void> {
     .addColumn('period', 'text', (column) => column.notNull())
     .addColumn('bytes', 'bigint', (column) => column.notNull())
     .addPrimaryKeyConstraint('usage_key', ['account', 'period'])
+    .execute();
+}
+
+async function webhooks(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('webhook_progress')
+    .addColumn('webhook', 'text', (column) => column.primaryKey())
+    .addColumn('after_id', 'text', (column) => column.notNull())
+    .execute();
+  await db.schema
+    .createTable('webhook_dead')
+    .addColumn('webhook', 'text', (column) => column.notNull())
+    .addColumn('record_id', 'text', (column) => column.notNull())
+    .addColumn('died_at', 'bigint', (column) => column.notNull())
+    .addColumn('tries', 'integer', (column) => column.notNull())
+    .addColumn('why', 'text', (column) => column.notNull())
+    .addPrimaryKeyConstraint('webhook_dead_key', ['webhook', 'record_id'])
     .execute();
 }
 

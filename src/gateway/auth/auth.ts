@@ -59,6 +59,8 @@ export interface AuthOptions {
   events?: SessionEvents;
   /** May still refuse what the login steps have accepted; an error refuses, too. */
   authorize?: ((login: LoginFacts) => boolean | Promise<boolean>) | undefined;
+  /** The operator's own function. Never rejects. */
+  askHook?(login: LoginFacts): Promise<{ readonly allow: boolean; readonly reason: string } | undefined>;
 }
 
 interface JudgedLogin extends RightsHolder {
@@ -75,8 +77,8 @@ export class Auth {
   readonly proxies: ProxyGrants;
   readonly #options: AuthOptions;
   readonly #log: Logger;
-  readonly #judged = new Set<JudgedLogin>();
   readonly #lines: LogLimit;
+  readonly #judged = new Set<JudgedLogin>();
   #config: GatewayConfig;
   /** Nobody new is let in; those that have a session may resume it. */
   isDraining = false;
@@ -87,7 +89,7 @@ export class Auth {
     this.#log = options.log.child({ component: 'auth' });
     const { authenticator, sessions, pool, primitives, clock, events } = options;
     this.#lines = new LogLimit(this.#log, clock);
-    const isAuthorized = (login: LoginFacts) => this.#isAuthorized(login);
+    const objection = (login: LoginFacts) => this.#objection(login);
     const standing = async (user: string) => await options.standing?.(user);
     this.sessions = new SessionBook({
       ...{ config: options.config, sessions, pool, primitives, clock, log: this.#log, events },
@@ -96,13 +98,13 @@ export class Auth {
       over: (key) => this.proxies.endSession(key),
     });
     this.resumption = new Resumption({
-      ...{ book: this.sessions, clock, authenticator, sessions, primitives, isAuthorized, standing },
+      ...{ book: this.sessions, clock, authenticator, sessions, primitives, objection, standing },
       lines: this.#lines,
       isCertificateOf: (user, certificate) => options.isCertificateOf?.(user, certificate) === true,
       isRevoked: (peer) => this.#isRevoked(peer),
     });
     this.proxies = new ProxyGrants({
-      ...{ logins: options.proxyLogins, primitives, clock, log: options.log, isAuthorized, standing },
+      ...{ logins: options.proxyLogins, primitives, clock, log: options.log, objection, standing },
       findSession: (key) => {
         const session = this.sessions.get(key);
         return session === undefined ? undefined : { holder: holderOf(session), binding: session.binding };
@@ -187,7 +189,7 @@ export class Auth {
     peer: LoginPeer,
     message = '',
   ): Promise<LoginVerdict> {
-    this.#log.warn(`login refused: ${reason}`, { user: who.user, peer: peer.remote, code });
+    this.#lines.write('warn', 'overruled', `login refused: ${reason}`, { user: who.user, peer: peer.remote, code });
     await this.#options.authenticator.recordOverruled(who, peer, reason);
     return { accepted: false, code, message };
   }
@@ -208,9 +210,8 @@ export class Auth {
     if (!isAsked && (await this.#options.standing?.(user)) === 'gone') {
       return await overrule('rejected', 'the account is gone at its source');
     }
-    if (!(await this.#isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
-      return await overrule('rejected', 'the application does not authorize it');
-    }
+    const objection = await this.#objection({ user, groups, device, remote: peer.remote, ...certificateName(peer) });
+    if (objection !== undefined) return await overrule('rejected', objection);
     // Its handshake may have been before the revocation.
     if (this.#isRevoked(peer)) return await overrule('certificate_revoked', 'the client certificate was revoked');
     const { perUser, whenFull } = this.#config.session;
@@ -293,14 +294,16 @@ export class Auth {
     return certificate !== undefined && this.#options.isRevoked?.(certificate) === true;
   }
 
-  async #isAuthorized(login: LoginFacts): Promise<boolean> {
-    const { authorize } = this.#options;
-    if (authorize === undefined) return true;
+  /** Why the application or the operator's hook does not want it; undefined: they do. */
+  async #objection(login: LoginFacts): Promise<string | undefined> {
+    const { authorize, askHook } = this.#options;
     try {
-      return (await authorize(login)) === true;
+      if (authorize !== undefined && (await authorize(login)) !== true) return 'the application does not authorize it';
     } catch (error) {
       this.#log.error('the login hook failed; the login is refused', { user: login.user, error });
-      return false;
+      return 'the application does not authorize it';
     }
+    const answer = await askHook?.(login);
+    return answer === undefined || answer.allow ? undefined : answer.reason;
   }
 }

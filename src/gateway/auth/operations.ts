@@ -9,6 +9,7 @@ import { VpnError } from '../../base/errors.ts';
 import type { DrainInfo, GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
 import { pageOf } from '../../control/page.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
+import { auditInfo } from '../administration.ts';
 import type { GatewayConfig } from '../config.ts';
 import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
 import type { DrainProgress } from './draining.ts';
@@ -89,7 +90,34 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
         ({ id }) => id,
         ({ id, user, device, addresses, peer }) => [id, user, device, peer, ...addresses],
       ),
+    ...webhookOperations(service),
     'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
+  };
+}
+
+function webhookOperations({
+  webhooks,
+}: AuthService): Pick<GatewayApi, Extract<keyof GatewayApi, `webhook.${string}`>> {
+  const instant = (at: number | undefined) => (at === undefined ? null : new Date(at).toISOString());
+  return {
+    'webhook.list': async () =>
+      (await webhooks.list()).map((state) => ({
+        ...state,
+        events: [...state.events],
+        lastDeliveredAt: instant(state.lastDeliveredAt),
+        nextTryAt: instant(state.nextTryAt),
+        lastError: state.lastError ?? null,
+      })),
+    'webhook.test': async ({ name }) => {
+      const { status, ms, error } = await webhooks.test(name);
+      return { status: status ?? null, ms, error: error ?? null };
+    },
+    'webhook.dead': async ({ name, limit = 100 }) =>
+      (await webhooks.dead(name, limit)).map(({ letter: { webhook, at, tries, why, record: id }, record }) => ({
+        ...{ webhook, at: new Date(at).toISOString(), tries, why, id },
+        record: record === undefined ? null : auditInfo(record),
+      })),
+    'webhook.retry': async ({ name, id }) => ({ queued: await webhooks.retry(name, id) }),
   };
 }
 

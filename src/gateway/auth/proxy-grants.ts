@@ -13,6 +13,7 @@ import type { ProxyCredentials, ProxyLogin, ProxyLogins } from '../../identity/p
 import type { Holder as PolicyHolder } from '../../policy/access.ts';
 import type { Primitives } from '../../protocol/keys.ts';
 import { answerProxyClaim, type ProxyBinding } from '../../protocol/proxy-binding.ts';
+import { LogLimit } from '../../transport/log-limit.ts';
 import type {
   ProxyGrant,
   ProxyKey,
@@ -43,8 +44,8 @@ export interface ProxyGrantsParts {
   ): { readonly holder: PolicyHolder; readonly binding: ProxyBinding | undefined } | undefined;
   /** Whether the account is still good at its source. */
   standing(user: string): Promise<Standing | undefined>;
-  /** The application's word. */
-  isAuthorized(login: LoginFacts): Promise<boolean>;
+  /** Why the application or the operator's hook does not want it. */
+  objection(login: LoginFacts): Promise<string | undefined>;
   /** Asks for a verdict, and grants on yes; not when the right has been taken away meanwhile. */
   judging<T>(holder: RightsHolder, judge: () => Promise<boolean>, grant: () => T): Promise<T | undefined>;
   /** Streams of a user have carried so many bytes more. */
@@ -85,6 +86,7 @@ export interface ProxyLoginInfo extends StreamTraffic {
 export class ProxyGrants {
   readonly #parts: ProxyGrantsParts;
   readonly #log: Logger;
+  readonly #lines: LogLimit;
   /** By session, or by token. */
   readonly #holders = new Map<string, Holder>();
   readonly #byKey = new Map<ProxyKey, string>();
@@ -96,6 +98,7 @@ export class ProxyGrants {
   constructor(parts: ProxyGrantsParts) {
     this.#parts = parts;
     this.#log = parts.log.child({ component: 'proxy' });
+    this.#lines = new LogLimit(this.#log, parts.clock);
   }
 
   /** What a worker may ask; it hears of no other's connections. */
@@ -181,7 +184,11 @@ export class ProxyGrants {
     const rights = { user, device: '', certificate: undefined, steps: ['token'], endsAt } as const;
     const judge = async (): Promise<boolean> => {
       if ((await this.#parts.standing(user)) === 'gone') return false;
-      if (!(await this.#parts.isAuthorized({ user, groups, device: '', remote: peer.remote }))) return false;
+      const reason = await this.#parts.objection({ user, groups, device: '', remote: peer.remote });
+      if (reason !== undefined) {
+        this.#lines.write('warn', 'objection', 'proxy login refused', { user, peer: peer.remote, reason });
+        return false;
+      }
       if (this.#holders.has(token)) return true;
       const recording = this.#recording.get(token) ?? logins.record(login, peer.remote);
       this.#recording.set(token, recording);

@@ -44,8 +44,8 @@ export interface ResumptionParts {
   standing(user: string): Promise<Standing | undefined>;
   isCertificateOf(user: string, certificate: LoginPeer['certificate']): boolean;
   isRevoked(peer: LoginPeer): boolean;
-  /** The application's word. */
-  isAuthorized(login: LoginFacts): Promise<boolean>;
+  /** Why the application or the operator's hook does not want it. */
+  objection(login: LoginFacts): Promise<string | undefined>;
 }
 
 export class Resumption {
@@ -139,10 +139,9 @@ export class Resumption {
     if ((await this.#parts.standing(user)) === 'gone') {
       return { code: 'rejected', reason: 'the account is gone at its source' };
     }
-    if (!(await this.#parts.isAuthorized({ user, groups, device, remote: peer.remote, ...certificateName(peer) }))) {
-      return { code: 'rejected', reason: 'the application does not authorize it' };
-    }
-    return undefined;
+    const login = { user, groups, device, remote: peer.remote, ...certificateName(peer) };
+    const reason = await this.#parts.objection(login);
+    return reason === undefined ? undefined : { code: 'rejected', reason };
   }
 
   async proposeResume({ key, attempt }: GrantedResume, mix: Uint8Array, worker: number): Promise<void> {

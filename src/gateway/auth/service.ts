@@ -31,6 +31,7 @@ import { checkCertificateStep, type GatewayConfig, parseEndpoint, RELOADABLE_KEY
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
 import { type DialNetwork, HostDialNetwork } from '../dialler.ts';
+import type { HookSession } from '../hooks.ts';
 import type {
   AuthPort,
   DetachedSession,
@@ -52,6 +53,7 @@ import { Auth } from './auth.ts';
 import { Draining, type DrainProgress } from './draining.ts';
 import { Expiry } from './expiry.ts';
 import { HasherProcess } from './hasher.ts';
+import { Hooks } from './hooks.ts';
 import type { StartedSession } from './live-session.ts';
 import {
   argon2Of,
@@ -68,6 +70,7 @@ import { Recheck } from './recheck.ts';
 import type { LoginFacts, RightsHolder } from './rights.ts';
 import type { SessionEvents } from './session-book.ts';
 import { TrafficDesk } from './traffic-desk.ts';
+import { readWebhookTargets, Webhooks, type WebhookTarget } from './webhooks.ts';
 import { WorkerGate } from './worker-gate.ts';
 
 export interface AuthServiceOptions {
@@ -134,6 +137,8 @@ export class AuthService {
   readonly #policyDesk: PolicyDesk;
   readonly #traffic: TrafficDesk;
   #deniedLog: LogReader | undefined;
+  /** The operator's own functions. */
+  #hooks: Hooks | undefined;
   /** As it was read before there was a host. */
   #policy: ReadyPolicy | undefined;
   readonly #workers = new Map<number, WorkerPort>();
@@ -141,6 +146,8 @@ export class AuthService {
   readonly #page: PageMaterial | undefined;
   /** The last hour. */
   readonly history: History;
+  /** Programs that are told what goes into the audit record. */
+  readonly webhooks: Webhooks;
   #admin: AdminPage | undefined;
   #loaded: Loaded;
   #config: GatewayConfig;
@@ -183,11 +190,12 @@ export class AuthService {
     });
     const policy = await access.read(config);
     const page = await readPage(config, state, options.page);
+    const webhooks = await readWebhookTargets(config);
     const path = config.audit.file;
     const auditFile =
       path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
     undo.move();
-    const parts = { pool, hasher, state, backends, files, loaded, auditFile, access, policy, page };
+    const parts = { pool, hasher, state, backends, files, loaded, auditFile, access, policy, page, webhooks };
     return new AuthService(options, parts);
   }
 
@@ -204,6 +212,7 @@ export class AuthService {
       access: AccessDesk;
       policy: ReadyPolicy | undefined;
       page: PageMaterial | undefined;
+      webhooks: readonly WebhookTarget[];
     },
   ) {
     const { config, clock, log } = options;
@@ -222,6 +231,7 @@ export class AuthService {
     this.#access = parts.access;
     this.#policy = parts.policy;
     this.#page = parts.page;
+    this.webhooks = new Webhooks({ targets: parts.webhooks, audit: state.audit, record: state.webhooks, clock, log });
     this.history = new History({
       sessions: () => sessionsOf(this),
       logins: () => ({
@@ -271,6 +281,7 @@ export class AuthService {
       access: parts.access,
       traffic: this.#traffic,
       authorize: options.authorize,
+      askHook: async (login) => await this.#hooks?.login(login),
       isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
       isCertificateOf: (user, certificate) => {
         const [named, another] = certificate === undefined ? [] : usersNamed(certificate, state.certificateMapping);
@@ -283,10 +294,13 @@ export class AuthService {
       events: {
         started: (session) => {
           this.#accounting.opened(accounted(session));
+          this.#hooks?.sessionStarted(hookSession(session));
           options.events?.started(session);
         },
         ended: (session, reason) => {
           this.#accounting.ended(accounted(session), reason);
+          const { receivedBytes, sentBytes } = session.traffic;
+          this.#hooks?.sessionEnded({ ...hookSession(session), reason, receivedBytes, sentBytes });
           options.events?.ended(session, reason);
         },
       },
@@ -342,7 +356,9 @@ export class AuthService {
     this.#access.supervisor = host.supervisor;
     // Before anybody else can have their addresses.
     await this.#traffic.open();
+    this.#hooks = await this.#startHooks(this.#config);
     await auth.sessions.restore();
+    await this.#askPolicy(this.#hooks, this.#policy);
     await this.#access.enforce(this.#policy);
     const credentials = new Credentials({
       loaded: this.#loaded,
@@ -385,11 +401,29 @@ export class AuthService {
       clock,
       log,
     });
+    await this.webhooks.start();
     await state.recordPolicy(this.#config, this.#policy?.digest);
     const administration = this.#administration(host.port, credentials);
     this.#begun = { host, credentials, ends, expiry, recheck, administration };
     // Of the sessions from before a restart.
     endRevoked();
+  }
+
+  /** @throws {VpnError} ERR_CONFIG_FILE */
+  async #startHooks({ hook }: GatewayConfig): Promise<Hooks | undefined> {
+    const { file, timeoutSeconds, onFailure } = hook;
+    if (file === undefined) return undefined;
+    const [clock, log] = [this.#clock, this.#log];
+    return await Hooks.start({ file, timeoutMs: timeoutSeconds * 1000, onFailure, clock, log });
+  }
+
+  /** @throws {VpnError} ERR_CONFIG_VALUE when the operator's function does not want the policy */
+  async #askPolicy(hooks: Hooks | undefined, policy: ReadyPolicy | undefined): Promise<void> {
+    const former = this.#access.inForce?.digest;
+    if (hooks === undefined || policy?.digest === former) return;
+    const { file, text, digest } = policy ?? { file: null, text: null, digest: null };
+    const { allow, reason } = await hooks.policy({ file, text, digest, formerDigest: former ?? null });
+    if (!allow) throw new VpnError('ERR_CONFIG_VALUE', `policyFile: ${reason}`, { details: { key: 'policyFile' } });
   }
 
   #administration(port: number, credentials: Credentials): Administration {
@@ -645,6 +679,10 @@ export class AuthService {
     checkCertificateStep(merged);
     checkTap(merged);
     const policy = await this.#access.read(merged);
+    await using undo = new AsyncDisposableStack();
+    const formerHooks = this.#hooks;
+    const hooks = undo.adopt(await this.#startHooks(merged), (started) => started?.stop());
+    await this.#askPolicy(hooks, policy);
     const formerPolicy = this.#access.inForce;
     const losers = await this.#access.enforce(policy);
     try {
@@ -655,6 +693,9 @@ export class AuthService {
       await this.#access.enforce(formerPolicy);
       throw error;
     }
+    undo.move();
+    this.#hooks = hooks;
+    formerHooks?.stop().catch((error: unknown) => this.#log.warn('the former hooks did not end', { error }));
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
     this.#config = merged;
     this.#configureLogins(merged);
@@ -693,6 +734,8 @@ export class AuthService {
     await using undo = new AsyncDisposableStack();
     undo.use(this.#hasher);
     undo.use(this.#state);
+    undo.defer(() => this.webhooks.stop());
+    undo.defer(() => this.#hooks?.stop());
     undo.defer(() => this.#auditFile?.close());
     undo.defer(() => closeAll(this.#backends));
     undo.defer(() => this.#accounting.stop());
@@ -781,6 +824,12 @@ function accounted(session: StartedSession) {
     },
     counters: session.traffic,
   };
+}
+
+function hookSession(session: StartedSession): HookSession {
+  const { key, user, device, lease, remote, openedAt } = session;
+  const addresses = addressesOf(lease);
+  return { id: key.slice(0, 8), user, device, addresses, remote, openedAt: instantOf(openedAt) };
 }
 
 /** As text. */

@@ -18,15 +18,22 @@ const AUTHORITIES = ['NODE_EXTRA_CA_CERTS', 'SSL_CERT_FILE', 'SSL_CERT_DIR'] as 
  * makes files beside its own.
  */
 export function authFiles(config: GatewayConfig, stateDir: string): { read: string[]; write: string[] } {
-  const { store, admin, audit, backends } = config;
-  const named = [store, admin, ...Object.values(backends)].flatMap((section) =>
+  const { store, admin, audit, backends, webhooks, hook } = config;
+  const named = [store, admin, ...Object.values(backends), ...Object.values(webhooks)].flatMap((section) =>
     Object.entries(section).flatMap(([key, value]) =>
       key.endsWith('File') && typeof value === 'string' ? [value] : [],
     ),
   );
   const authorities = AUTHORITIES.flatMap((name) => process.env[name] ?? []);
   return {
-    read: ['/etc', '/run/NetworkManager', ...authorities, ...named],
+    // What the file of the hooks imports lies beside it.
+    read: [
+      '/etc',
+      '/run/NetworkManager',
+      ...authorities,
+      ...named,
+      ...(hook.file === undefined ? [] : [dirname(hook.file)]),
+    ],
     // The record may be moved away and begun anew at any time.
     write: [dirname(statePaths(stateDir).store), ...(audit.file === undefined ? [] : [dirname(audit.file)])],
   };

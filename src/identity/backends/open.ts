@@ -64,7 +64,8 @@ async function readSecret(path: string | undefined): Promise<Secret<string> | un
   return path === undefined ? undefined : new Secret(await readSecretFile(path));
 }
 
-async function readAuthorities(path: string | undefined): Promise<string | undefined> {
+/** @throws {VpnError} ERR_CERT_FILE */
+export async function readAuthorities(path: string | undefined): Promise<string | undefined> {
   if (path === undefined) return undefined;
   const pem = await readFile(path, 'utf8').catch((cause: NodeJS.ErrnoException) => {
     throw new VpnError('ERR_CERT_FILE', `cannot read the CAs ${path}: ${String(cause.code)}`, {
