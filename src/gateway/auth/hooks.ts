@@ -27,7 +27,7 @@ const PROGRAM = fileURLToPath(new URL(`hooks-child${extname(import.meta.url)}`, 
 const CHANNEL_FD = 3;
 const LOAD_MS = 20_000;
 /** One that answers nothing at all in this time is blocked. */
-const PING_MS = 1000;
+const PING_MS = 3000;
 /** For what is under way when the gateway stops. */
 const STOP_MS = 1000;
 const MAX_WAITING = 1000;
@@ -79,6 +79,7 @@ export class Hooks {
   #loaded: ReadonlySet<HookName> = new Set();
   /** Resolves when it can be asked. */
   #ready = Promise.withResolvers<void>();
+  #isReady = false;
   #nextId = 1;
   #ends = 0;
   #lastEnd = Number.NEGATIVE_INFINITY;
@@ -211,7 +212,8 @@ export class Hooks {
   #probe(): void {
     const child = this.#child;
     const before = this.#heard;
-    if (child === undefined) return;
+    // One that is being started has a time of its own.
+    if (child === undefined || !this.#isReady) return;
     this.#channel?.write(`${JSON.stringify({ ping: this.#nextId++ })}\n`);
     setTimeout(() => {
       if (this.#child !== child || this.#heard !== before) return;
@@ -269,7 +271,9 @@ export class Hooks {
     } finally {
       clearTimeout(late);
     }
+    this.#isReady = true;
     this.#ready.resolve();
+    this.#log.info('the hooks are loaded', { hooks: [...this.#loaded].join(' ') });
   }
 
   /** False: that is no message. */
@@ -316,6 +320,7 @@ export class Hooks {
     this.#child = undefined;
     this.#channel = undefined;
     this.#ready = Promise.withResolvers();
+    this.#isReady = false;
     for (const { resolve } of this.#waiting.values()) resolve({ failure: 'its process ended' });
     if (this.#isStopped) return;
     const now = this.#options.clock.now();

@@ -193,7 +193,10 @@ test('of dead letters the newest thousand are kept', async () => {
 test('a test says what the target answers, and one that answers for ever or not at all is cut off', async () => {
   const { store, open } = await setUp();
   await using receiver = await Receiver.open();
-  const hooks = await open({ siem: { url: receiver.url, timeoutSeconds: 1 } });
+  const hooks = await open({
+    siem: { url: receiver.url, timeoutSeconds: 60 },
+    short: { url: receiver.url, timeoutSeconds: 1 },
+  });
   assert.partialDeepStrictEqual(await hooks.test('siem'), { status: 204, error: undefined });
   assert.equal(receiver.bodies[0]?.type, 'webhook.test');
   receiver.answer = () => ({ status: 200, body: 'x'.repeat(10_000_000) });
@@ -202,7 +205,7 @@ test('a test says what the target answers, and one that answers for ever or not 
   assert.partialDeepStrictEqual(await hooks.test('siem'), { status: 307, error: 'the server answered 307' });
   assert.ok(!receiver.received.some(({ path }) => path === '/elsewhere'));
   receiver.answer = () => 'hang';
-  assert.match((await hooks.test('siem')).error ?? '', /no answer within 1 s/);
+  assert.match((await hooks.test('short')).error ?? '', /no answer within 1 s/);
   await assert.rejects(hooks.test('nobody'), { code: 'ERR_NOT_FOUND' });
   await hooks.stop();
   await store.close();
