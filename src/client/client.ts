@@ -1,145 +1,38 @@
 /**
  * A VPN client that stays connected: dial, log in, carry packets, come back when the gateway went away.
  *
- * Hides sessions, backoff and the order of things. It knows neither files nor the command line: keys, certificates and the
- * machine's network are handed in, so that it also runs inside another program, and without root.
+ * Hides the order of things: session after session, what follows on the end of each, and how long is waited. How a session is
+ * opened is `session-opener.ts`. It knows neither files nor the command line: keys, certificates and the machine's network are
+ * handed in, so that it also runs inside another program, and without root.
  */
 
-import { isIP } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TLSSocket } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
-import { type Logger, type Secret, silentLogger } from '../base/log.ts';
-import { nodePrimitives } from '../base/primitives.ts';
-import { formatIp, type IpAddress, parseIp } from '../ip/address.ts';
+import { type Logger, silentLogger } from '../base/log.ts';
+import { formatIp } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
-import type { TunDevice } from '../os/tun.ts';
 import { Backoff } from '../protocol/backoff.ts';
-import type { AcceptedConfig, ClientLimits, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import type { ProxyBinding } from '../protocol/proxy-binding.ts';
 import { type Recovery, recoveryAfterClose, recoveryAfterError } from '../protocol/reasons.ts';
-import type { ChannelFacts } from '../transport/channel.ts';
-import { loadClientCredentials } from '../transport/credentials.ts';
-import { type DialledChannel, type DialOptions, dialHttp2, dialSomewhere } from '../transport/dial.ts';
-import type { ChooseProxy } from '../transport/outbound-proxy.ts';
-import { QueueBudget } from '../transport/queue-budget.ts';
 import type { RekeyCounters } from '../transport/slot.ts';
-import { DeviceKey } from './device-key.ts';
+import type { ClientOptions, ClientSnapshot, ClientState } from './client-options.ts';
 import type { ResumeTicket } from './dialogue.ts';
-import type { AnswerSteps } from './login-answers.ts';
-import { type ClientHost, Machine } from './machine.ts';
+import { Machine } from './machine.ts';
 import { Relocation } from './relocation.ts';
-import { type NetworkView, Roaming } from './roaming.ts';
-import { ClientSession, type SessionEnd } from './session.ts';
+import { Roaming } from './roaming.ts';
+import type { ClientSession, SessionEnd } from './session.ts';
+import { type Opening, SessionOpener } from './session-opener.ts';
 
-export interface ClientOptions {
-  /** Names or addresses to dial, tried in order. */
-  serverHost: string | readonly string[];
-  /** Default 443. */
-  serverPort?: number;
-  /** The name that the certificate must carry; default the (first) host. */
-  serverName?: string;
-  /** A client certificate and key, PEM files. */
-  certFile?: string;
-  keyFile?: string;
-  /** CAs that may have signed the server's certificate, PEM file; or `ca` as text. Default: the system's. */
-  caFile?: string;
-  ca?: string;
-  /** Base64 SHA-256 of public keys, one of which must be in the verified chain. */
-  pins?: readonly string[];
-  /** False is loud: no secret is sent and no default route or DNS accepted. Default true. */
-  verifyServer?: boolean;
-  /** Default: a key that lives as long as this object, good for one enrolment. */
-  deviceKey?: DeviceKey;
-  /** The one-time token that enrols the device. */
-  token?: Uint8Array;
-  /** The server does not know the device yet; default: whether there is a token. */
-  enrol?: boolean;
-  user?: string;
-  /** Answers the steps of a login that the device's key does not: password, one-time code, access token. */
-  answer?: AnswerSteps;
-  /** What a server may push; default: no default route, no DNS. */
-  limits?: Partial<Omit<ClientLimits, 'serverVerified'>>;
-  /** The firewall mark of the client's own connections, by which its host keeps them outside the tunnel. */
-  mark?: number;
-  /** Offer super-packets when the device has them; default true. */
-  superPackets?: boolean;
-  /** Asks the gateway for compressed packets; default no. See docs/security.md. */
-  compression?: boolean;
-  /** How many data connections are wanted, 1 to 16; default: as many as the server allows. */
-  dataChannels?: number;
-  /** Without one the client carries no packets: echoes and control only. */
-  host?: ClientHost;
-  /** A session that another client of this device has kept: it is resumed in place of a login. */
-  resume?: ResumeTicket;
-  /** This machine's network, so that its changes are noticed at once; without it they are by silence. */
-  network?: NetworkView;
-  /** The proxy on the way to each host; default none. */
-  proxy?: ChooseProxy;
-  /** The secret path at which the server's front door opens a tunnel, so that the connection looks like one to a web server. */
-  camouflage?: Secret<string>;
-  /** Finds out what stands between this machine and the server when a dial has failed. Must not throw. */
-  explain?: (error: VpnError) => Promise<VpnError>;
-  /** Resolves a server's name to addresses, in the order of preference; default the system's resolver. */
-  lookup?: (host: string) => Promise<readonly string[]>;
-  /** The device has been enrolled: the token is spent and should be forgotten. */
-  onEnrolled?: () => void | Promise<void>;
-  onState?: (state: ClientState) => void;
-  log?: Logger;
-  clock?: Clock;
-  /** Told to the server. */
-  version?: string;
-}
-
-export type ClientState = 'idle' | 'connecting' | 'connected' | 'waiting' | 'stopping' | 'stopped';
-
-/** What an operator wants to see. */
-export interface ClientSnapshot {
-  readonly state: ClientState;
-  /** Milliseconds since the Unix epoch. */
-  readonly since: number;
-  readonly user: string | undefined;
-  readonly device: TunDevice | undefined;
-  readonly config: AcceptedConfig | undefined;
-  readonly refused: readonly RefusedItem[];
-  readonly tls: ChannelFacts | undefined;
-  readonly superPackets: boolean;
-  readonly channels: number;
-  readonly sentBytes: number;
-  readonly receivedBytes: number;
-  readonly roundTripMs: number | undefined;
-  readonly reconnects: number;
-  /** How often a session was taken up again without a login. */
-  readonly resumes: number;
-  /** How often a connection was changed for one with new keys. */
-  readonly rekeys: number;
-  /** Of these, how many may have lost or reordered packets. */
-  readonly rekeyGaps: number;
-  readonly lastError: VpnError | undefined;
-  /** Packets dropped, by reason. */
-  readonly drops: Readonly<Record<string, number>>;
-}
-
-/** A session to be, until it is the one. */
-interface Opening {
-  /** The servers that are not asked, by their ways. */
-  readonly avoided: Set<string>;
-  /** The way to the server that it is at. */
-  way?: string;
-  /** What it can be resumed with, as long as it is not the client's. */
-  ticket?: ResumeTicket | undefined;
-}
+export type { ClientOptions, ClientSnapshot, ClientState } from './client-options.ts';
 
 interface OpenedAt {
   readonly session: ClientSession;
   readonly opening: Opening;
 }
-
-/** How often it is looked for what stands in the way. */
-const EXPLAIN_EVERY_MS = 10_000;
 
 /** After these the server still has the session. */
 const RESUMABLE: ReadonlySet<CloseReason> = new Set<CloseReason>(['shutdown', 'dead_peer']);
@@ -148,26 +41,19 @@ export class VpnClient {
   readonly #options: ClientOptions;
   readonly #log: Logger;
   readonly #clock: Clock;
-  readonly #device: DeviceKey;
   readonly #machine: Machine;
   readonly #counters: RekeyCounters = { rekeys: 0, rekeyGaps: 0 };
-  readonly #queues: QueueBudget;
+  readonly #opener: SessionOpener;
   readonly #stopped = Promise.withResolvers<void>();
   readonly #abort = new AbortController();
-  #token: Uint8Array | undefined;
-  #isEnrolled: boolean;
   #state: ClientState = 'idle';
   #since: number;
   #session: ClientSession | undefined;
   /** How the present session, or the one that is being opened in place of none, came about. */
   #opening: Opening | undefined;
   #relocation: Relocation<OpenedAt> | undefined;
-  /** Servers that are shutting down, by their ways; until a session has been opened elsewhere. */
-  readonly #drained = new Set<string>();
   #reconnects = 0;
   #resumes = 0;
-  /** What the last session can be resumed with. */
-  #ticket: ResumeTicket | undefined;
   #lastError: VpnError | undefined;
   #first: PromiseWithResolvers<void> | undefined;
   #hasConnected = false;
@@ -178,24 +64,30 @@ export class VpnClient {
   #attempt: AbortController | undefined;
   /** The next try is due now, whatever came before. */
   #isDue = false;
-  /** Keys that the server has announced beside the profile's, so that they can be changed without new profiles. */
-  #pushedPins: readonly string[] = [];
-  /** Why the last dial failed. */
-  #dialError: unknown;
-  /** No session has been opened from the network that this machine is in. */
-  #isElsewhere = true;
-  #explainedAt = Number.NEGATIVE_INFINITY;
-
   constructor(options: ClientOptions) {
     this.#options = options;
     this.#log = (options.log ?? silentLogger).child({ component: 'client' });
     this.#clock = options.clock ?? systemClock;
     this.#machine = new Machine(options.host, this.#log);
-    this.#queues = new QueueBudget(undefined, this.#machine.drops);
-    this.#device = options.deviceKey ?? DeviceKey.generate();
-    this.#token = options.token;
-    this.#ticket = options.resume;
-    this.#isEnrolled = !(options.enrol ?? options.token !== undefined);
+    this.#opener = new SessionOpener({
+      client: options,
+      machine: this.#machine,
+      clock: this.#clock,
+      log: this.#log,
+      signal: this.#abort.signal,
+      counters: this.#counters,
+      onDrain: (opening, seconds) => {
+        if (this.#opening === opening) this.#relocate(seconds);
+      },
+      onDialled: ({ ticket, attempt }) => {
+        // Nobody is asked twice for a password because a cable was plugged in.
+        if (ticket === undefined && this.#attempt === attempt) this.#attempt = undefined;
+      },
+      onExplained: (error) => {
+        if (this.#session === undefined) this.#lastError = error;
+      },
+    });
+    this.#opening = options.resume === undefined ? undefined : this.#opener.begin(options.resume);
     this.#since = this.#clock.wallNow();
     if (options.verifyServer === false) {
       this.#log.warn('the server certificate is NOT verified: anyone on the way can read and change the traffic');
@@ -244,7 +136,7 @@ export class VpnClient {
 
   /** What the session can be resumed with by another client of this device, once this one has stopped. Secret. */
   get ticket(): ResumeTicket | undefined {
-    return this.#ticket;
+    return this.#opening?.ticket;
   }
 
   /** Whether `disconnect` is why it stopped, or will. */
@@ -268,15 +160,14 @@ export class VpnClient {
   }
 
   /**
-   * Opens a connection for HTTP/2, and says what binds it to the present session.
+   * Opens a connection for streams, and says what binds it to the present session.
    *
    * @throws {VpnError} ERR_PEER_GONE while there is no session; as `dial`
    */
   async dialProxy(): Promise<{ socket: TLSSocket; binding: ProxyBinding }> {
     const session = this.#session;
     if (session === undefined) throw new VpnError('ERR_PEER_GONE', 'the client is not connected');
-    const options = { ...(await this.#dialOptions()), signal: this.#abort.signal };
-    return { socket: await dialHttp2(options), binding: session.binding };
+    return { socket: await this.#opener.dialStreams(), binding: session.binding };
   }
 
   get snapshot(): ClientSnapshot {
@@ -312,7 +203,7 @@ export class VpnClient {
     await this.#machine.open();
     this.#watchNetwork();
     while (!this.#abort.signal.aborted) {
-      const resumed = this.#ticket;
+      const resumed = this.ticket;
       this.#setState('connecting');
       let end: SessionEnd;
       try {
@@ -322,7 +213,6 @@ export class VpnClient {
         this.#setState('connected');
         this.#lastError = undefined;
         this.#hasConnected = true;
-        this.#isElsewhere = false;
         if (!this.#abort.signal.aborted) this.#first?.resolve();
         end = await this.#live(session);
         backoff.ended(this.#clock.now() - openedAt);
@@ -332,8 +222,8 @@ export class VpnClient {
       }
       this.#forgetSession();
       if (this.#abort.signal.aborted) break;
-      if (end.reason !== undefined && !RESUMABLE.has(end.reason)) this.#ticket = undefined;
-      if (resumed !== undefined && this.#ticket === undefined && isSessionUnknown(end.error)) {
+      if (end.reason !== undefined && !RESUMABLE.has(end.reason)) this.#forgetTicket();
+      if (resumed !== undefined && this.ticket === undefined && isSessionUnknown(end.error)) {
         this.#log.info('the session cannot be resumed; logging in');
         continue;
       }
@@ -369,7 +259,7 @@ export class VpnClient {
     if (error === undefined) return recoveryAfterClose(reason);
     const recovery = recoveryAfterError(error);
     // Whoever has been connected and meets another server now is behind a portal, or somebody is in between: both pass.
-    const isForeign = error.kind === 'transport' && error === this.#dialError;
+    const isForeign = error.kind === 'transport' && this.#opener.isOfDial(error);
     return recovery === 'final' && this.#hasConnected && isForeign ? 'slow' : recovery;
   }
 
@@ -386,7 +276,7 @@ export class VpnClient {
         return { local: local.address, remote: remote.address, inner };
       },
       moved: (from, to) => {
-        this.#isElsewhere = true;
+        this.#opener.moved();
         this.#isDue = true;
         this.#session?.abandon(
           new VpnError('ERR_PEER_GONE', `this machine's address is ${to} now, and was ${from}; connecting from there`),
@@ -397,7 +287,7 @@ export class VpnClient {
         this.#machine.judgeNetworks();
       },
       retry: () => {
-        this.#isElsewhere = true;
+        this.#opener.moved();
         this.#retryNow();
       },
     });
@@ -414,148 +304,32 @@ export class VpnClient {
     this.#attempt.abort();
   }
 
-  /** A better name for why a dial failed; waited for only where it decides whether, or when, to go on. */
-  async #explain(error: VpnError): Promise<VpnError> {
-    const { explain } = this.#options;
-    if (explain === undefined || error.kind !== 'transport' || this.#abort.signal.aborted) return error;
-    if (recoveryAfterError(error) !== 'retry') return await explain(error);
-    // A server that was reached from this network and is silent now is gone, and nobody is in between.
-    if (!this.#isElsewhere) return error;
-    const now = this.#clock.now();
-    if (now - this.#explainedAt < EXPLAIN_EVERY_MS) return error;
-    this.#explainedAt = now;
-    void explain(error).then((named) => {
-      if (named !== error && this.#session === undefined) this.#lastError = named;
-    });
-    return error;
-  }
-
-  async #dial(options: Omit<DialOptions, 'signal'>, attempt: AbortController): Promise<DialledChannel> {
-    try {
-      return await dialSomewhere({ ...options, signal: AbortSignal.any([this.#abort.signal, attempt.signal]) });
-    } catch (error) {
-      const told = attempt.signal.aborted ? toVpnError(error) : await this.#explain(toVpnError(error));
-      this.#dialError = told;
-      throw told;
-    } finally {
-      // Nobody is asked twice for a password because a cable was plugged in.
-      if (this.#ticket === undefined && this.#attempt === attempt) this.#attempt = undefined;
-    }
-  }
-
   /** Resumes the session there is, or logs in at the first server that takes it. */
   async #open(): Promise<ClientSession> {
-    const ticket = this.#ticket;
-    const attempt = new AbortController();
-    this.#attempt = attempt;
-    // The server that has the session takes it back, drained or not.
-    const opening: Opening = { avoided: ticket === undefined ? this.#drained : new Set() };
+    const { ticket } = this;
+    const opening = this.#opener.begin(ticket);
     this.#opening = opening;
-    const session = await this.#openAt(opening, attempt, ticket).finally(() => {
+    this.#attempt = opening.attempt;
+    const session = await this.#opener.open(opening).finally(() => {
       this.#attempt = undefined;
     });
-    await this.#use(session, opening, ticket === undefined ? 'connected' : 'session resumed');
+    await this.#use({ session, opening }, ticket === undefined ? 'connected' : 'session resumed');
     if (ticket !== undefined) this.#resumes += 1;
-    else this.#drained.clear();
     return session;
   }
 
   /** A session is the client's from now on. */
-  async #use(session: ClientSession, opening: Opening, what: string): Promise<void> {
+  async #use({ session, opening }: OpenedAt, what: 'connected' | 'session resumed' | 'moved to another server') {
     this.#opening = opening;
     this.#session = session;
-    this.#pushedPins = session.config.pins;
     const { facts } = session.channel;
     this.#log.info(what, {
-      server: this.#serverName,
+      server: this.#opener.serverName,
       user: session.accepted.user,
       tls: facts.protocol,
       group: facts.group,
     });
-    if (this.#isEnrolled) return;
-    this.#isEnrolled = true;
-    this.#token = undefined;
-    await this.#options.onEnrolled?.();
-  }
-
-  /** Opens a session, passing over servers that are shutting down; `opening.avoided` has them afterwards. */
-  async #openAt(opening: Opening, attempt: AbortController, ticket?: ResumeTicket): Promise<ClientSession> {
-    let refusal: VpnError | undefined;
-    for (;;) {
-      try {
-        return await this.#openOnce(opening, attempt, ticket);
-      } catch (cause) {
-        const error = toVpnError(cause);
-        if (typeof error.details.passedOver === 'number') {
-          // They may be back by the next time.
-          if (opening.avoided === this.#drained) this.#drained.clear();
-          throw refusal ?? error;
-        }
-        const isLeaving = error.details.reject === 'shutting_down';
-        if (!isLeaving || opening.way === undefined || opening.avoided.has(opening.way)) throw error;
-        opening.avoided.add(opening.way);
-        refusal = error;
-      }
-    }
-  }
-
-  async #openOnce(opening: Opening, attempt: AbortController, ticket?: ResumeTicket): Promise<ClientSession> {
-    const options = this.#options;
-    const serverName = this.#serverName;
-    const serverVerified = options.verifyServer !== false;
-    const token = serverVerified ? this.#token : undefined;
-    const dialOptions = await this.#dialOptions();
-    let home: string | undefined;
-    return await ClientSession.open({
-      dial: async (worker) => {
-        const { channel, way } = await this.#dial(
-          {
-            ...dialOptions,
-            // The server may have announced other keys by then.
-            pins: this.#pins,
-            // Where there are several servers, only one has the session.
-            accepts: (to) => (home === undefined ? !opening.avoided.has(to) : to === home),
-            ...(worker === undefined ? {} : { worker }),
-          },
-          attempt,
-        );
-        home ??= way;
-        opening.way = home;
-        return channel;
-      },
-      device: this.#device,
-      token,
-      user: options.user,
-      enrol: !this.#isEnrolled,
-      resume: ticket,
-      keep: (kept) => {
-        if (this.#opening === opening) this.#ticket = kept;
-        else opening.ticket = kept;
-      },
-      onDrain: (seconds) => {
-        if (this.#opening === opening) this.#relocate(seconds);
-      },
-      answer: options.answer,
-      serverName,
-      serverVerified,
-      features: this.#features(),
-      limits: {
-        defaultRoute: false,
-        dns: false,
-        outside: addressesIn(options.serverHost),
-        socketsExempt: options.mark !== undefined,
-        ...options.limits,
-        serverVerified,
-      },
-      dataChannels: options.dataChannels,
-      counters: this.#counters,
-      version: options.version ?? 'library',
-      primitives: nodePrimitives,
-      now: () => this.#clock.now(),
-      signal: AbortSignal.any([this.#abort.signal, attempt.signal]),
-      log: this.#log,
-      openLink: (config, accepted) => this.#machine.fit(config, accepted),
-    });
+    await this.#opener.used(session, what !== 'session resumed');
   }
 
   /** Lives with a session, and with those that it is left for at other servers; resolves with the end of the last. */
@@ -572,9 +346,7 @@ export class VpnClient {
 
   /** The server is drained: a session at another one takes the place of this one, as soon as it stands. */
   #relocate(seconds: number): void {
-    const { serverHost } = this.#options;
-    const isOnly = typeof serverHost === 'string' || serverHost.length === 1;
-    if (isOnly && isIP(String(serverHost)) !== 0) {
+    if (this.#opener.hasOneServer) {
       this.#log.warn('the server is drained, and the profile has no other', { seconds });
       return;
     }
@@ -582,25 +354,20 @@ export class VpnClient {
     this.#relocation = new Relocation<OpenedAt>({
       seconds,
       open: async (signal) => {
-        const attempt = new AbortController();
-        signal.addEventListener('abort', () => attempt.abort(), { once: true });
-        const opening: Opening = { avoided: new Set([...this.#drained, this.#opening?.way ?? '']) };
+        const opening = this.#opener.beginElsewhere(this.#opening);
+        signal.addEventListener('abort', () => opening.attempt.abort(), { once: true });
         const former = this.#machine.linked;
         try {
-          return { session: await this.#openAt(opening, attempt), opening };
+          return { session: await this.#opener.openElsewhere(opening), opening };
         } catch (error) {
           // The machine is fitted to the one that came to nothing.
           if (this.#machine.linked !== former) this.#session?.abandon(toVpnError(error));
           throw error;
-        } finally {
-          for (const way of opening.avoided) this.#drained.add(way);
         }
       },
-      moved: ({ session, opening }) => {
+      moved: (opened) => {
         const former = this.#session;
-        this.#ticket = opening.ticket;
-        void this.#use(session, opening, 'moved to another server');
-        this.#drained.clear();
+        void this.#use(opened, 'moved to another server');
         former?.close('peer_disconnect');
         this.#machine.left();
       },
@@ -609,45 +376,9 @@ export class VpnClient {
     });
   }
 
-  get #serverName(): string {
-    const { serverHost, serverName } = this.#options;
-    return serverName ?? (typeof serverHost === 'string' ? serverHost : (serverHost[0] ?? ''));
-  }
-
-  get #pins(): readonly string[] {
-    const { pins = [] } = this.#options;
-    return pins.length === 0 ? [] : [...pins, ...this.#pushedPins];
-  }
-
-  async #dialOptions(): Promise<Omit<DialOptions, 'signal'>> {
-    const options = this.#options;
-    const files = await loadClientCredentials(options);
-    return {
-      queues: this.#queues,
-      ...files,
-      ca: options.ca ?? files.ca,
-      host: options.serverHost,
-      port: options.serverPort ?? 443,
-      serverName: this.#serverName,
-      pins: this.#pins,
-      verifyServer: options.verifyServer !== false,
-      ...(options.lookup === undefined ? {} : { lookup: options.lookup }),
-      ...(options.proxy === undefined ? {} : { proxy: options.proxy }),
-      ...(options.camouflage === undefined ? {} : { camouflage: options.camouflage }),
-      ...(options.mark === undefined ? {} : { mark: options.mark }),
-      log: this.#log,
-    };
-  }
-
-  #features(): string[] {
-    const { device } = this.#machine;
-    const features: string[] = [Feature.attach, Feature.resume, Feature.rekey, Feature.drain];
-    if (device?.kind === 'tap') return [...features, Feature.ethernet];
-    if (this.#options.compression === true) features.push(Feature.compression);
-    if (this.#options.superPackets === false || device?.superPackets !== true) return features;
-    features.push(Feature.superPackets);
-    if (device.uso) features.push(Feature.udpSuperPackets);
-    return features;
+  /** The session is over for good. */
+  #forgetTicket(): void {
+    if (this.#opening !== undefined) this.#opening.ticket = undefined;
   }
 
   #forgetSession(): void {
@@ -683,9 +414,4 @@ function isSessionUnknown(error: VpnError | undefined): boolean {
 /** Nobody was reached: asking again costs next to nothing. */
 function isUnreachable({ code }: VpnError): boolean {
   return code === 'ERR_CONNECT' || code === 'ERR_NAME_LOOKUP';
-}
-
-/** The hosts that are addresses: those not dialled this time may be dialled next. */
-function addressesIn(hosts: string | readonly string[]): IpAddress[] {
-  return (typeof hosts === 'string' ? [hosts] : hosts).flatMap((host) => (isIP(host) === 0 ? [] : [parseIp(host)]));
 }

@@ -59,7 +59,6 @@ export async function runProxy(options: ProxyRunOptions, signal: AbortSignal): P
     );
   }
   let streams: ProxyStreams | undefined;
-  const { server } = profile;
   const { state, user, answer } = options;
   const key = await DeviceKey.open(paths.key);
   const client = new VpnClient({
@@ -99,7 +98,7 @@ export async function runProxy(options: ProxyRunOptions, signal: AbortSignal): P
   signal.addEventListener('abort', stop, { once: true });
   undo.defer(() => signal.removeEventListener('abort', stop));
   undo.defer(() => client.disconnect());
-  streams = undo.use(new ProxyStreams(client, authorityOf(server.name, server.port), log));
+  streams = undo.use(new ProxyStreams(client, log));
   const { socks, http, expose } = options;
   // Before the login: a port that is taken must not cost the device its other session.
   const proxy = undo.use(await LocalProxy.open({ streams, socks, http, expose, log }));
@@ -114,11 +113,6 @@ export async function runProxy(options: ProxyRunOptions, signal: AbortSignal): P
   }
   const { lastError } = client.snapshot;
   if (lastError !== undefined && !client.wasAskedToStop) throw lastError;
-}
-
-function authorityOf(name: string, port: number): string {
-  const host = name.includes(':') ? `[${name}]` : name;
-  return port === 443 ? host : `${host}:${port}`;
 }
 
 function textOf(endpoint: { host: string; port: number } | undefined): string | undefined {

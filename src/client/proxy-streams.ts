@@ -25,7 +25,6 @@ const SIGN_OF_LIFE = Uint8Array.of(0);
 
 export class ProxyStreams implements StreamSource, AsyncDisposable {
   readonly #client: VpnClient;
-  readonly #authority: string;
   readonly #log: Logger;
   readonly #signs: Repeat;
   readonly #connections = new Set<ProxyConnection>();
@@ -35,10 +34,8 @@ export class ProxyStreams implements StreamSource, AsyncDisposable {
   #openedAt = 0;
   #isClosed = false;
 
-  /** @param authority the gateway's name, as HTTP writes it */
-  constructor(client: VpnClient, authority: string, log: Logger) {
+  constructor(client: VpnClient, log: Logger) {
     this.#client = client;
-    this.#authority = authority;
     this.#log = log.child({ component: 'proxy' });
     // Streams are not the session's packets, and it must not end as an idle one while they are open.
     this.#signs = new Repeat(
@@ -108,7 +105,7 @@ export class ProxyStreams implements StreamSource, AsyncDisposable {
       if (this.#isClosed) throw new VpnError('ERR_PEER_GONE', 'the client was stopped');
       try {
         const { socket, binding } = await this.#client.dialProxy();
-        const connection = await ProxyConnection.open(socket, binding, this.#authority);
+        const connection = await ProxyConnection.open(socket, binding);
         this.#use(connection);
         return connection;
       } catch (error) {

@@ -28,12 +28,13 @@ import {
   checkHandshake,
   clientTlsOptions,
   HTTP_ALPN,
-  HTTP2_ALPN,
   isPinned,
   isTunnelProtocol,
   keyHash,
   type MinTlsVersion,
   readFacts,
+  STREAMS_ALPN,
+  TUNNEL_ALPN,
   translateTlsError,
   tunnelProtocols,
 } from './tls.ts';
@@ -115,7 +116,7 @@ export async function dialSomewhere(options: DialOptions): Promise<DialledChanne
     protocols: [HTTP_ALPN],
     isExpected: (protocol) => protocol === HTTP_ALPN,
     take: async (socket, raw, secured) => {
-      await askForUpgrade(socket, secured.serverName, camouflage.reveal());
+      await askForUpgrade(socket, secured.serverName, camouflage.reveal(), TUNNEL_ALPN);
       return openChannel(socket, raw, secured);
     },
   });
@@ -123,17 +124,19 @@ export async function dialSomewhere(options: DialOptions): Promise<DialledChanne
 }
 
 /**
- * Opens a connection to a gateway's front door, for HTTP/2.
+ * Opens a connection to a gateway for streams; what it says on it is the caller's.
  *
  * @throws {VpnError} as `dial`
  */
-export async function dialHttp2(options: DialOptions): Promise<TLSSocket> {
+export async function dialStreams(options: DialOptions): Promise<TLSSocket> {
+  const { camouflage } = options;
   const { taken } = await dialFor(options, {
-    protocols: [HTTP2_ALPN],
-    isExpected: (protocol) => protocol === HTTP2_ALPN,
-    take: (socket) => {
-      // Until HTTP/2 has taken it over, an error must find a listener.
+    protocols: [camouflage === undefined ? STREAMS_ALPN : HTTP_ALPN],
+    isExpected: (protocol) => protocol === (camouflage === undefined ? STREAMS_ALPN : HTTP_ALPN),
+    take: async (socket, _raw, { serverName }) => {
+      // Until somebody has taken it over, an error must find a listener.
       socket.on('error', ignore);
+      if (camouflage !== undefined) await askForUpgrade(socket, serverName, camouflage.reveal(), STREAMS_ALPN);
       return socket;
     },
   });

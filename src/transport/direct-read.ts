@@ -32,17 +32,26 @@ let fields: Fields | null | undefined;
  * @returns false when the socket must be read as a stream
  */
 export function readDirectly(socket: TLSSocket, onBytes: (bytes: Uint8Array) => void): boolean {
+  return readInto(socket, buffer, (length) => {
+    onBytes(buffer.subarray(0, length));
+    return true;
+  });
+}
+
+/**
+ * The same for any socket and any buffer, which sockets may share.
+ *
+ * @param onBytes told how many bytes lie at the beginning of `target`; false stops reading until `socket.resume()`
+ */
+export function readInto(socket: Socket, target: Uint8Array, onBytes: (length: number) => boolean): boolean {
   fields ??= findFields();
   if (fields === null) return false;
   const handle: unknown = Reflect.get(socket, '_handle');
   const useUserBuffer: unknown = isObject(handle) ? Reflect.get(handle, 'useUserBuffer') : undefined;
   if (typeof useUserBuffer !== 'function') return false;
-  Reflect.set(socket, fields.buffer, buffer);
-  Reflect.set(socket, fields.callback, (length: number): boolean => {
-    onBytes(buffer.subarray(0, length));
-    return true;
-  });
-  Reflect.apply(useUserBuffer, handle, [buffer]);
+  Reflect.set(socket, fields.buffer, target);
+  Reflect.set(socket, fields.callback, onBytes);
+  Reflect.apply(useUserBuffer, handle, [target]);
   return true;
 }
 

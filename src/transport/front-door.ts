@@ -27,6 +27,7 @@ import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { Endpoint } from './endpoint.ts';
 import { forwardHttp } from './http-forward.ts';
+import { StreamDoor } from './stream-door.ts';
 import {
   type PlainRequest,
   type ProxyConnection,
@@ -37,7 +38,8 @@ import {
   type StreamRefusal,
   type StreamTarget,
 } from './stream-request.ts';
-import { acceptUpgrade, isUpgradeRequest } from './upgrade.ts';
+import { HTTP2_ALPN, STREAMS_ALPN, TUNNEL_ALPN } from './tls.ts';
+import { acceptUpgrade, upgradeOf } from './upgrade.ts';
 
 /** Of a client that has proven who it is; docs/decisions/0020 says why. */
 const STREAM_WINDOW_BYTES = 1 << 20;
@@ -80,7 +82,8 @@ export class FrontDoor {
       {
         maxHeaderSize: MAX_HEADER_BYTES,
         keepAliveTimeout: options.timeoutMs,
-        shouldUpgradeCallback: (request) => this.#isTunnelRequest(request) || request.headers.upgrade === 'connect-udp',
+        shouldUpgradeCallback: (request) =>
+          this.#upgradeOf(request) !== undefined || request.headers.upgrade === 'connect-udp',
       },
       (request, response) => this.#handleRequest(request, response),
     );
@@ -99,7 +102,8 @@ export class FrontDoor {
     const visitor = new Visitor(socket, raw, remote, this.#options);
     this.#connections.set(socket, visitor);
     socket.once('close', () => this.#connections.delete(socket));
-    if (socket.alpnProtocol === 'h2') this.#openHttp2(visitor);
+    if (socket.alpnProtocol === STREAMS_ALPN) this.#openStreams(visitor);
+    else if (socket.alpnProtocol === HTTP2_ALPN) this.#openHttp2(visitor);
     else this.#http.emit('connection', socket);
   }
 
@@ -107,6 +111,12 @@ export class FrontDoor {
   close(): void {
     for (const visitor of this.#connections.values()) visitor.destroy();
     this.#http.close();
+  }
+
+  #openStreams(visitor: Visitor): void {
+    const { onProxyRequest } = this.#options;
+    if (onProxyRequest === undefined) visitor.destroy();
+    else visitor.streams = new StreamDoor(visitor, onProxyRequest);
   }
 
   #openHttp2(visitor: Visitor): void {
@@ -143,18 +153,24 @@ export class FrontDoor {
     this.#takeSocket(request, socket, head, 'tcp', parseTarget(request.url ?? ''));
   }
 
-  #isTunnelRequest(request: IncomingMessage): boolean {
+  #upgradeOf(request: IncomingMessage): string | undefined {
     const { tunnelPath } = this.#options;
-    return tunnelPath !== undefined && isUpgradeRequest(request, tunnelPath);
+    const protocols = this.isProxy ? [TUNNEL_ALPN, STREAMS_ALPN] : [TUNNEL_ALPN];
+    return tunnelPath === undefined ? undefined : upgradeOf(request, tunnelPath, protocols);
   }
 
   #handleUpgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     const visitor = this.#connections.get(socket);
-    if (visitor !== undefined && this.#isTunnelRequest(request)) {
+    const protocol = this.#upgradeOf(request);
+    if (visitor !== undefined && protocol !== undefined) {
+      if (head.length > 0) socket.unshift(head);
+      acceptUpgrade(visitor.socket, protocol);
+      if (protocol === STREAMS_ALPN) {
+        this.#openStreams(visitor);
+        return;
+      }
       visitor.leave();
       this.#connections.delete(socket);
-      if (head.length > 0) socket.unshift(head);
-      acceptUpgrade(visitor.socket);
       this.#options.onTunnel?.(visitor.socket);
       return;
     }
@@ -201,6 +217,7 @@ class Visitor implements ProxyConnection {
   readonly remote: Endpoint;
   readonly isHidden: boolean;
   http2: ServerHttp2Session | undefined;
+  streams: StreamDoor | undefined;
   readonly #raw: Socket;
   readonly #deadline: NodeJS.Timeout;
 
@@ -237,12 +254,14 @@ class Visitor implements ProxyConnection {
   }
 
   end(): void {
-    if (this.http2 === undefined) this.socket.end();
+    if (this.streams !== undefined) this.streams.end();
+    else if (this.http2 === undefined) this.socket.end();
     else this.http2.close();
   }
 
   destroy(): void {
     this.http2?.destroy();
+    this.streams?.destroy();
     this.socket.destroy();
   }
 

@@ -5,7 +5,7 @@
  * the high-water marks and the windows of both. It must not know what the bytes are.
  */
 
-import type { Socket } from 'node:net';
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 
 /** One of the two ends. */
@@ -15,6 +15,8 @@ export interface SpliceEnd {
   reset(): void;
   /** Whether the end that has come was none: the other side broke it. Undefined: an end is an end. */
   readonly isBroken?: boolean;
+  /** Joins it with a socket as `splice` does, where it has a shorter way than through `duplex`. */
+  join?(socket: Socket, done: (outcome: SpliceOutcome) => void): void;
 }
 
 /** Why a splice is over: both directions ended, or one end broke. */
@@ -26,6 +28,14 @@ export type SpliceOutcome = 'ended' | 'broken';
  * @param done told once
  */
 export function splice(a: SpliceEnd, b: SpliceEnd, done: (outcome: SpliceOutcome) => void): void {
+  for (const [end, other] of [
+    [a, b],
+    [b, a],
+  ] as const) {
+    if (end.join === undefined || other.join !== undefined || !(other.duplex instanceof Socket)) continue;
+    end.join(other.duplex, done);
+    return;
+  }
   let isOver = false;
   const finish = (outcome: SpliceOutcome): void => {
     if (isOver) return;

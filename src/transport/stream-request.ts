@@ -8,6 +8,7 @@
 
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Duplex } from 'node:stream';
+import type { StreamRefusalName } from '../protocol/stream-frame.ts';
 import type { Endpoint } from './endpoint.ts';
 import type { SpliceEnd } from './splice.ts';
 
@@ -44,7 +45,7 @@ export const STREAM_REFUSALS = {
   destination_ip_unroutable: 502,
   connection_timeout: 504,
   proxy_internal_error: 500,
-} as const;
+} as const satisfies Record<StreamRefusalName, number>;
 export type StreamRefusal = keyof typeof STREAM_REFUSALS;
 
 /** A plain HTTP request for another server. */

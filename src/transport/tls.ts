@@ -23,11 +23,13 @@ import type { ChannelFacts, PeerCertificate } from './channel.ts';
 import type { Endpoint } from './endpoint.ts';
 
 /** The application protocol by which a TLS client asks for a tunnel. */
-const TUNNEL_ALPN = 'customvpn/1';
+export const TUNNEL_ALPN = 'customvpn/1';
 /** The front door's protocol. */
 export const HTTP_ALPN = 'http/1.1';
 /** The other one, where the front door is a proxy. */
 export const HTTP2_ALPN = 'h2';
+/** And the one by which clients of ours have their streams. */
+export const STREAMS_ALPN = 'customvpn-streams/1';
 
 const CIPHERS_13 = ['TLS_AES_128_GCM_SHA256', 'TLS_AES_256_GCM_SHA384', 'TLS_CHACHA20_POLY1305_SHA256'];
 const CIPHERS_12 = [
@@ -202,9 +204,11 @@ export function chooseProtocol(
   offered: readonly string[],
   { hasTunnels = true, isProxy = false }: { readonly hasTunnels?: boolean; readonly isProxy?: boolean } = {},
 ): string | undefined {
+  const own = hasTunnels && isProxy ? [STREAMS_ALPN] : [];
   const http = isProxy ? [HTTP2_ALPN, HTTP_ALPN] : [HTTP_ALPN];
   return (
-    (hasTunnels ? offered.find(isTunnelProtocol) : undefined) ?? http.find((protocol) => offered.includes(protocol))
+    (hasTunnels ? offered.find(isTunnelProtocol) : undefined) ??
+    [...own, ...http].find((protocol) => offered.includes(protocol))
   );
 }
 

@@ -1,8 +1,8 @@
 /**
  * A tunnel that looks like a web server's connection: HTTP/1.1 until the server has switched to ours.
  *
- * Hides what is said: `GET` of a secret path with `Upgrade: customvpn/1`, answered with 101 and, from there on, with the greeting
- * and frames. Whoever does not know the path gets what the front door gives to everybody, after the same work: the path is
+ * Hides what is said: `GET` of a secret path with `Upgrade: customvpn/1` for a tunnel, or `customvpn-streams/1` for streams,
+ * answered with 101 and, from there on, with the frames of that protocol. Whoever does not know the path gets what the front door gives to everybody, after the same work: the path is
  * compared by its hash, in constant time, for every request.
  *
  * @see docs/protocol.md §1, RFC 9110 §7.8
@@ -13,33 +13,35 @@ import type { IncomingMessage } from 'node:http';
 import type { TLSSocket } from 'node:tls';
 import { VpnError } from '../base/errors.ts';
 
-/** What the client asks to switch to. */
-const UPGRADE = 'customvpn/1';
 const MAX_ANSWER_BYTES = 8 * 1024;
-const SWITCHING = 'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: customvpn/1\r\n\r\n';
 
-/** Whether a request asks for a tunnel at the right path. As much work for every request. */
-export function isUpgradeRequest({ method, url = '', headers }: IncomingMessage, path: string): boolean {
+/** Which of these protocols a request at the right path asks to switch to. As much work for every request. */
+export function upgradeOf(
+  { method, url = '', headers }: IncomingMessage,
+  path: string,
+  protocols: readonly string[],
+): string | undefined {
   const isPath = timingSafeEqual(hash(url), hash(path));
-  const isUpgrade = method === 'GET' && headers.upgrade?.toLowerCase() === UPGRADE;
-  return isPath && isUpgrade;
+  const wanted = headers.upgrade?.toLowerCase();
+  const protocol = method === 'GET' ? protocols.find((one) => one === wanted) : undefined;
+  return isPath ? protocol : undefined;
 }
 
 function hash(text: string): Buffer {
   return createHash('sha256').update(text).digest();
 }
 
-/** Says yes. What comes after it is the tunnel. */
-export function acceptUpgrade(socket: TLSSocket): void {
-  socket.write(SWITCHING);
+/** Says yes. What comes after it is that protocol. */
+export function acceptUpgrade(socket: TLSSocket, protocol: string): void {
+  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n\r\n`);
 }
 
 /**
- * Asks a server for a tunnel. Then the socket is the tunnel's; what has come of it already is back in the socket.
+ * Asks a server to switch to a protocol. Then the socket speaks that; what has come of it already is back in the socket.
  *
  * @throws {VpnError} ERR_UPGRADE when the server has no tunnel there; ERR_PEER_GONE
  */
-export async function askForUpgrade(socket: TLSSocket, host: string, path: string): Promise<void> {
+export async function askForUpgrade(socket: TLSSocket, host: string, path: string, protocol: string): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   let bytes = Buffer.alloc(0);
   const take = (): void => {
@@ -64,7 +66,7 @@ export async function askForUpgrade(socket: TLSSocket, host: string, path: strin
   };
   socket.on('readable', take).on('end', gone).on('close', gone).on('error', gone);
   const name = host.includes(':') ? `[${host}]` : host;
-  const lines = [`GET ${path} HTTP/1.1`, `Host: ${name}`, 'Connection: Upgrade', `Upgrade: ${UPGRADE}`];
+  const lines = [`GET ${path} HTTP/1.1`, `Host: ${name}`, 'Connection: Upgrade', `Upgrade: ${protocol}`];
   socket.write(`${lines.join('\r\n')}\r\n\r\n`);
   try {
     await promise;

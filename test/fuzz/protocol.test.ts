@@ -10,6 +10,8 @@ import { checkConfig } from '../../src/protocol/config-check.ts';
 import { encodeFrame, encodeGreeting, FrameDecoder, type FrameSink, FrameType } from '../../src/protocol/frame.ts';
 import { LoginClient, LoginServer } from '../../src/protocol/login.ts';
 import { decodeMessage, encodeMessage, type MessageName } from '../../src/protocol/messages.ts';
+import { encodeStreamFrame, StreamFrameType } from '../../src/protocol/stream-frame.ts';
+import { type MuxStream, StreamMux, type StreamSink } from '../../src/protocol/stream-mux.ts';
 import { createDevice, exporterOf, primitives, split, utf8 } from '../support/protocol.ts';
 
 const RUNS = Number(process.env.FUZZ_RUNS ?? 300);
@@ -249,5 +251,147 @@ test('any CONFIG that can be read is judged without an exception, within what a 
       assert.ok(accepted.routes.every(({ length }) => length >= 8));
     }),
     { numRuns: RUNS },
+  );
+});
+
+test('a connection for streams takes whatever bytes with errors that blame the peer, and passes on what was sent', () => {
+  const { bind, open, data, end, reset, credit } = StreamFrameType;
+  const frame = fc.oneof(
+    fc.record({
+      type: fc.constantFrom(bind, open, data, end, reset, credit),
+      stream: fc.nat(4),
+      payload: fc.uint8Array({ maxLength: 40 }),
+    }),
+    fc.record({ type: fc.constant(open), stream: fc.nat(4), payload: fc.constant(utf8('\x01\x00\x07host')) }),
+  );
+  fc.assert(
+    fc.property(
+      fc.array(frame, { maxLength: 30 }),
+      fc.uint8Array({ maxLength: 20 }),
+      fc.nat(50),
+      (frames, tail, size) => {
+        const received = new Map<number, number>();
+        const wakes: number[] = [];
+        const mux: StreamMux = new StreamMux({
+          role: 'server',
+          maxWindowBytes: 1 << 20,
+          windowBudgetBytes: 1 << 20,
+          output: { isIdle: false, write: () => {}, wake: () => void wakes.push(1) },
+          onBind: () => mux.answerBind('yes'),
+          onWanted: (stream) => {
+            stream.sink = {
+              bytes: (_bytes, from, to) => void received.set(stream.id, (received.get(stream.id) ?? 0) + to - from),
+              ended: () => stream.end(),
+              broken: () => {},
+              room: () => {},
+            };
+            stream.accept();
+          },
+        });
+        const bytes = Buffer.concat([
+          ...frames.map((one) => encodeStreamFrame(one.type, one.stream, one.payload)),
+          tail,
+        ]);
+        for (let at = 0; at < bytes.length; at += size + 1)
+          orVpnError(() => mux.receive(bytes.subarray(at, at + size + 1)));
+        const sent = frames.reduce((sum, one) => sum + (one.type === data ? one.payload.length : 0), 0);
+        assert.ok([...received.values()].reduce((sum, length) => sum + length, 0) <= sent + tail.length);
+        mux.close();
+        assert.equal(mux.streams, 0);
+        assert.deepEqual(wakes, []);
+      },
+    ),
+    { numRuns: RUNS },
+  );
+});
+
+test('two ends of a connection for streams pass on every byte in order, however writes and reads fall', () => {
+  const step = fc.record({
+    from: fc.constantFrom(0, 1),
+    stream: fc.nat(2),
+    length: fc.integer({ min: 1, max: 70_000 }),
+    isInPlace: fc.boolean(),
+    takes: fc.nat(3),
+    cut: fc.integer({ min: 1, max: 50_000 }),
+  });
+  fc.assert(
+    fc.property(fc.array(step, { minLength: 1, maxLength: 25 }), (steps) => {
+      const wires: Uint8Array[][] = [[], []];
+      const ends: MuxStream[][] = [[], []];
+      const sums = [0, 1].map(() => [0, 1, 2].map(() => ({ sent: 0, received: 0 })));
+      const idle = [true, true];
+      const sinkOf = (side: number, stream: () => number): StreamSink => ({
+        bytes: (bytes, from, to) => {
+          const sum = sums[1 - side]?.[stream()];
+          assert.ok(sum);
+          for (let i = from; i < to; i++) assert.equal(bytes[i], sum.received++ % 251);
+          ends[side]?.[stream()]?.consumed(to - from);
+        },
+        ended: () => {},
+        broken: () => {},
+        room: () => {},
+      });
+      const create = (side: number): StreamMux => {
+        const mux: StreamMux = new StreamMux({
+          role: side === 0 ? 'client' : 'server',
+          maxWindowBytes: 1 << 18,
+          windowBudgetBytes: 1 << 18,
+          output: {
+            get isIdle() {
+              return idle[side] ?? false;
+            },
+            write: (bytes) => {
+              wires[side]?.push(bytes.slice());
+              idle[side] = false;
+            },
+            wake: () => {},
+          },
+          onBind: () => mux.answerBind('yes'),
+          onWanted: (stream) => {
+            ends[1]?.push(stream);
+            stream.sink = sinkOf(1, () => stream.id - 1);
+            stream.accept();
+          },
+        });
+        return mux;
+      };
+      const muxes = [create(0), create(1)];
+      const carry = (side: number, takes: number, cut: number): void => {
+        for (let i = 0; i < takes; i++) {
+          const bytes = muxes[side]?.take();
+          if (bytes !== undefined) wires[side]?.push(bytes.slice());
+        }
+        idle[side] = true;
+        const bytes = Buffer.concat(wires[side]?.splice(0) ?? []);
+        for (let at = 0; at < bytes.length; at += cut) muxes[1 - side]?.receive(bytes.subarray(at, at + cut));
+      };
+      muxes[0]?.bind('x');
+      for (const i of [0, 1, 2]) {
+        const stream = muxes[0]?.open(
+          { kind: 'tcp', host: 'a', port: 1 },
+          sinkOf(0, () => i),
+        );
+        if (stream !== undefined) ends[0]?.push(stream);
+      }
+      for (const side of [0, 1, 0, 1]) carry(side, 5, 1000);
+      const block = new Uint8Array(8 + 70_000);
+      for (const { from, stream: at, length, isInPlace, takes, cut } of steps) {
+        const stream = ends[from]?.[at];
+        const sum = sums[from]?.[at];
+        assert.ok(stream !== undefined && sum !== undefined);
+        for (let i = 0; i < length; i++) block[8 + i] = sum.sent++ % 251;
+        if (isInPlace) stream.sendInPlace(block, 8, 8 + length);
+        else stream.send(block, 8, 8 + length);
+        block.fill(0);
+        carry(from, takes, cut);
+        carry(1 - from, takes, cut);
+      }
+      for (let i = 0; i < 200; i++) carry(i % 2, 5, 65_536);
+      assert.deepEqual(
+        sums.flat().map(({ received }) => received),
+        sums.flat().map(({ sent }) => sent),
+      );
+    }),
+    { numRuns: Math.ceil(RUNS / 10) },
   );
 });

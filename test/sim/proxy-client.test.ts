@@ -9,12 +9,13 @@ import { connect, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { connect as connectTls } from 'node:tls';
 import { isVpnError } from '../../src/base/errors.ts';
-import { silentLogger } from '../../src/base/log.ts';
+import { Secret, silentLogger } from '../../src/base/log.ts';
 import { nodePrimitives } from '../../src/base/primitives.ts';
 import { LocalProxy } from '../../src/client/local-proxy.ts';
 import { ProxyConnection } from '../../src/client/proxy-connection.ts';
 import { ProxyStreams } from '../../src/client/proxy-streams.ts';
 import { proxyCredential } from '../../src/protocol/proxy-binding.ts';
+import { encodeStreamFrame, encodeWish, StreamFrameType } from '../../src/protocol/stream-frame.ts';
 import { TargetNetwork } from '../support/target-network.ts';
 import { Relay, type SimClient, until, World, type WorldOptions } from '../support/world.ts';
 
@@ -28,7 +29,9 @@ interface Stage extends AsyncDisposable {
   readonly proxy: LocalProxy;
 }
 
-async function open(options: WorldOptions & { through?: (port: number) => Promise<number> } = {}): Promise<Stage> {
+async function open(
+  options: WorldOptions & { through?: (port: number) => Promise<number>; camouflage?: Secret<string> } = {},
+): Promise<Stage> {
   await using undo = new AsyncDisposableStack();
   const network = undo.use(new TargetNetwork());
   await network.serve('192.0.2.1', 7, (socket) => void socket.pipe(socket));
@@ -36,8 +39,9 @@ async function open(options: WorldOptions & { through?: (port: number) => Promis
   const config = { routes: ['192.0.2.0/24'], ...options.config };
   const world = undo.use(await World.open({ network, tun: 'none', ...options, config }));
   const serverPort = (await options.through?.(world.port)) ?? world.port;
-  const sim = await world.connected('alice', { tun: 'none', serverPort });
-  const streams = undo.use(new ProxyStreams(sim.client, 'localhost', world.log));
+  const { camouflage } = options;
+  const sim = await world.connected('alice', { tun: 'none', serverPort, ...(camouflage && { camouflage }) });
+  const streams = undo.use(new ProxyStreams(sim.client, world.log));
   const local = { host: '127.0.0.1', port: 0 };
   const proxy = undo.use(await LocalProxy.open({ streams, socks: local, http: local, expose: false, log: world.log }));
   const all = undo.move();
@@ -312,7 +316,7 @@ test(
     assert.equal(String(await read(socket, 5)), 'still');
     const { socket: tls, binding } = await sim.client.dialProxy();
     assert.equal(binding.epoch, 1);
-    const connection = await ProxyConnection.open(tls, binding, 'localhost');
+    const connection = await ProxyConnection.open(tls, binding);
     const stream = await connection.open('tcp', { host: '192.0.2.1', port: 7 });
     stream.duplex.end();
     connection.destroy();
@@ -381,9 +385,108 @@ test(
     await using stage = await open();
     const { socket, binding } = await stage.sim.client.dialProxy();
     const wrong = { ...binding, key: new Uint8Array(32) };
-    await assert.rejects(ProxyConnection.open(socket, wrong, 'localhost'), (error) =>
-      isVpnError(error, 'ERR_ATTACH_PROOF'),
+    await assert.rejects(ProxyConnection.open(socket, wrong), (error) => isVpnError(error, 'ERR_ATTACH_PROOF'));
+  },
+);
+
+test('REQ-MUX-005: what a server says before it is asked reaches the program, with its end', LIMIT, async () => {
+  await using stage = await open();
+  await stage.network.serve('192.0.2.8', 22, (socket) => void socket.end('SSH-2.0-first\r\n'));
+  for (let i = 0; i < 5; i++) {
+    const socket = await socks(stage, '192.0.2.8', 22);
+    assert.equal(String(await read(socket, 15)), 'SSH-2.0-first\r\n');
+    await once(socket.resume(), 'end');
+    socket.end();
+  }
+  await until(() => stage.network.connections === 0, 'nothing is left open');
+});
+
+test(
+  'REQ-MUX-007: a megabyte both ways at once, past a program and a server that read when they like',
+  LIMIT,
+  async () => {
+    await using stage = await open();
+    const block = Buffer.alloc(1 << 20, 'customvpn ');
+    await stage.network.serve('192.0.2.9', 7, (socket) => {
+      const chunks: Buffer[] = [];
+      socket.write(block);
+      socket.on('data', (chunk: Buffer) => chunks.push(chunk));
+      socket.once('end', () => socket.end(Buffer.concat(chunks)));
+    });
+    const sockets = await Promise.all([1, 2, 3, 4].map(() => socks(stage, '192.0.2.9', 7)));
+    await Promise.all(
+      sockets.map(async (socket) => {
+        socket.end(block);
+        assert.ok((await read(socket, 2 << 20)).equals(Buffer.concat([block, block])));
+        await once(socket.resume(), 'end');
+      }),
     );
+  },
+);
+
+test('REQ-TLS-010: streams go by the secret path, too, and nobody sees that they are ours', LIMIT, async () => {
+  const path = '/a-path-that-nobody-guesses';
+  await using stage = await open({
+    config: { camouflage: path, camouflageOnly: true },
+    camouflage: new Secret(path),
+  });
+  const socket = await socks(stage, 'echo.example', 7);
+  socket.write('hidden');
+  assert.equal(String(await read(socket, 6)), 'hidden');
+  const { socket: tls } = await stage.sim.client.dialProxy();
+  assert.equal(tls.alpnProtocol, 'http/1.1');
+  tls.destroy();
+  const stranger = connectTls({
+    host: '127.0.0.1',
+    port: stage.world.port,
+    ca: stage.world.ca,
+    servername: 'localhost',
+    ALPNProtocols: ['customvpn-streams/1'],
+  });
+  await assert.rejects(once(stranger, 'secureConnect'), 'a gateway behind camouflage does not know the protocol');
+  socket.destroy();
+});
+
+test(
+  'REQ-MUX-004 REQ-MUX-011: without a proof no stream, and who gives them up in floods is cut off',
+  LIMIT,
+  async () => {
+    await using stage = await open();
+    const { world, sim } = stage;
+    const wish = encodeWish({ kind: 'tcp', host: '192.0.2.1', port: 7 });
+    const stranger = connectTls({
+      host: '127.0.0.1',
+      port: world.port,
+      ca: world.ca,
+      servername: 'localhost',
+      ALPNProtocols: ['customvpn-streams/1'],
+    });
+    stranger.on('error', () => {});
+    await once(stranger, 'secureConnect');
+    stranger.write(encodeStreamFrame(StreamFrameType.open, 1, wish));
+    await closed(stranger.resume());
+    assert.deepEqual(stage.network.dialled, []);
+
+    const { socket: tls, binding } = await sim.client.dialProxy();
+    const exporter = (label: string, context: Uint8Array) => tls.exportKeyingMaterial(32, label, Buffer.from(context));
+    const credential = proxyCredential(nodePrimitives, binding, exporter);
+    tls.write(encodeStreamFrame(StreamFrameType.bind, 0, Buffer.from(credential)));
+    const ended = closed(tls.resume());
+    let id = 0;
+    const flood = setInterval(() => {
+      for (let i = 0; i < 500 && !tls.destroyed; i++) {
+        id += 1;
+        tls.write(encodeStreamFrame(StreamFrameType.open, id, wish));
+        tls.write(encodeStreamFrame(StreamFrameType.reset, id));
+      }
+    }, 1);
+    await ended;
+    clearInterval(flood);
+    const socket = await socks(stage, 'echo.example', 7);
+    socket.write('still here');
+    assert.equal(String(await read(socket, 10)), 'still here');
+    socket.destroy();
+    await until(async () => (await world.status()).counters.proxy_open === 0, 'no stream is left');
   },
 );
 
