@@ -7,6 +7,9 @@ import type { CliHost } from './host.ts';
 import { clientState } from './options.ts';
 import { askInTerminal, isInteractive, showLogins } from './secrets.ts';
 
+const NO_TERMINAL =
+  "standard input is the command's, so run this in a terminal, or first, in one, a command that stays: customvpn client exec PROFILE -- sleep infinity; others share its login";
+
 interface ExecOptions {
   state: string;
   as?: string;
@@ -43,7 +46,7 @@ Examples:
         profile,
         state,
         command,
-        answer: isInteractive() ? askInTerminal : showLogins,
+        answer: isInteractive() ? askInTerminal : showLogins(NO_TERMINAL),
         ...(as === undefined ? {} : { as }),
         ...(user === undefined ? {} : { user }),
         ...(full === true ? { tunnel: { mode: 'full' } } : split === true ? { tunnel: { mode: 'split' } } : {}),

@@ -76,7 +76,7 @@ export function clientCommand(host: CliHost): Command {
             ? askInTerminal
             : options.foreground === true
               ? undefined
-              : showLogins;
+              : showLogins();
       const run = {
         profile,
         state: options.state,

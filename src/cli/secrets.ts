@@ -51,19 +51,20 @@ export const askInTerminal: CredentialSource = async (request) => {
   return answers;
 };
 
-/** Shows where to log in, and has no answer to anything else. */
-export const showLogins: CredentialSource = async (request) => {
-  const [asked] = request.filter(({ kind }) => kind !== 'oidc');
-  if (asked !== undefined) {
-    const kinds = request.flatMap(({ kind }) => (kind === 'oidc' ? [] : [kind])).join(' and ');
-    throw new VpnError(
-      'ERR_AUTH_NEEDED',
-      `the login asks for a ${kinds}; run this in a terminal, or give it on standard input with --password-stdin`,
-    );
-  }
-  for (const step of request) await showLogin(step);
-  return {};
-};
+/** Shows where to log in, and has no answer to anything else. @param advice what to do then */
+export function showLogins(
+  advice = 'run this in a terminal, or give it on standard input with --password-stdin',
+): CredentialSource {
+  return async (request) => {
+    const [asked] = request.filter(({ kind }) => kind !== 'oidc');
+    if (asked !== undefined) {
+      const kinds = request.flatMap(({ kind }) => (kind === 'oidc' ? [] : [kind])).join(' and ');
+      throw new VpnError('ERR_AUTH_NEEDED', `the login asks for a ${kinds}; ${advice}`);
+    }
+    for (const step of request) await showLogin(step);
+    return {};
+  };
+}
 
 /**
  * Answers from standard input: the password on the first line, a one-time code on the second, then, a line each, what else

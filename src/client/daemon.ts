@@ -30,7 +30,7 @@ import { machineNetwork } from './roaming.ts';
 import { ServerNames } from './server-names.ts';
 import { type ProfilePaths, profilePaths, writeEnd } from './state-folder.ts';
 import { TunnelHost } from './tunnel-host.ts';
-import { hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
+import { checkEnclosure, hostWishes, pushLimits, type TunnelFlags } from './wishes.ts';
 
 /** A log that has grown to this makes room: it becomes the old one. */
 const MAX_LOG_BYTES = 8 * 1024 * 1024;
@@ -147,8 +147,10 @@ class Lives {
     this.#key = key;
     this.#flags = options.tunnel ?? {};
     this.#enclosure = this.#createEnclosure();
-    if (options.enclosed === true) this.#callers = new Callers(() => void this.stop());
-    else this.#host = this.#createHost();
+    if (options.enclosed === true) {
+      checkEnclosure(profile);
+      this.#callers = new Callers(() => void this.stop());
+    } else this.#host = this.#createHost();
     this.#client = this.#create();
   }
 

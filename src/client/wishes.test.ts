@@ -6,7 +6,7 @@ import { isVpnError, VpnError } from '../base/errors.ts';
 import { type Profile, parseProfile } from '../control/profile.ts';
 import { parsePrefix } from '../ip/address.ts';
 import type { Overlap } from './host-plan.ts';
-import { hostWishes, pushLimits } from './wishes.ts';
+import { checkEnclosure, hostWishes, pushLimits } from './wishes.ts';
 
 const NEVER = new AbortController().signal;
 const OVERLAP: Overlap = {
@@ -73,6 +73,14 @@ test('whoever declines has nothing changed; nobody there is another matter', asy
   assert.equal(await asked(new VpnError('ERR_AUTH_NEEDED', 'given up', { details: { declined: true } })), 'stop');
   await assert.rejects(asked(new VpnError('ERR_AUTH_NEEDED', 'nobody')) ?? Promise.resolve(), (error) =>
     isVpnError(error, 'ERR_AUTH_NEEDED'),
+  );
+});
+
+test('commands get no tunnel that bridges Ethernet, and are told so before anything is dialled', () => {
+  checkEnclosure(profile());
+  assert.throws(
+    () => checkEnclosure(profile('[tunnel]\ndevice = "tap"\n')),
+    (error) => isVpnError(error, 'ERR_UNSUPPORTED') && /client up/.test(error.message),
   );
 });
 

@@ -61,6 +61,15 @@ export function hostWishes(
   return { device: tunnel.device, wishes, overlap: flags.overlap ?? tunnel.overlap, closing, ...ask, ...portal };
 }
 
+/** Whether the profile's tunnel can be one for commands. @throws {VpnError} ERR_UNSUPPORTED */
+export function checkEnclosure({ tunnel }: Profile): void {
+  if (tunnel.device !== 'tap') return;
+  throw new VpnError(
+    'ERR_UNSUPPORTED',
+    'the profile bridges Ethernet (tunnel.device = "tap"), and client exec gives commands a network of IP packets: connect the whole machine with client up, or use a gateway that routes',
+  );
+}
+
 /** What the gateway may push: as far as the profile allows it and the tunnel is to have it. */
 export function pushLimits({ allow, tunnel }: Profile, flags: TunnelFlags): Partial<ClientLimits> {
   return {
