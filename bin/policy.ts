@@ -83,10 +83,14 @@ export function schemaOfPolicy(): object {
 }
 
 async function read(file: string): Promise<{ policy: Policy | undefined; problems: readonly Problem[] }> {
+  return readPolicy(await readPolicyText(file));
+}
+
+/** The text of a policy file, as `policy apply` sends it. @throws {VpnError} ERR_CONFIG_FILE */
+export async function readPolicyText(file: string): Promise<string> {
   try {
-    return readPolicy(await readFile(file, 'utf8'));
+    return await readFile(file, 'utf8');
   } catch (cause) {
-    if (cause instanceof VpnError) throw cause;
     const errno = (cause as NodeJS.ErrnoException).code;
     const why = errno === 'ENOENT' ? 'there is no such file' : String(errno ?? cause);
     throw new VpnError('ERR_CONFIG_FILE', `cannot read the policy ${file}: ${why}`, { cause, details: { path: file } });

@@ -228,6 +228,8 @@ export interface CliHost {
   /** The text of a systemd unit that runs this gateway. */
   gatewayUnit(source: GatewaySource): Promise<string>;
   checkPolicy(file: string): Promise<PolicyCheck>;
+  /** The text of a policy file. */
+  readPolicy(file: string): Promise<string>;
   /** Tries the tests of a policy file; with the users and addresses of the gateway of a state directory, where there is one. */
   testPolicy(file: string, state: string): Promise<PolicyTrial>;
   /** JSON Schema of a policy file. */

@@ -77,6 +77,12 @@ export function instant(value: string): string {
   return parseInstant(value, 'a time from now');
 }
 
+/** @throws {VpnError} ERR_USAGE */
+export function wholeNumber(value: string): number {
+  if (/^[1-9]\d{0,8}$/.test(value)) return Number(value);
+  throw new VpnError('ERR_USAGE', `expected a whole number, got "${value}"`);
+}
+
 function parseInstant(value: string, distance: string): string {
   const [, count, unit] = DURATION.exec(value) ?? [];
   const isoForm = /^\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d(?:\.\d{1,3})?)?(?:Z|[+-]\d\d:\d\d))?$/.test(value);

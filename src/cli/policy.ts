@@ -4,9 +4,9 @@
 
 import { setTimeout } from 'node:timers/promises';
 import { Command } from 'commander';
-import type { DenialInfo, PolicyInfo } from '../control/operations.ts';
+import type { DenialInfo, PolicyInfo, PolicyVersionInfo } from '../control/operations.ts';
 import type { CliHost, PolicyCheck, PolicyTrial } from './host.ts';
-import { gatewayState, jsonOutput } from './options.ts';
+import { gatewayState, jsonOutput, wholeNumber } from './options.ts';
 import { bad, dim, facts, good, type OutputOptions, print, warning } from './output.ts';
 
 /** A policy that cannot be used, as `sysexits(3)` says it: EX_CONFIG. */
@@ -52,6 +52,58 @@ Example:
       const trial = await host.testPolicy(file, options.state);
       print(trial, options, formatTrial);
       if (!trial.good) process.exitCode = BAD_POLICY_STATUS;
+    });
+
+  command
+    .command('apply')
+    .description('put a policy file in force at the gateway, if its tests hold, in the place of the one that it reads')
+    .argument('<file>')
+    .option('--note <text>', 'why; kept with the version')
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText(
+      'after',
+      `
+The gateway's own file (policyFile) is replaced. Each policy that was in force is kept.
+
+Examples:
+  customvpn policy apply policy.toml --note "printers for the night shift"
+  customvpn policy rollback 12`,
+    )
+    .action(async (file: string, { note, ...options }: OutputOptions & { state: string; note?: string }) => {
+      await using gateway = await host.openGateway(options);
+      const text = await host.readPolicy(file);
+      print(await gateway['policy.apply']({ text, ...(note === undefined ? {} : { note }) }), options, formatApplied);
+    });
+
+  command
+    .command('rollback')
+    .description('put a policy that was in force before in force again')
+    .argument('<version>', 'as `policy history` lists it', wholeNumber)
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText('after', '\nExample:\n  customvpn policy rollback 12')
+    .action(async (version: number, options: OutputOptions & { state: string }) => {
+      await using gateway = await host.openGateway(options);
+      print(await gateway['policy.rollback']({ version }), options, formatApplied);
+    });
+
+  command
+    .command('history')
+    .description('policies that were in force: when, by whom and why; with a version its text')
+    .argument('[version]', 'print the text of this one', wholeNumber)
+    .addOption(gatewayState())
+    .addOption(jsonOutput())
+    .addHelpText('after', '\nExamples:\n  customvpn policy history\n  customvpn policy history 12 > policy.toml')
+    .action(async (version: number | undefined, options: OutputOptions & { state: string }) => {
+      await using gateway = await host.openGateway(options);
+      if (version !== undefined) {
+        print(await gateway['policy.version']({ version }), options, ({ text }) => text.replace(/\n$/, ''));
+        return;
+      }
+      print(await gateway['policy.history']({ limit: 200 }), options, (versions) =>
+        versions.length === 0 ? 'there was no policy yet' : versions.map(formatVersion).join('\n'),
+      );
     });
 
   command
@@ -113,6 +165,25 @@ Examples:
     });
 
   return command;
+}
+
+function formatApplied({ version, warnings }: { version: number; warnings: string[] }): string {
+  return [
+    ...warnings.map((text) => `${warning('warning')} ${text}`),
+    `${good('in force')}, kept as version ${version}`,
+  ].join('\n');
+}
+
+function formatVersion({ version, at, by, note, isInForce, hasText }: PolicyVersionInfo): string {
+  return [
+    String(version).padStart(5),
+    at.replace('T', ' ').slice(0, 19),
+    (by ?? 'from the file').padEnd(20),
+    isInForce ? good('in force') : '        ',
+    hasText ? note : `${note} (its text was not kept)`,
+  ]
+    .join('  ')
+    .trimEnd();
 }
 
 function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): string {

@@ -18,6 +18,8 @@ export interface Access {
   readonly summary: string;
   /** Where its input names a user: that user's rights bound who may call it, and writes take `If-Match` of `user.show`. */
   readonly user?: 'name' | 'user';
+  /** It changes the policy: it takes `If-Match` of `policy.text`. */
+  readonly isOfPolicy?: true;
   /** Where its input names groups, which may stand for roles. */
   readonly groups?: readonly ('groups' | 'add' | 'remove')[];
 }
@@ -44,6 +46,10 @@ export const GATEWAY_ACCESS: Readonly<Record<keyof typeof gatewayOperations, Acc
   'server.replaceWorkers': rule('Put other processes in the place of the workers'),
   'policy.show': look('The policy in force, and what it is for a user'),
   'policy.text': look('The text of the policy in force'),
+  'policy.apply': rule('Put a policy in force, if its tests hold', { isOfPolicy: true }),
+  'policy.rollback': rule('Put a policy that was in force before in force again', { isOfPolicy: true }),
+  'policy.history': look('Policies that were in force'),
+  'policy.version': look('The text of a policy that was in force'),
   'policy.check': look('What is wrong with a policy, whether its tests hold, and what it would change', 'operator'),
   'policy.denied': look('What the policy has denied lately'),
   'server.bans': look('Who has to wait, or is banned, after failed logins'),

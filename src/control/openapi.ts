@@ -38,7 +38,8 @@ export function openApiDocument(version: string): Json {
   const paths = Object.entries(GATEWAY_ACCESS).map(([name, access]) => {
     const operation = table[name];
     if (operation === undefined) return [];
-    const { reads, role, summary, user } = access;
+    const { reads, role, summary, user, isOfPolicy } = access;
+    const hasTag = name === 'user.show' || name === 'policy.text';
     const input = schemaOf(operation.input, 'input');
     const common = {
       tags: [name.split('.')[0]],
@@ -48,7 +49,7 @@ export function openApiDocument(version: string): Json {
       responses: {
         200: {
           description: 'Done',
-          ...(name === 'user.show' ? { headers: { ETag: { schema: { type: 'string' } } } } : {}),
+          ...(hasTag ? { headers: { ETag: { schema: { type: 'string' } } } } : {}),
           content: { 'application/json': { schema: schemaOf(operation.output, 'output') } },
         },
         ...Object.fromEntries(
@@ -63,7 +64,9 @@ export function openApiDocument(version: string): Json {
     const post = {
       ...common,
       operationId: name,
-      ...(!reads && user !== undefined && name !== 'user.add' ? { parameters: [conditional] } : {}),
+      ...(!reads && (isOfPolicy === true || (user !== undefined && name !== 'user.add'))
+        ? { parameters: [conditional] }
+        : {}),
       requestBody: { required: true, content: { 'application/json': { schema: input } } },
     };
     const get = { ...common, operationId: `${name}.get`, parameters: parametersOf(input) };

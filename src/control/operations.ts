@@ -125,6 +125,23 @@ const policyRule = z.object({
   to: z.array(z.string()),
   services: z.array(z.string()),
 });
+
+/** A policy that an operator writes; a longer one is for whoever has the gateway's files. */
+const policyText = z.string().max(400_000);
+
+/** A policy has been put in force. */
+const applied = z.object({
+  version: counter.describe('under which it is kept'),
+  warnings: z.array(z.string()).describe('what an operator should know'),
+});
+
+const policyVersion = {
+  version: counter,
+  at: instant,
+  by: z.string().nullable().describe('who put it in force; null: it was read from the file'),
+  note: z.string(),
+};
+
 /** One page of a long list: what matches, in the list's own order. */
 const page = {
   search: z.string().max(128).optional().describe('only what has this text in it, whatever its case'),
@@ -213,10 +230,40 @@ export const gatewayOperations = {
   },
   'policy.text': {
     input: none,
-    output: z.object({ file: z.string().nullable().describe('null: there is no policy'), text: z.string() }),
+    output: z.object({
+      file: z.string().nullable().describe('null: there is no policy'),
+      text: z.string(),
+      digest: z.string().nullable().describe('SHA-256 of the text, hexadecimal'),
+      isEditable: z.boolean().describe('`policy.apply` is possible'),
+    }),
+  },
+  'policy.apply': {
+    input: z.strictObject({
+      text: policyText,
+      note: z.string().max(256).optional().describe('why; kept with the version'),
+    }),
+    output: applied,
+  },
+  'policy.rollback': {
+    input: z.strictObject({ version: z.int().min(1), note: z.string().max(256).optional() }),
+    output: applied,
+  },
+  'policy.history': {
+    input: z.strictObject({ limit: z.int().min(1).max(200).default(50) }),
+    output: z.array(
+      z.object({
+        ...policyVersion,
+        isInForce: z.boolean(),
+        hasText: z.boolean().describe('it is kept, and may be put in force again'),
+      }),
+    ),
+  },
+  'policy.version': {
+    input: z.strictObject({ version: z.int().min(1) }),
+    output: z.object({ ...policyVersion, text: z.string() }),
   },
   'policy.check': {
-    input: z.strictObject({ text: z.string().max(400_000) }),
+    input: z.strictObject({ text: policyText }),
     output: z.object({
       good: z.boolean().describe('it may be put in force: no errors, and its tests hold'),
       rules: counter,
@@ -446,6 +493,10 @@ export const RUNNING_ONLY = [
   'server.history',
   'policy.show',
   'policy.text',
+  'policy.apply',
+  'policy.rollback',
+  'policy.history',
+  'policy.version',
   'policy.check',
   'policy.denied',
   'session.list',
@@ -595,6 +646,7 @@ export type UserInfo = z.output<typeof user>;
 export type AccessTokenInfo = z.output<typeof accessToken>;
 export type DenialInfo = z.output<typeof denial>;
 export type PolicyInfo = z.output<(typeof gatewayOperations)['policy.show']['output']>;
+export type PolicyVersionInfo = z.output<(typeof gatewayOperations)['policy.history']['output']>[number];
 export type AuditRecordInfo = z.output<typeof auditRecord>;
 export type Role = (typeof ROLES)[number];
 export type GatewayHistory = z.output<(typeof gatewayOperations)['server.history']['output']>;

@@ -485,6 +485,10 @@ export const gatewayConfigSchema = z.strictObject({
       administrators: z.array(groupName).max(64).default(['administrators']).describe('groups that may do everything'),
       operators: z.array(groupName).max(64).default(['operators']).describe('groups that do the daily work'),
       viewers: z.array(groupName).max(64).default(['viewers']).describe('groups that may look'),
+      editPolicy: z
+        .boolean()
+        .optional()
+        .describe('let administrators change the policy file by page and command; default: where there is a page'),
       idleSeconds: seconds(60, 86_400).default(1800).describe('somebody who does nothing is logged out after this'),
       absoluteSeconds: seconds(300, 604_800).default(43_200).describe('everybody logs in again after this'),
     })

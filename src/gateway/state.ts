@@ -45,6 +45,7 @@ import { TotpStep } from '../identity/steps/totp.ts';
 import { Audit } from '../store/audit.ts';
 import { AuditRetention } from '../store/audit-retention.ts';
 import { recordPolicy } from '../store/policy.ts';
+import { PolicyVersions } from '../store/policy-versions.ts';
 import type { PostgresOptions } from '../store/postgres.ts';
 import { Sessions } from '../store/sessions.ts';
 import { Sources } from '../store/sources.ts';
@@ -112,6 +113,7 @@ export class GatewayState implements AsyncDisposable {
   readonly sessions: Sessions;
   readonly usage: UsageRecord;
   readonly webhooks: WebhookRecord;
+  readonly policyVersions: PolicyVersions;
   readonly sources: Sources;
   readonly passwords: Passwords;
   readonly secondFactors: SecondFactors;
@@ -160,6 +162,7 @@ export class GatewayState implements AsyncDisposable {
     this.sessions = new Sessions({ ...shared, vault });
     this.usage = new UsageRecord(store);
     this.webhooks = new WebhookRecord(store);
+    this.policyVersions = new PolicyVersions(store, clock);
     this.sources = new Sources({ store, vault, clock });
     const common = [
       new DeviceStep(store),

@@ -107,6 +107,11 @@ export function actingFor<T>(operator: string, work: () => Promise<T>): Promise<
   return actors.run(operator, work);
 }
 
+/** In whose name it is worked; undefined: nobody has said. */
+export function actor(): string | undefined {
+  return actors.getStore();
+}
+
 export class Audit {
   readonly #store: Store;
   readonly #clock: Clock;

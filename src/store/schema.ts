@@ -178,6 +178,18 @@ export interface Schema {
     /** JSON. */
     value: string;
   };
+  /** Policies that were in force. */
+  policy_versions: {
+    version: number;
+    at: number;
+    /** Who put it in force; null: it was read from the file. */
+    by: string | null;
+    /** SHA-256 of its text, hexadecimal. */
+    digest: string;
+    note: string;
+    /** Null: it was too long to be kept. */
+    text: string | null;
+  };
   audit: {
     /** Sorts by time, then by order of writing. */
     id: string;
@@ -212,6 +224,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0010_usage': { up: usage },
   '0011_audit_retention': { up: auditRetention },
   '0012_webhooks': { up: webhooks },
+  '0012_policy_versions': { up: policyVersions },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -418,6 +431,15 @@ async function webhooks(db: Kysely<unknown>): Promise<void> {
     .addColumn('tries', 'integer', (column) => column.notNull())
     .addColumn('why', 'text', (column) => column.notNull())
     .addPrimaryKeyConstraint('webhook_dead_key', ['webhook', 'record_id'])
+async function policyVersions(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('policy_versions')
+    .addColumn('version', 'bigint', (column) => column.primaryKey())
+    .addColumn('at', 'bigint', (column) => column.notNull())
+    .addColumn('by', 'text')
+    .addColumn('digest', 'text', (column) => column.notNull())
+    .addColumn('note', 'text', (column) => column.notNull())
+    .addColumn('text', 'text')
     .execute();
 }
 

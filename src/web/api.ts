@@ -16,6 +16,12 @@ export interface Me {
   readonly version: string;
 }
 
+/** What was read, and which state of it that was. */
+export interface Tagged<T> {
+  readonly value: T;
+  readonly tag: string;
+}
+
 /** What the gateway refused, in its words. */
 export class ApiError extends Error {
   readonly status: number;
@@ -52,19 +58,25 @@ export type Output<K extends keyof GatewayApi> = Awaited<ReturnType<GatewayApi[K
 export async function call<K extends keyof GatewayApi>(
   operation: K,
   input: Input<K>,
-  options: { background?: boolean } = {},
+  options: { background?: boolean; ifMatch?: string } = {},
 ): Promise<Output<K>> {
-  return await post<Output<K>>(
-    `/api/v1/${operation}`,
-    input,
-    options.background === true ? { 'x-background': '1' } : {},
-  );
+  const { background, ifMatch } = options;
+  const headers = {
+    ...(background === true ? { 'x-background': '1' } : {}),
+    ...(ifMatch === undefined ? {} : { 'if-match': ifMatch }),
+  };
+  return (await post<Output<K>>(`/api/v1/${operation}`, input, headers)).value;
+}
+
+/** As `call`, with the tag by which a change says what it is a change of. @throws {ApiError} */
+export async function read<K extends keyof GatewayApi>(operation: K, input: Input<K>): Promise<Tagged<Output<K>>> {
+  return await post<Output<K>>(`/api/v1/${operation}`, input);
 }
 
 /** Who we are; undefined when nobody is logged in. */
 export async function whoAmI(): Promise<Me | undefined> {
   try {
-    return remember(await request<Me>('/api/me', { headers: {} }));
+    return remember((await request<Me>('/api/me', { headers: {} })).value);
   } catch (error) {
     if (error instanceof ApiError && error.status === 401) return undefined;
     throw error;
@@ -73,7 +85,7 @@ export async function whoAmI(): Promise<Me | undefined> {
 
 /** @throws {ApiError} */
 export async function logIn(user: string, password: string, code: string): Promise<Me> {
-  return remember(await post<Me>('/api/login', { user, password, code }));
+  return remember((await post<Me>('/api/login', { user, password, code })).value);
 }
 
 export async function logOut(): Promise<void> {
@@ -83,9 +95,9 @@ export async function logOut(): Promise<void> {
 /** The steps of a set-up link. @throws {ApiError} */
 export const setUp = {
   begin: (token: string) => post('/api/setup', { token }),
-  account: (token: string, name: string, password: string) =>
-    post<{ uri: string; recoveryCodes: string[] }>('/api/setup/account', { token, name, password }),
-  finish: async (token: string, code: string) => remember(await post<Me>('/api/setup/finish', { token, code })),
+  account: async (token: string, name: string, password: string) =>
+    (await post<{ uri: string; recoveryCodes: string[] }>('/api/setup/account', { token, name, password })).value,
+  finish: async (token: string, code: string) => remember((await post<Me>('/api/setup/finish', { token, code })).value),
 };
 
 export type EventName = 'sessions' | 'audit' | 'health';
@@ -110,7 +122,7 @@ function remember(me: Me): Me {
   return me;
 }
 
-async function post<T>(path: string, body: unknown, headers: Record<string, string> = {}): Promise<T> {
+async function post<T>(path: string, body: unknown, headers: Record<string, string> = {}): Promise<Tagged<T>> {
   return await request<T>(path, {
     method: 'POST',
     headers: { 'content-type': 'application/json', 'x-csrf-token': csrf, ...headers },
@@ -118,7 +130,7 @@ async function post<T>(path: string, body: unknown, headers: Record<string, stri
   });
 }
 
-async function request<T>(path: string, init: RequestInit): Promise<T> {
+async function request<T>(path: string, init: RequestInit): Promise<Tagged<T>> {
   let response: Response;
   try {
     response = await fetch(path, { ...init, credentials: 'same-origin', redirect: 'error' });
@@ -126,7 +138,7 @@ async function request<T>(path: string, init: RequestInit): Promise<T> {
     throw new ApiError(0, 'The gateway does not answer. Is it running, and is this machine connected?');
   }
   const answer = (await response.json().catch(() => ({}))) as { message?: string };
-  if (response.ok) return answer as T;
+  if (response.ok) return { value: answer as T, tag: response.headers.get('etag') ?? '*' };
   if (response.status === 401 && path.startsWith('/api/v1/')) onLoggedOut();
   throw new ApiError(response.status, answer.message ?? `The gateway answered with status ${response.status}.`);
 }

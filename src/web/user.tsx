@@ -4,7 +4,7 @@
 
 import { useState } from 'preact/hooks';
 import type { UserDetails } from '../control/operations.ts';
-import { call, isAtLeast, type Me, type Output } from './api.ts';
+import { call, isAtLeast, type Me, type Output, read } from './api.ts';
 import { DeviceTable } from './devices.tsx';
 import { Codes } from './login.tsx';
 import {
@@ -28,16 +28,16 @@ import { wordsOf } from './users.tsx';
 type Open = 'profile' | 'groups' | 'password' | 'totp' | 'totpRemove' | 'disable' | 'delete' | undefined;
 
 export function User({ me, name, givesProfile }: { me: Me; name: string; givesProfile: boolean }) {
-  const [user, again] = useLoaded(() => call('user.show', { name }), [name]);
+  const [user, again] = useLoaded(() => read('user.show', { name }), [name]);
   const [open, setOpen] = useState<Open>(givesProfile ? 'profile' : undefined);
-  const close = (): void => setOpen(undefined);
-  const done = (): void => {
-    close();
+  // Looked at again in any case: what was refused because somebody else was faster is there then.
+  const close = (): void => {
+    setOpen(undefined);
     again();
   };
   return (
     <Show loaded={user} what={name} retry={again}>
-      {(shown) => (
+      {({ value: shown, tag }) => (
         <>
           <Facts user={shown} />
           {isAtLeast(me.role, 'operator') && (
@@ -56,7 +56,7 @@ export function User({ me, name, givesProfile }: { me: Me; name: string; givesPr
               {shown.disabled ? (
                 <Button
                   onClick={async () => {
-                    await call('user.enable', { name });
+                    await call('user.enable', { name }, { ifMatch: tag });
                     again();
                   }}
                 >
@@ -82,16 +82,16 @@ export function User({ me, name, givesProfile }: { me: Me; name: string; givesPr
           </section>
           {shown.tokens.length > 0 && <Tokens user={shown} me={me} changed={again} />}
           {open === 'profile' && <GiveProfile name={name} close={close} />}
-          {open === 'groups' && <Groups user={shown} close={close} done={done} />}
-          {open === 'password' && <Password user={shown} close={close} done={done} />}
-          {open === 'totp' && <SecondFactor user={shown} close={done} />}
+          {open === 'groups' && <Groups user={shown} tag={tag} close={close} done={close} />}
+          {open === 'password' && <Password user={shown} tag={tag} close={close} done={close} />}
+          {open === 'totp' && <SecondFactor user={shown} tag={tag} close={close} />}
           {open === 'totpRemove' && (
             <Confirm
               title={`Remove the second factor of ${name}?`}
               button="Remove"
               close={close}
               act={async () => {
-                await call('user.totpRemove', { name });
+                await call('user.totpRemove', { name }, { ifMatch: tag });
                 again();
               }}
             >
@@ -106,7 +106,7 @@ export function User({ me, name, givesProfile }: { me: Me; name: string; givesPr
               button="Disable user"
               close={close}
               act={async () => {
-                await call('user.disable', { name });
+                await call('user.disable', { name }, { ifMatch: tag });
                 again();
               }}
             >
@@ -121,7 +121,7 @@ export function User({ me, name, givesProfile }: { me: Me; name: string; givesPr
               button="Delete user"
               close={close}
               act={async () => {
-                await call('user.delete', { name });
+                await call('user.delete', { name }, { ifMatch: tag });
                 location.hash = '#/users';
               }}
             >
@@ -248,7 +248,14 @@ function GiveProfile({ name, close }: { name: string; close: () => void }) {
   );
 }
 
-function Groups({ user, close, done }: { user: UserDetails; close: () => void; done: () => void }) {
+interface ChangeProps {
+  readonly user: UserDetails;
+  readonly tag: string;
+  readonly close: () => void;
+  readonly done: () => void;
+}
+
+function Groups({ user, tag, close, done }: ChangeProps) {
   const [text, setText] = useState(user.groups.join(', '));
   return (
     <Dialog title={`Groups of ${user.name}`} close={close}>
@@ -257,11 +264,9 @@ function Groups({ user, close, done }: { user: UserDetails; close: () => void; d
         cancel={close}
         submit={async () => {
           const wanted = wordsOf(text);
-          await call('user.regroup', {
-            name: user.name,
-            add: wanted.filter((group) => !user.groups.includes(group)),
-            remove: user.groups.filter((group) => !wanted.includes(group)),
-          });
+          const add = wanted.filter((group) => !user.groups.includes(group));
+          const remove = user.groups.filter((group) => !wanted.includes(group));
+          await call('user.regroup', { name: user.name, add, remove }, { ifMatch: tag });
           done();
         }}
       >
@@ -280,7 +285,7 @@ function Groups({ user, close, done }: { user: UserDetails; close: () => void; d
   );
 }
 
-function Password({ user, close, done }: { user: UserDetails; close: () => void; done: () => void }) {
+function Password({ user, tag, close, done }: ChangeProps) {
   const [password, setPassword] = useState('');
   return (
     <Dialog title={`A new password for ${user.name}`} close={close}>
@@ -288,7 +293,7 @@ function Password({ user, close, done }: { user: UserDetails; close: () => void;
         button="Set password"
         cancel={close}
         submit={async () => {
-          await call('user.password', { name: user.name, password });
+          await call('user.password', { name: user.name, password }, { ifMatch: tag });
           done();
         }}
       >
@@ -309,13 +314,17 @@ function Password({ user, close, done }: { user: UserDetails; close: () => void;
   );
 }
 
-function SecondFactor({ user, close }: { user: UserDetails; close: () => void }) {
+function SecondFactor({ user, tag, close }: Omit<ChangeProps, 'done'>) {
   const [made, setMade] = useState<Output<'user.totp'>>();
   const { name } = user;
   if (made === undefined) {
     return (
       <Dialog title={`A second factor for ${name}`} close={close}>
-        <Form button="Make it" cancel={close} submit={async () => setMade(await call('user.totp', { name }))}>
+        <Form
+          button="Make it"
+          cancel={close}
+          submit={async () => setMade(await call('user.totp', { name }, { ifMatch: tag }))}
+        >
           <p>
             {user.totp ? 'The one there is becomes void, with its recovery codes. ' : ''}You see a QR code to be scanned
             with {name}’s authenticator app, once.

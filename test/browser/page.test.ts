@@ -1,7 +1,9 @@
 // The admin page in a real browser, before a real gateway: from the set-up link to a connected client, each section, and what
 // holds for all of them.
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { parseProfile } from '../../src/control/profile.ts';
 import { decodeProfileLink } from '../../src/control/profile-link.ts';
@@ -124,6 +126,49 @@ test(
     assert.equal(chosen, 'action = "perhaps"');
     assert.ok(await page.getByRole('button', { name: 'Save as a file' }).isDisabled());
     stage.check();
+  },
+);
+
+test(
+  'a policy is put in force and rolled back from the page; of two who change it the slower is told',
+  OPTIONS,
+  async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'customvpn-policy-'));
+    const file = join(folder, 'policy.toml');
+    const text = (to: string) =>
+      `version = 1\n[[rules]]\nname = "staff"\naction = "allow"\nfrom = ["group:staff"]\nto = ["${to}"]\n`;
+    writeFileSync(file, text('192.0.2.0/24'));
+    await using stage = await Stage.open({ config: { policyFile: file } });
+    await stage.api['user.add']({ name: 'carol', groups: ['staff'] });
+    const page = await stage.as('administrator');
+    await stage.go(page, 'policy', 'Policy');
+    const area = page.getByLabel(`${file}, as it is in force`);
+    await area.fill(`${text('198.51.100.0/24')}[tests]\nexpect = ["group:staff cannot reach 198.51.100.7"]\n`);
+    await page.locator('.gutter .error').getByText('8', { exact: true }).waitFor();
+    const apply = page.getByRole('button', { name: 'Put in force …' });
+    assert.ok(await apply.isDisabled());
+    await area.fill(text('198.51.100.0/24'));
+    await page.getByRole('row', { name: /carol.*forbidden.*192\.0\.2\.1/ }).waitFor();
+    // Somebody else was faster.
+    await stage.api['policy.apply']({ text: text('203.0.113.0/24') });
+    await apply.click();
+    await page.getByRole('dialog').getByLabel('Why').fill('they moved');
+    const confirm = page.getByRole('dialog').getByRole('button', { name: 'Put in force' });
+    await confirm.click();
+    await page.getByRole('alert').getByText('changed by somebody else').waitFor();
+    assert.equal(readFileSync(file, 'utf8'), text('203.0.113.0/24'));
+    assert.equal(await area.inputValue(), text('198.51.100.0/24'), 'what was written is still there');
+    await confirm.click();
+    await page.getByRole('row', { name: /they moved.*in force/ }).waitFor();
+    assert.equal(readFileSync(file, 'utf8'), text('198.51.100.0/24'));
+    await page.getByRole('button', { name: 'Look at version 1' }).click();
+    await page.getByLabel(`${file}, version 1`).waitFor();
+    await page.getByRole('button', { name: 'Roll back to version 1' }).click();
+    await page.getByRole('dialog').getByRole('button', { name: 'Put in force' }).click();
+    await page.getByRole('row', { name: /as version 1.*in force/ }).waitFor();
+    assert.equal(readFileSync(file, 'utf8'), text('192.0.2.0/24'));
+    stage.check();
+    rmSync(folder, { recursive: true });
   },
 );
 

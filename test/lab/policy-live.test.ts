@@ -1,7 +1,7 @@
 /** A policy file at a real gateway with real clients: what it allows and denies, and what a change does to those who are there. */
 
 import assert from 'node:assert/strict';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BEHIND, type Client, changesSince, Deployment, labOptions, peer, startPeer } from './deployment.ts';
@@ -54,7 +54,7 @@ describe('a policy in force', labOptions(), () => {
     assert.ok(one !== undefined && two !== undefined);
     first = one;
     second = two;
-    await deployment.configure((text) => `policyFile = "../policy.toml"\n${text}`);
+    await deployment.configure((text) => `policyFile = "../policy.toml"\n${text}\n[admin]\neditPolicy = true\n`);
     await deployment.configure((text) => text.replace('../policy.toml', join(deployment.state, 'policy.toml')));
     await write(NOBODY_SHUT + STAFF);
     await deployment.behind.start([...DRIP_PEER, 'serve', DRIP], { ready: /^ready$/m });
@@ -178,6 +178,23 @@ describe('a policy in force', labOptions(), () => {
     await write(NOBODY_SHUT + STAFF);
     await reload();
     assert.equal(await reaches(first, BEHIND.host4, OPEN), true);
+  });
+
+  test('a policy is put in force by a command, is the file from then on, and is rolled back', async () => {
+    const other = join(deployment.state, 'other.toml');
+    await writeFile(other, `version = 1\n${STAFF.replace('group:staff', `user:${second.user}`)}`);
+    const ours = await readFile(join(deployment.state, 'policy.toml'), 'utf8');
+    const { version } = await deployment.ask<{ version: number }>('policy', 'apply', other, '--note', 'for a test');
+    assert.equal(await reaches(second, BEHIND.host4, OPEN), true);
+    assert.equal(await reaches(first, BEHIND.host4, OPEN), false);
+    assert.equal(await readFile(join(deployment.state, 'policy.toml'), 'utf8'), await readFile(other, 'utf8'));
+    await writeFile(other, `version = 1\n${STAFF}\n[tests]\nexpect = ["group:staff cannot reach ${BEHIND.host4}"]\n`);
+    const refused = await deployment.cli(deployment.gateway, 'policy', 'apply', other, '--state', deployment.state);
+    assert.match(refused.stderr, /the test ".*" fails/);
+    assert.equal(await reaches(first, BEHIND.host4, OPEN), false);
+    await deployment.ok(deployment.gateway, 'policy', 'rollback', String(version - 1), '--state', deployment.state);
+    assert.equal(await reaches(first, BEHIND.host4, OPEN), true);
+    assert.equal(await readFile(join(deployment.state, 'policy.toml'), 'utf8'), ours);
   });
 
   test('after auth and a worker were killed the policy holds as before', async () => {

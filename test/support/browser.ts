@@ -28,11 +28,12 @@ export class Stage implements AsyncDisposable {
   readonly world: World;
   readonly port: number;
   readonly #browser: Browser;
+  readonly #config: NonNullable<WorldOptions['config']>;
   readonly #foreign: string[] = [];
   readonly #wrong: string[] = [];
 
   static async open(options: WorldOptions = {}): Promise<Stage> {
-    const config = { admin: { listen: '127.0.0.1:0' }, ...options.config };
+    const config = { ...options.config, admin: { listen: '127.0.0.1:0', ...options.config?.admin } };
     const world = await World.open({ ...options, config });
     const port = await world.server.openAdmin(async () => world.config(config));
     assert.ok(port !== undefined);
@@ -40,17 +41,18 @@ export class Stage implements AsyncDisposable {
       executablePath: CHROMIUM,
       args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
     });
-    return new Stage(world, port, browser);
+    return new Stage(world, port, browser, config);
   }
 
-  private constructor(world: World, port: number, browser: Browser) {
+  private constructor(world: World, port: number, browser: Browser, config: NonNullable<WorldOptions['config']>) {
+    this.#config = config;
     this.world = world;
     this.port = port;
     this.#browser = browser;
   }
 
   get api() {
-    return this.world.server.api(async () => this.world.config({ admin: { listen: '127.0.0.1:0' } }));
+    return this.world.server.api(async () => this.world.config(this.#config));
   }
 
   get origin(): string {

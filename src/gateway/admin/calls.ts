@@ -52,7 +52,7 @@ export class Calls {
   }
 
   /**
-   * @param ifMatch only if this is the tag of what `user.show` answers of the user that is changed
+   * @param ifMatch only if this is the tag of what `user.show` answers of the user that is changed, or `policy.text`
    * @throws {VpnError} ERR_NOT_FOUND, ERR_PRIVILEGE, ERR_BAD_REQUEST, ERR_CONFLICT, and what the operation throws
    */
   async call(operation: string, raw: unknown, caller: Caller, ifMatch?: string): Promise<Answer> {
@@ -109,12 +109,17 @@ export class Calls {
   }
 
   async #conditionally(access: Access, input: Fields, ifMatch: string, change: () => Promise<Answer>): Promise<Answer> {
+    const { api } = this.#parts;
     const name = access.user === undefined ? undefined : input[access.user];
-    if (typeof name !== 'string')
+    if (typeof name !== 'string' && access.isOfPolicy !== true)
       throw new VpnError('ERR_BAD_REQUEST', 'If-Match was not expected with this operation');
+    const [what, look] =
+      typeof name === 'string'
+        ? ([name, () => api['user.show']({ name })] as const)
+        : (['the policy', () => api['policy.text']({})] as const);
     const turn = this.#turn.then(async () => {
-      if (ifMatch !== '*' && ifMatch !== tagOf(await this.#parts.api['user.show']({ name }))) {
-        throw new VpnError('ERR_CONFLICT', `${name} was changed by somebody else meanwhile; look again, then repeat`, {
+      if (ifMatch !== '*' && ifMatch !== tagOf(await look())) {
+        throw new VpnError('ERR_CONFLICT', `${what} was changed by somebody else meanwhile; look again, then repeat`, {
           details: { httpStatus: 412 },
         });
       }
@@ -125,8 +130,9 @@ export class Calls {
   }
 
   async #record(operation: string, { user }: Access, input: Fields, { user: by, role, source }: Caller): Promise<void> {
-    const about = user === undefined ? input.id : input[user];
-    const detail = { operation, by, role, ...(typeof about === 'string' ? { about } : {}) };
+    const about = user === undefined ? (input.id ?? input.version) : input[user];
+    const isTold = typeof about === 'string' || typeof about === 'number';
+    const detail = { operation, by, role, ...(isTold ? { about } : {}) };
     await this.#parts.audit.append({ event: AuditEvent.operatorActed, source, detail });
   }
 }

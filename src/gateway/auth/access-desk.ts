@@ -6,7 +6,6 @@
  * is another one. What the kernel does not take changes nothing here either. Without a policy nothing of this is done.
  */
 
-import { createHash } from 'node:crypto';
 import type { Clock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
@@ -19,7 +18,7 @@ import { type Selection, Selector } from '../../policy/selector.ts';
 import type { Settings } from '../../policy/settings.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AdmittedLease, SessionKey, SupervisorPort } from '../ipc/ports.ts';
-import type { PolicyFiles } from '../policy-files.ts';
+import { type PolicyFiles, policyDigest } from '../policy-files.ts';
 import { HostNames, type Resolve } from './host-names.ts';
 import type { LiveSession } from './live-session.ts';
 import type { TrafficRules } from './traffic-desk.ts';
@@ -129,10 +128,17 @@ export class AccessDesk {
    * @throws {VpnError} ERR_CONFIG_FILE, ERR_CONFIG_VALUE, ERR_STORE
    */
   async read(config: GatewayConfig): Promise<ReadyPolicy | undefined> {
-    const { files, resolve, clock } = this.#parts;
-    const text = await files.readPolicy(config);
-    if (text === undefined) return undefined;
-    const file = config.policyFile ?? '';
+    const text = await this.#parts.files.readPolicy(config);
+    return text === undefined ? undefined : await this.readText(text, config.policyFile ?? '');
+  }
+
+  /**
+   * The same for a text that is to stand in a file.
+   *
+   * @throws {VpnError} ERR_CONFIG_VALUE, ERR_STORE
+   */
+  async readText(text: string, file: string): Promise<ReadyPolicy> {
+    const { resolve, clock } = this.#parts;
     const policy = usablePolicy(text, file);
     if (policy.hosts.length > MAX_HOSTS) {
       const message = `policyFile: ${file} speaks of ${policy.hosts.length} host names, at most ${MAX_HOSTS} can be looked up`;
@@ -148,8 +154,7 @@ export class AccessDesk {
       groupsOfUser: (user: string) => groups.get(user) ?? [],
     };
     requireTests(policy, file, surroundings, clock.wallNow());
-    const digest = createHash('sha256').update(text).digest('hex');
-    return { file, text, digest, selector: new Selector(policy), names };
+    return { file, text, digest: policyDigest(text), selector: new Selector(policy), names };
   }
 
   /**

@@ -67,7 +67,11 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     'server.status': () => statusOf(service, facts, control),
     'server.reload': async ({ via }) => await service.reload(await control.readConfig(), via),
     'policy.show': async ({ user }) => service.policy.show(user),
-    'policy.text': async () => service.policy.text(),
+    'policy.text': async () => service.policyChanges.text(),
+    'policy.apply': ({ text, note }) => service.policyChanges.apply(text, note),
+    'policy.rollback': ({ version, note }) => service.policyChanges.rollBack(version, note),
+    'policy.history': ({ limit = 50 }) => service.policyChanges.history(limit),
+    'policy.version': ({ version }) => service.policyChanges.version(version),
     'policy.check': async ({ text }) => await service.policy.check(text),
     'policy.denied': async ({ after, user, limit = 100 }) =>
       service.policy.denials.list({ ...(after === undefined ? {} : { after }), user: user?.normalize('NFC'), limit }),

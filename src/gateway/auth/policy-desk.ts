@@ -53,12 +53,6 @@ export class PolicyDesk {
     });
   }
 
-  /** The text of the policy in force. */
-  text(): { file: string | null; text: string } {
-    const { file, text } = this.#access.inForce ?? { file: null, text: '' };
-    return { file, text };
-  }
-
   /** What is wrong with a policy that is being written, and what it would change. @throws {VpnError} ERR_STORE */
   async check(text: string) {
     return await examineDraft(text, this.#access, this.#clock.wallNow());

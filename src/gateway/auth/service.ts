@@ -54,7 +54,7 @@ import { Draining, type DrainProgress } from './draining.ts';
 import { Expiry } from './expiry.ts';
 import { HasherProcess } from './hasher.ts';
 import { Hooks } from './hooks.ts';
-import type { StartedSession } from './live-session.ts';
+import type { LiveSession, StartedSession } from './live-session.ts';
 import {
   argon2Of,
   banPolicyOf,
@@ -64,6 +64,7 @@ import {
   passwordSourcesOf,
 } from './login-config.ts';
 import { sessionsOf } from './operations.ts';
+import { PolicyChanges } from './policy-changes.ts';
 import { type OperatorWay, PolicyDesk } from './policy-desk.ts';
 import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
@@ -135,6 +136,7 @@ export class AuthService {
   readonly #auth: Auth;
   readonly #access: AccessDesk;
   readonly #policyDesk: PolicyDesk;
+  readonly #policyChanges: PolicyChanges;
   readonly #traffic: TrafficDesk;
   #deniedLog: LogReader | undefined;
   /** The operator's own functions. */
@@ -315,6 +317,13 @@ export class AuthService {
       },
     });
     this.#policyDesk = new PolicyDesk({ access: parts.access, auth: this.#auth, clock });
+    this.#policyChanges = new PolicyChanges({
+      access: parts.access,
+      files: options.policyFiles ?? policyFiles,
+      versions: state.policyVersions,
+      config: () => this.#config,
+      changed: (policy, losers) => this.#policyChanged(policy, losers),
+    });
     this.#draining = new Draining({
       count: () => this.#auth.sessions.count(Feature.drain),
       ask: (seconds) => {
@@ -332,6 +341,11 @@ export class AuthService {
   /** What the policy denies, and what is in force of it. */
   get policy(): PolicyDesk {
     return this.#policyDesk;
+  }
+
+  /** Changes of the policy by operators. */
+  get policyChanges(): PolicyChanges {
+    return this.#policyChanges;
   }
 
   /** The certificates in force; the key is empty where this process may not see it. */
@@ -403,6 +417,7 @@ export class AuthService {
     });
     await this.webhooks.start();
     await state.recordPolicy(this.#config, this.#policy?.digest);
+    await this.#policyChanges.keep(this.#policy);
     const administration = this.#administration(host.port, credentials);
     this.#begun = { host, credentials, ends, expiry, recheck, administration };
     // Of the sessions from before a restart.
@@ -664,9 +679,16 @@ export class AuthService {
    * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_HOST_APPLY; then the old configuration
    *   stays
    */
-  async reload(
+  reload(
     next: GatewayConfig,
     via?: OperatorWay,
+  ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
+    return this.#policyChanges.inTurn(() => this.#reload(next, via));
+  }
+
+  async #reload(
+    next: GatewayConfig,
+    via: OperatorWay | undefined,
   ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
     const { host, credentials, recheck, ends } = this.#live();
     const former = this.#config;
@@ -707,11 +729,21 @@ export class AuthService {
     if (applied.length > 0) await this.#auth.reconfigure(merged);
     this.#recheckStreams();
     await this.#state.recordPolicy(merged, policy?.digest);
+    await this.#policyChanges.keep(policy);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     const warnings = [...this.#policyDesk.cutOff(losers), ...this.#policyDesk.cutsWay(via, merged)];
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
     return { applied, needsRestart: changed.filter((key) => !applied.includes(key)), warnings };
+  }
+
+  /** Operators have put another policy in force; streams that it does not have are ended by `access`. */
+  async #policyChanged({ digest }: ReadyPolicy, losers: readonly LiveSession[]): Promise<string[]> {
+    await this.#state.recordPolicy(this.#config, digest);
+    this.#log.info('another policy is in force', { component: 'policy', digest: digest.slice(0, 16) });
+    const warnings = this.#policyDesk.cutOff(losers);
+    for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
+    return warnings;
   }
 
   /** Nothing is decided by time any more. Before the workers stop. */

@@ -5,9 +5,9 @@ import type { Policy } from '../../policy/policy.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { CredentialFiles, CredentialKind, CredentialsConfig, CredentialTexts } from '../credential-files.ts';
 import type { IpcChannel } from '../ipc/channel.ts';
-import type { authToSupervisor, supervisorToAuth } from '../ipc/messages.ts';
+import { type authToSupervisor, POLICY_PART, type supervisorToAuth } from '../ipc/messages.ts';
 import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
-import type { PolicyFiles } from '../policy-files.ts';
+import type { PolicyFiles, PolicyText } from '../policy-files.ts';
 
 /** Bytes of one message, as its parts are estimated; well below what the supervisor takes (`LIMITS_OF_AUTH`). */
 const PART_BYTES = 40 * 1024;
@@ -49,6 +49,18 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles, PolicyFi
     const { text, revision } = await this.#channel().call('readPolicy', { of });
     this.#revision = revision;
     return text ?? undefined;
+  }
+
+  async offerPolicy(text: string): Promise<void> {
+    const channel = this.#channel();
+    for (let at = 0; at < text.length; at += POLICY_PART) {
+      channel.tell('policyPart', { text: text.slice(at, at + POLICY_PART) });
+    }
+    this.#revision = (await channel.call('offerPolicy', {})).revision;
+  }
+
+  async savePolicy({ policy }: PolicyText, replaces: string): Promise<void> {
+    await this.#channel().call('savePolicy', { revision: this.#revisionOf(policy), replaces });
   }
 
   /** The supervisor has read the rules itself; what else it needs goes in parts, which arrive in order. */

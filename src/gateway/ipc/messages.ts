@@ -19,6 +19,9 @@ const MIB = 1024 * KIB;
 
 /** Bounds of a policy: of its file, its rules, and of the addresses that a name in it stands for. */
 export const MAX_POLICY_BYTES = 8 * 1024 * KIB;
+/** Characters of one that is written by operators, and of a part of it: six bytes each at most. */
+export const MAX_EDITED_POLICY = 400_000;
+export const POLICY_PART = 8 * KIB;
 const MAX_POLICY_RULES = 24_000;
 export const MAX_HOST_ADDRESSES = 256;
 
@@ -556,7 +559,7 @@ const admitted = z.strictObject({
   sessions: z.array(z.strictObject({ lease, class: u32, peers: z.array(text(80)).max(256) })).max(10_000),
 });
 
-/** What auth may ask of the supervisor. No path, no name and no rule is in it. */
+/** What auth may ask of the supervisor. No path and no name is in it, and rules only where operators may edit the policy. */
 export const authToSupervisor = {
   place: { input: z.strictObject({ lease, worker, place: z.enum(['primary', 'plain']) }), output: nothing },
   unplace: { input: z.strictObject({ lease }), output: nothing },
@@ -571,6 +574,12 @@ export const authToSupervisor = {
     input: z.strictObject({ of: z.enum(['current', 'next']) }),
     output: z.strictObject({ text: z.string().max(MAX_POLICY_BYTES).nullable(), revision }),
   },
+  /** A part of a policy that an operator has written. */
+  policyPart: { input: z.strictObject({ text: text(POLICY_PART) }) },
+  /** All parts are there: what auth says of a policy afterwards is of this revision. */
+  offerPolicy: { input: nothing, output: z.strictObject({ revision }) },
+  /** Puts it into the policy file, in the place of the text that has this SHA-256. */
+  savePolicy: { input: z.strictObject({ revision, replaces: z.string().regex(/^[0-9a-f]{64}$/) }), output: nothing },
   /** A part of what is to be put in force. */
   stage: { input: z.union([z.strictObject({ hosts: z.array(hostName).max(1000) }), admitted]) },
   /** Puts what has been staged in force; null: there is no policy. The supervisor has read the rules itself. */

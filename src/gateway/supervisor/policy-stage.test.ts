@@ -1,11 +1,12 @@
 // What the supervisor takes of what auth says of a policy. Auth is not believed.
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isVpnError } from '../../base/errors.ts';
 import { parseIp } from '../../ip/address.ts';
+import { policyDigest } from '../policy-files.ts';
 import { PolicyStage } from './policy-stage.ts';
 
 const RULE = '[[rules]]\naction = "allow"\nfrom = ["any"]\nto = ["192.0.2.0/24"]\n';
@@ -48,4 +49,30 @@ test('rules come from the file that was read, and what is said of another file i
   assert.equal(text, 'rules = 7');
   refused(() => stage.take(third));
   assert.equal(stage.take(null), undefined);
+});
+
+test('a text that an operator has written counts as a file does, within its length, and goes into the file in its place', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-stage-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'policy.toml');
+  const [old, written] = [`version = 1\n${RULE}`, `version = 1\n${RULE}${RULE}`];
+  writeFileSync(file, old);
+  const stage = new PolicyStage();
+  const { revision: first } = await stage.read(file);
+  stage.take(first);
+  stage.entered(first);
+  refused(() => {
+    for (let part = 0; part < 50; part++) stage.offer('#'.repeat(8192));
+  });
+  stage.offer(written.slice(0, 20));
+  stage.offer(written.slice(20));
+  const { revision: second } = stage.readOffered();
+  await assert.rejects(stage.save(second + 1, file, policyDigest(old)), { code: 'ERR_INVARIANT' });
+  await assert.rejects(stage.save(second, undefined, policyDigest(old)), { code: 'ERR_INVARIANT' });
+  await stage.save(second, file, policyDigest(old));
+  assert.equal(readFileSync(file, 'utf8'), written);
+  assert.equal(stage.take(second)?.policy.rules.length, 2);
+  // It could not be put in force: the one that is goes back.
+  await stage.save(first, file, policyDigest(written));
+  assert.equal(readFileSync(file, 'utf8'), old);
 });

@@ -1,27 +1,35 @@
 /**
  * A policy on its way into the kernel: the file as the supervisor has read it, and what auth says of it, part by part.
  *
- * Hides that auth is not believed: rules come from the file alone, and auth says only which of them are in force for whom and
- * what names stand for. What it says of another file than the one that was read last, or the one in force, is refused.
+ * Hides that auth is not believed: rules come from the file, or from a text that an operator wrote where the configuration lets
+ * operators do that, and auth says only which of them are in force for whom and what names stand for. What it says of another
+ * policy than the one that was read last, or the one in force, is refused.
  */
 
 import type { z } from 'zod';
 import { VpnError } from '../../base/errors.ts';
 import type { IpAddress } from '../../ip/address.ts';
 import { type Policy, readPolicy } from '../../policy/policy.ts';
-import type { authToSupervisor } from '../ipc/messages.ts';
+import { type authToSupervisor, MAX_EDITED_POLICY } from '../ipc/messages.ts';
 import type { AdmittedLease, Enforcement } from '../ipc/ports.ts';
-import { readPolicyFile } from '../policy-files.ts';
+import { readPolicyFile, replacePolicyFile } from '../policy-files.ts';
 
 type Part = z.output<(typeof authToSupervisor)['stage']['input']>;
 type Admitted = z.output<(typeof authToSupervisor)['admit']['input']>['admitted'];
 
 const MAX_SESSIONS = 200_000;
 
+interface Read {
+  readonly revision: number;
+  readonly policy: Policy;
+  readonly text: string;
+}
+
 export class PolicyStage {
-  /** The file as it was read last, and as it is in force. */
-  #read: { revision: number; policy: Policy } | undefined;
-  #inForce: { revision: number; policy: Policy } | undefined;
+  /** The policy as it was read last, and as it is in force. */
+  #read: Read | undefined;
+  #inForce: Read | undefined;
+  #offered = '';
   #revision = 0;
   #hosts = new Map<string, readonly IpAddress[]>();
   #sessions: AdmittedLease[] = [];
@@ -30,11 +38,37 @@ export class PolicyStage {
   async read(file: string | undefined): Promise<{ text: string | null; revision: number }> {
     if (file === undefined) return { text: null, revision: 0 };
     const text = await readPolicyFile(file);
+    return { text, revision: this.#take(text) };
+  }
+
+  /** A part of a text that an operator has written. @throws {VpnError} ERR_INVARIANT when it becomes too long */
+  offer(part: string): void {
+    this.#offered += part;
+    if (this.#offered.length <= MAX_EDITED_POLICY) return;
+    this.#offered = '';
+    throw new VpnError('ERR_INVARIANT', 'the policy that is offered is too long');
+  }
+
+  /** Reads what was offered, as if it stood in the file; it is used up. */
+  readOffered(): { revision: number } {
+    const text = this.#offered;
+    this.#offered = '';
+    return { revision: this.#take(text) };
+  }
+
+  /** Puts what was read into the file. @throws {VpnError} as `replacePolicyFile`; ERR_INVARIANT */
+  async save(revision: number, file: string | undefined, replaces: string): Promise<void> {
+    const found = this.#find(revision);
+    if (found === undefined || file === undefined) throw stale();
+    await replacePolicyFile(file, found.text, replaces);
+  }
+
+  #take(text: string): number {
     const { policy } = readPolicy(text);
     this.#revision += 1;
     const revision = this.#revision;
-    this.#read = policy === undefined ? undefined : { revision, policy };
-    return { text, revision };
+    this.#read = policy === undefined ? undefined : { revision, policy, text };
+    return revision;
   }
 
   /** @throws {VpnError} ERR_INVARIANT */
@@ -60,7 +94,7 @@ export class PolicyStage {
     this.#inForce = revision === null ? undefined : this.#find(revision);
   }
 
-  #find(revision: number): { revision: number; policy: Policy } | undefined {
+  #find(revision: number): Read | undefined {
     return [this.#read, this.#inForce].find((one) => one?.revision === revision);
   }
 

@@ -32,6 +32,7 @@ import type { Handlers } from '../ipc/channel.ts';
 import { encodeNewcomer } from '../ipc/descriptors.ts';
 import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messages.ts';
 import { statePaths } from '../layout.ts';
+import { mayEditPolicy } from '../policy-files.ts';
 import { openPool } from '../pool.ts';
 import { authFiles } from './auth-files.ts';
 import { Child, descriptorsOfChild, programOf } from './child.ts';
@@ -374,6 +375,15 @@ export class GatewayProcesses {
       },
       readPolicy: ({ of }) =>
         this.#policy.read((of === 'next' ? (this.#next ?? this.#config) : this.#config).policyFile),
+      policyPart: ({ text }) => this.#policy.offer(text),
+      offerPolicy: async () => {
+        this.#checkMayEdit();
+        return this.#policy.readOffered();
+      },
+      savePolicy: ({ revision, replaces }) => {
+        this.#checkMayEdit();
+        return done(this.#policy.save(revision, this.#config.policyFile, replaces));
+      },
       stage: (part) => this.#policy.add(part),
       enforce: ({ revision }) => done(this.#enforce(revision)),
       admit: ({ revision, admitted }) => done(this.#host.admit(this.#policy.admitted(revision, admitted))),
@@ -401,6 +411,15 @@ export class GatewayProcesses {
         this.stop().catch((error: unknown) => this.#log.error('the gateway did not stop cleanly', { error }));
       },
     };
+  }
+
+  /** Auth is not believed that an operator may. @throws {VpnError} ERR_PRIVILEGE */
+  #checkMayEdit(): void {
+    if (mayEditPolicy(this.#config)) return;
+    throw new VpnError(
+      'ERR_PRIVILEGE',
+      'the configuration does not let operators change the policy (admin.editPolicy)',
+    );
   }
 
   /** With the files of the next configuration, whatever else has changed in it. */
