@@ -214,6 +214,29 @@ export function userCommand(host: CliHost): Command {
       );
     });
 
+  verb('passkeys', 'list or remove passkeys for the admin page, which people make there')
+    .argument('[name]', "whose; default: everybody's")
+    .option('--remove <id>', 'let nobody in by this passkey any more, and end what its owner has open')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  customvpn user passkeys alice\n  customvpn user passkeys --remove 0123456789abcdef0123456789abcdef',
+    )
+    .action(async (name: string | undefined, { remove, ...options }: StateOptions & { remove?: string }) => {
+      await using gateway = await host.openGateway(options);
+      if (remove !== undefined) {
+        print(await gateway['passkey.remove']({ id: remove }), options, ({ user }) => `removed a passkey of ${user}`);
+        return;
+      }
+      print(await gateway['passkey.list'](name === undefined ? {} : { user: name }), options, (passkeys) =>
+        passkeys.length === 0
+          ? 'no passkeys; people make them at the admin page, under Settings'
+          : table(
+              ['passkey', 'user', 'called', 'for', 'last used'],
+              passkeys.map((key) => [key.id, key.user, key.name, key.host, key.lastUsedAt ?? 'never']),
+            ),
+      );
+    });
+
   verb('token', 'make, list or revoke tokens that stand for a user, for machines')
     .argument('[name]', 'the user')
     .option('--name <label>', 'what the token is for; makes one')

@@ -73,6 +73,8 @@ export const GATEWAY_ACCESS: Readonly<Record<keyof typeof gatewayOperations, Acc
   'token.list': look('Access tokens'),
   'token.issue': work('Make an access token', { user: 'user' }),
   'token.revoke': work('Revoke an access token'),
+  'passkey.list': look('Passkeys for the admin page'),
+  'passkey.remove': work('Let nobody in by a passkey any more'),
   'device.list': look('Devices'),
   'device.approve': work('Let a device in that waits for it'),
   'device.rename': work('Give a device another name'),

@@ -55,6 +55,15 @@ const accessToken = z.object({
   revokedAt: instant.nullable(),
 });
 
+const passkey = z.object({
+  id: z.string().describe('32 hexadecimal digits'),
+  user: z.string(),
+  name: z.string(),
+  host: z.string().describe('of the page that it is for'),
+  createdAt: instant,
+  lastUsedAt: instant.nullable(),
+});
+
 const device = z.object({
   id: z.string().describe('32 hexadecimal digits'),
   user: z.string(),
@@ -399,6 +408,14 @@ export const gatewayOperations = {
     output: accessToken.extend({ token: z.string() }),
   },
   'token.revoke': { input: z.strictObject({ id: z.string().max(64) }), output: kicked },
+  'passkey.list': {
+    input: z.strictObject({ user: name.optional() }),
+    output: z.array(passkey),
+  },
+  'passkey.remove': {
+    input: z.strictObject({ id: z.string().min(1).max(64) }),
+    output: z.object({ user: z.string() }),
+  },
   'device.list': {
     input: z.strictObject({ ...page, user: name.optional(), state: device.shape.state.optional() }),
     output: z.array(device),
@@ -647,6 +664,7 @@ export type AccessTokenInfo = z.output<typeof accessToken>;
 export type DenialInfo = z.output<typeof denial>;
 export type PolicyInfo = z.output<(typeof gatewayOperations)['policy.show']['output']>;
 export type PolicyVersionInfo = z.output<(typeof gatewayOperations)['policy.history']['output']>[number];
+export type PasskeyInfo = z.output<typeof passkey>;
 export type AuditRecordInfo = z.output<typeof auditRecord>;
 export type Role = (typeof ROLES)[number];
 export type GatewayHistory = z.output<(typeof gatewayOperations)['server.history']['output']>;

@@ -1,8 +1,8 @@
 /**
  * Carries the control API over a unix socket: `POST /v1/NAME` with JSON in and out.
  *
- * Hides HTTP from both ends: a daemon hands over its handlers, a program gets an object with the same functions. Whoever
- * may open the socket may do everything, so its folder is mode 0700 and itself 0600. Errors cross as code and message.
+ * Hides HTTP from both ends: a daemon hands over its handlers, a program gets an object with the same functions. The socket is
+ * for its owner alone, mode 0600 in a folder of mode 0700, unless a daemon asks who calls. Errors cross as code and message.
  */
 
 import { chmod, mkdir, rm } from 'node:fs/promises';
@@ -25,6 +25,8 @@ const LINGER_MS = 2000;
 export interface Caller {
   /** Aborted when the caller hangs up before it has its answer. */
   readonly gone: AbortSignal;
+  /** Which user of this machine it is, where the daemon asks. */
+  readonly uid?: number | undefined;
 }
 
 /** What a daemon implements a set of operations by. */
@@ -43,6 +45,8 @@ export async function serveControl<T extends Operations>(
   operations: T,
   handlers: Handlers<T>,
   log: Logger,
+  /** The user at the other end; whoever asks lets others than the owner call. */
+  userOf?: (socket: net.Socket) => number,
 ): Promise<AsyncDisposable> {
   const path = typeof at === 'string' ? at : undefined;
   if (path !== undefined) await makeRoom(path);
@@ -51,7 +55,7 @@ export async function serveControl<T extends Operations>(
     const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
     const gone = new AbortController();
     response.once('close', () => gone.abort());
-    const caller = { gone: gone.signal };
+    const caller = { gone: gone.signal, uid: userOf?.(request.socket) };
     call(request, caller, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
       .then((value) => reply(response, 200, value))
       .catch((cause: unknown) => {

@@ -13,6 +13,7 @@ import type {
   CertificateInfo,
   DeviceInfo,
   GatewayApi,
+  PasskeyInfo,
   RUNNING_ONLY,
   UserInfo,
 } from '../control/operations.ts';
@@ -23,6 +24,7 @@ import type { AccessToken } from '../identity/access-tokens.ts';
 import type { Account } from '../identity/accounts.ts';
 import type { Device } from '../identity/devices.ts';
 import { parseName } from '../identity/names.ts';
+import type { Passkey } from '../identity/passkeys.ts';
 import { parseNewPassword } from '../identity/passwords.ts';
 import type { CertificateFacts } from '../identity/pki.ts';
 import type { StepKind } from '../protocol/messages.ts';
@@ -58,6 +60,8 @@ export interface LiveGateway {
   endSessions(concerned: Concerned): number;
   /** Ends the sessions of a user that proved less than is asked of the user now; returns how many. */
   endInsufficient(user: string): Promise<number>;
+  /** Ends what a user has open at the admin page. */
+  endPageSessions?(user: string): void;
   /** Certificates or the revocation list have changed on disk. */
   reloadCertificates(): Promise<void>;
   /** The certificates in force; else those in the files. */
@@ -71,7 +75,7 @@ export function createAdministration(
   live: LiveGateway,
   wallNow: () => number,
 ): Administration {
-  const { accounts, devices, tokens, passwords, secondFactors, accessTokens, bans } = state;
+  const { accounts, devices, tokens, passwords, secondFactors, accessTokens, passkeys, bans } = state;
   const certificate = ({ isNewest: _, ...facts }: CertificateFacts): CertificateInfo => ({
     ...facts,
     notBefore: facts.notBefore.toISOString(),
@@ -173,6 +177,12 @@ export function createAdministration(
     'token.revoke': async ({ id }) => {
       const { user } = await accessTokens.revoke(id);
       return { kicked: live.endSessions({ user, proven: 'token' }) };
+    },
+    'passkey.list': async ({ user }) => (await passkeys.list(user)).map(passkeyInfo),
+    'passkey.remove': async ({ id }) => {
+      const user = await passkeys.remove(id);
+      live.endPageSessions?.(user);
+      return { user };
     },
     'user.disable': async ({ name }) => {
       await accounts.disable(name);
@@ -314,6 +324,10 @@ function accessTokenInfo(token: AccessToken): AccessTokenInfo {
     lastUsedAt: instantOf(lastUsedAt),
     revokedAt: instantOf(revokedAt),
   };
+}
+
+export function passkeyInfo({ createdAt, lastUsedAt, ...passkey }: Passkey): PasskeyInfo {
+  return { ...passkey, createdAt: new Date(createdAt).toISOString(), lastUsedAt: instantOf(lastUsedAt) };
 }
 
 /** A record as the API and the file of JSON lines have it. */

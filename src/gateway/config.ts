@@ -474,6 +474,11 @@ export const gatewayConfigSchema = z.strictObject({
         .enum(['deny', 'allow'])
         .default('deny')
         .describe('what a login or a policy comes to when its function fails'),
+  control: z
+    .strictObject({
+      administrators: z.array(account).max(64).default([]).describe('users of this machine who may do everything'),
+      operators: z.array(account).max(64).default([]).describe('who do the daily work'),
+      viewers: z.array(account).max(64).default([]).describe('who may look'),
     })
     .prefault({}),
 
@@ -482,6 +487,12 @@ export const gatewayConfigSchema = z.strictObject({
       listen: endpoint.optional().describe('address and port of the admin page and its API'),
       certFile: text.optional().describe('certificate of the admin page; default: one of the own authority'),
       keyFile: text.optional(),
+      passkeys: z.boolean().default(true).describe('log in with passkeys, once somebody has one'),
+      clientCertificates: z
+        .boolean()
+        .default(false)
+        .describe('log in with a client certificate; browsers that have one ask for it'),
+      provider: z.string().min(1).max(32).optional().describe('the source of kind oidc at which people log in'),
       administrators: z.array(groupName).max(64).default(['administrators']).describe('groups that may do everything'),
       operators: z.array(groupName).max(64).default(['operators']).describe('groups that do the daily work'),
       viewers: z.array(groupName).max(64).default(['viewers']).describe('groups that may look'),

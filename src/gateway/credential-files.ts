@@ -12,7 +12,7 @@ import type { GatewayConfig } from './config.ts';
 
 export type CredentialsConfig = Pick<
   GatewayConfig,
-  'certFile' | 'keyFile' | 'caFile' | 'crlFile' | 'requireClientAuth' | 'minVersion'
+  'certFile' | 'keyFile' | 'caFile' | 'crlFile' | 'requireClientAuth' | 'minVersion' | 'admin'
 >;
 
 /** The built-in authority. */
@@ -56,7 +56,7 @@ export async function readCredentialTexts(
   own: OwnAuthority | undefined,
   what: CredentialKind,
 ): Promise<CredentialTexts> {
-  const asks = config.requireClientAuth !== false;
+  const asks = config.requireClientAuth !== false || config.admin.clientCertificates;
   const { crl: _, ...plain } = await loadServerCredentials({ ...config, crlFile: undefined });
   const isOwn = own !== undefined && plain.ca?.trim() === own.caPem.trim();
   const crlFile = asks ? (config.crlFile ?? (isOwn ? own.crlFile : undefined)) : undefined;

@@ -21,6 +21,7 @@ import { Bans } from '../identity/bans.ts';
 import { Devices } from '../identity/devices.ts';
 import { DEFAULT_DEVICES_PER_USER, EnrolmentTokens } from '../identity/enrolment.ts';
 import { Operators } from '../identity/operators.ts';
+import { Passkeys } from '../identity/passkeys.ts';
 import {
   ARGON2_PARAMETERS,
   hashPassword,
@@ -118,6 +119,7 @@ export class GatewayState implements AsyncDisposable {
   readonly passwords: Passwords;
   readonly secondFactors: SecondFactors;
   readonly accessTokens: AccessTokens;
+  readonly passkeys: Passkeys;
   readonly bans: Bans;
   readonly proxyLogins: ProxyLogins;
   readonly operators: Operators;
@@ -156,6 +158,7 @@ export class GatewayState implements AsyncDisposable {
     this.passwords = new Passwords({ ...shared, hasher });
     this.secondFactors = new SecondFactors({ ...shared, vault });
     this.accessTokens = new AccessTokens(shared);
+    this.passkeys = new Passkeys(shared);
     this.proxyLogins = new ProxyLogins({ ...shared, tokens: this.accessTokens, bans: this.bans });
     const { passwords, secondFactors, accessTokens, bans } = this;
     this.operators = new Operators({ ...shared, passwords, secondFactors, accessTokens, bans });

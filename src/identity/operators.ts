@@ -1,9 +1,10 @@
 /**
- * The verdict on somebody who wants to steer the gateway over the network: name, password and second factor, or a token.
+ * The verdict on somebody who wants to steer the gateway over the network: name, password and second factor, a token, or the
+ * word of somebody else who has seen who they are.
  *
  * Hides the order of the checks, and that all of it is done whatever the first one was worth. Failures count against source
- * and name as those of other logins do, and are held back like them. Only accounts of this gateway can get in, and only with
- * both. It must not know roles, cookies or HTTP.
+ * and name as those of other logins do, and are held back like them. A password opens only accounts of this gateway, and only
+ * with a second factor. It must not know roles, cookies or HTTP, nor how passkeys, certificates and providers are proven.
  */
 
 import type { Clock } from '../base/clock.ts';
@@ -30,6 +31,18 @@ export interface Operator {
   readonly name: string;
   /** Sorted. */
   readonly groups: readonly string[];
+}
+
+/** What somebody has shown in place of a password. */
+export interface Vouched {
+  /** For the record. */
+  readonly by: 'passkey' | 'certificate' | 'provider';
+  /** Whose account it stands for; undefined: nobody's that we know. */
+  readonly name: string | undefined;
+  /** Why it was not right; undefined: it was. */
+  readonly failure: string | undefined;
+  /** The outside source whose accounts it stands for; undefined: it stands for any. */
+  readonly source?: string;
 }
 
 export interface OperatorParts {
@@ -97,6 +110,48 @@ export class Operators {
       return undefined;
     } finally {
       await trial.end(verdict.outcome);
+    }
+  }
+
+  /**
+   * Judges a login from this address and port for which something else than a password vouches; undefined: no.
+   *
+   * @throws {VpnError} ERR_STORE: no verdict
+   */
+  async vouched(
+    { by, name, failure, source }: Vouched,
+    remote: string,
+    mayEnter: (operator: Operator) => boolean,
+  ): Promise<Operator | undefined> {
+    const { audit, clock, bans } = this.#parts;
+    const trial = bans.begin({ remote, name, device: undefined });
+    let outcome: 'none' | 'failed' | 'accepted' = 'none';
+    try {
+      const row = await this.#find(normaliseName(name ?? '') ?? '');
+      const operator = row === undefined ? undefined : await this.#operatorOf(row);
+      const why =
+        trial.refused ??
+        failure ??
+        (row === undefined || operator === undefined
+          ? 'it stands for nobody that we know'
+          : source !== undefined && row.source !== source
+            ? 'the name is of an account from elsewhere'
+            : (whyNotGood(row, clock.wallNow()) ??
+              (mayEnter(operator) ? undefined : 'no group of the user gives a role')));
+      outcome = why === undefined ? 'accepted' : 'failed';
+      if (why === undefined && operator !== undefined) {
+        await audit.append({
+          event: AuditEvent.operatorLogin,
+          user: operator.name,
+          source: remote,
+          detail: { with: by },
+        });
+        return operator;
+      }
+      await this.#refuse(name ?? '', remote, `${by}: ${why ?? ''}`);
+      return undefined;
+    } finally {
+      await trial.end(outcome);
     }
   }
 

@@ -20,6 +20,9 @@ const BACKLOG = 128;
 
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
+const SO_PEERCRED = 17;
+/** `struct ucred`: pid, uid, gid. */
+const UCRED_BYTES = 12;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
@@ -46,6 +49,20 @@ export function socketPair(kind: 'stream' | 'packets'): [number, number] {
   const pair = new NativeMemory(8);
   checkResult(calls.socketpair(AF_UNIX, type, 0, pair.address), 'connecting two processes', 'socketpair');
   return [pair.view.getInt32(0, true), pair.view.getInt32(4, true)];
+}
+
+/**
+ * The user at the other end of a connected unix socket, as it was when it connected.
+ *
+ * @throws {VpnError} ERR_SYSCALL
+ */
+export function peerUser(fd: number): number {
+  const credentials = new NativeMemory(UCRED_BYTES);
+  const length = new NativeMemory(4);
+  length.view.setUint32(0, UCRED_BYTES, true);
+  const result = nativeCalls().getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials.address, length.address);
+  checkResult(result, 'asking who calls', 'getsockopt SO_PEERCRED');
+  return credentials.view.getUint32(4, true);
 }
 
 /** One message with room for a descriptor. */
@@ -189,11 +206,12 @@ export class DescriptorReceiver {
 }
 
 /**
- * Opens a listening socket at a path, which only the owner may connect to; the caller's to close, and the path to remove.
+ * Opens a listening socket at a path, which only the owner may connect to unless it is `forAll`; the caller's to close, and the path
+ * to remove.
  *
  * @throws {VpnError} ERR_CONFIG_VALUE when the path is too long, ERR_SYSCALL
  */
-export function listenAtPath(path: string): number {
+export function listenAtPath(path: string, forAll = false): number {
   const calls = nativeCalls();
   const what = `listening at ${path}`;
   const name = Buffer.from(`${path}\0`);
@@ -202,7 +220,7 @@ export function listenAtPath(path: string): number {
   address.view.setUint16(0, AF_UNIX, true);
   address.bytes.set(name, 2);
   const fd = checkResult(calls.socket(AF_UNIX, SOCK_STREAM | NONBLOCK_CLOEXEC, 0), what, 'socket');
-  const mask = process.umask(0o177);
+  const mask = process.umask(forAll ? 0o111 : 0o177);
   try {
     checkResult(calls.bind(fd, address.address, address.bytes.length), what, 'bind');
     checkResult(calls.listen(fd, BACKLOG), what, 'listen');

@@ -36,6 +36,8 @@ export const AuditEvent = {
   recoveryCodeUsed: 'recovery.used',
   accessTokenIssued: 'access.issued',
   accessTokenRevoked: 'access.revoked',
+  passkeyAdded: 'passkey.added',
+  passkeyRemoved: 'passkey.removed',
   deviceRenamed: 'device.renamed',
   certificateIssued: 'certificate.issued',
   certificateRenewed: 'certificate.renewed',

@@ -85,6 +85,21 @@ export interface Schema {
     last_used_at: number | null;
     revoked_at: number | null;
   };
+  passkeys: {
+    /** First 16 bytes of the SHA-256 of the authenticator's id. */
+    id: string;
+    user_id: string;
+    /** For people only. */
+    name: string;
+    /** The host of the page that it is for. */
+    host: string;
+    /** SubjectPublicKeyInfo, DER. */
+    public_key: Uint8Array;
+    /** The authenticator's count at the last use; 0: it keeps none. */
+    use_count: number;
+    created_at: number;
+    last_used_at: number | null;
+  };
   enrolment_tokens: {
     /** The token's 8 public bytes. */
     id: string;
@@ -225,6 +240,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0011_audit_retention': { up: auditRetention },
   '0012_webhooks': { up: webhooks },
   '0012_policy_versions': { up: policyVersions },
+  '0013_passkeys': { up: passkeys },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -431,6 +447,21 @@ async function webhooks(db: Kysely<unknown>): Promise<void> {
     .addColumn('tries', 'integer', (column) => column.notNull())
     .addColumn('why', 'text', (column) => column.notNull())
     .addPrimaryKeyConstraint('webhook_dead_key', ['webhook', 'record_id'])
+async function passkeys(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('passkeys')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addColumn('host', 'text', (column) => column.notNull())
+    .addColumn('public_key', 'bytea', (column) => column.notNull())
+    .addColumn('use_count', 'bigint', (column) => column.notNull())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('last_used_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('passkeys_user').on('passkeys').column('user_id').execute();
+}
+
 async function policyVersions(db: Kysely<unknown>): Promise<void> {
   await db.schema
     .createTable('policy_versions')

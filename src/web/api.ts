@@ -4,7 +4,8 @@
  * Hides HTTP. Types are those of the control API itself, so that a call that it does not have does not compile.
  */
 
-import type { GatewayApi, Role } from '../control/operations.ts';
+import type { GatewayApi, PasskeyInfo, Role } from '../control/operations.ts';
+import { makePasskey, type PasskeyQuestion, usePasskey } from './passkey.ts';
 
 /** Who is logged in, and where. */
 export interface Me {
@@ -87,6 +88,41 @@ export async function whoAmI(): Promise<Me | undefined> {
 export async function logIn(user: string, password: string, code: string): Promise<Me> {
   return remember((await post<Me>('/api/login', { user, password, code })).value);
 }
+
+/** Which ways in there are besides name and password. */
+export interface Entrances {
+  readonly passkey: boolean;
+  /** Whom the client certificate names that the browser shows. */
+  readonly certificate: string | null;
+  /** The provider at which people log in. */
+  readonly provider: string | null;
+}
+
+/** @throws {ApiError} */
+export async function entrances(): Promise<Entrances> {
+  return (await request<Entrances>('/api/login', { headers: {} })).value;
+}
+
+/** @throws {ApiError} */
+export async function logInByCertificate(): Promise<Me> {
+  return remember((await post<Me>('/api/login/certificate', {})).value);
+}
+
+/** @throws {ApiError} */
+export async function logInByPasskey(): Promise<Me> {
+  const asked = (await post<PasskeyQuestion>('/api/login/passkey/challenge', {})).value;
+  return remember((await post<Me>('/api/login/passkey', await usePasskey(asked))).value);
+}
+
+/** One's own passkeys. */
+export const passkeys = {
+  list: async () => (await request<PasskeyInfo[]>('/api/passkeys', { headers: {} })).value,
+  add: async (user: string, name: string): Promise<void> => {
+    const asked = (await post<PasskeyQuestion>('/api/passkeys/challenge', {})).value;
+    await post('/api/passkeys', { name, ...(await makePasskey(user, asked)) });
+  },
+  remove: (id: string) => post('/api/passkeys/remove', { id }),
+};
 
 export async function logOut(): Promise<void> {
   await post('/api/logout', {});

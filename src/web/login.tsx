@@ -3,7 +3,8 @@
  */
 
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { logIn, type Me, setUp } from './api.ts';
+import { entrances, logIn, logInByCertificate, logInByPasskey, type Me, setUp } from './api.ts';
+import { knowsPasskeys } from './passkey.ts';
 import { Button, Copy, Failure, Field, Form, Loading, QrCode, saveFile, useLoaded } from './ui.tsx';
 
 function Card({ title, step, children }: { title: string; step?: string; children: preact.ComponentChildren }) {
@@ -71,7 +72,54 @@ export function Login({ entered, note }: { entered: (me: Me) => void; note: stri
           {(props) => <CodeInput {...props} value={code} change={setCode} />}
         </Field>
       </Form>
+      <OtherWays entered={entered} />
     </Card>
+  );
+}
+
+/** In by something else than a password, as far as there is anything. */
+function OtherWays({ entered }: { entered: (me: Me) => void }) {
+  const [offers] = useLoaded(entrances, []);
+  const [wrong, setWrong] = useState('');
+  const [isBusy, setBusy] = useState(false);
+  if (offers.state !== 'here') return null;
+  const { certificate, provider } = offers.value;
+  const passkey = offers.value.passkey && knowsPasskeys;
+  if (!passkey && certificate === null && provider === null) return null;
+  const enter = async (way: () => Promise<Me>): Promise<void> => {
+    setBusy(true);
+    setWrong('');
+    try {
+      entered(await way());
+    } catch (error) {
+      setWrong((error as Error).message);
+      setBusy(false);
+    }
+  };
+  return (
+    <section class="ways" aria-label="Other ways to log in">
+      <p class="muted">or without a password</p>
+      {passkey && (
+        <Button busy={isBusy} onClick={() => enter(logInByPasskey)}>
+          Log in with a passkey
+        </Button>
+      )}
+      {certificate !== null && (
+        <Button busy={isBusy} onClick={() => enter(logInByCertificate)}>
+          Log in with the certificate of {certificate}
+        </Button>
+      )}
+      {provider !== null && (
+        <a class="button plain" href="/api/login/provider">
+          Log in at {provider}
+        </a>
+      )}
+      {wrong !== '' && (
+        <p class="wrong" role="alert">
+          {wrong}
+        </p>
+      )}
+    </section>
   );
 }
 

@@ -69,6 +69,11 @@ function Page() {
       setMe('nobody');
     });
   }, []);
+  useEffect(() => {
+    if (hash !== '#refused') return;
+    setNote('The login elsewhere does not let you in here. The audit record says why.');
+    location.hash = '';
+  }, [hash]);
   const token = /^#setup=([A-Za-z0-9_-]+)$/.exec(hash)?.[1];
   const entered = (known: Me): void => {
     setNote(undefined);

@@ -3,18 +3,118 @@
  */
 
 import { useState } from 'preact/hooks';
-import { call, isAtLeast, type Me } from './api.ts';
-import { age, Badge, Button, Confirm, Empty, Moment, Show, Table, useLoaded } from './ui.tsx';
+import { call, entrances, isAtLeast, type Me, passkeys } from './api.ts';
+import { knowsPasskeys } from './passkey.ts';
+import { age, Badge, Button, Confirm, Dialog, Empty, Field, Form, Moment, Show, Table, useLoaded } from './ui.tsx';
 
 export function Settings({ me }: { me: Me }) {
   const isRuler = isAtLeast(me.role, 'administrator');
   return (
     <>
+      <Passkeys me={me} />
       {isRuler && <Gateway />}
       <Bans me={me} />
       {isRuler && <Operators />}
       <Configuration />
     </>
+  );
+}
+
+/** One's own, whatever one's role. */
+function Passkeys({ me }: { me: Me }) {
+  const [list, again] = useLoaded(() => passkeys.list(), []);
+  const [offers] = useLoaded(entrances, []);
+  const [open, setOpen] = useState<'add' | { readonly id: string; readonly name: string }>();
+  const [name, setName] = useState('');
+  const close = (): void => setOpen(undefined);
+  const mayAdd = knowsPasskeys && offers.state === 'here' && offers.value.passkey;
+  return (
+    <section aria-labelledby="passkeys">
+      <h2 id="passkeys">Your passkeys</h2>
+      <Show loaded={list} what="your passkeys" retry={again}>
+        {(own) =>
+          own.length === 0 ? (
+            <Empty title="You have none">
+              <p>A passkey lets you in by your finger, face or PIN, in place of password and code.</p>
+            </Empty>
+          ) : (
+            <Table
+              label="Your passkeys"
+              rows={own}
+              keyOf={({ id }) => id}
+              columns={[
+                { title: 'Name', cell: ({ name: called }) => called },
+                { title: 'For', cell: ({ host }) => <span class="mono">{host}</span> },
+                { title: 'Since', cell: ({ createdAt }) => <Moment at={createdAt} /> },
+                {
+                  title: 'Last used',
+                  cell: ({ lastUsedAt }) => (lastUsedAt === null ? 'never' : <Moment at={lastUsedAt} />),
+                },
+                {
+                  title: '',
+                  cell: ({ id, name: called }) => (
+                    <Button kind="quiet" aria-label={`Remove ${called}`} onClick={() => setOpen({ id, name: called })}>
+                      Remove
+                    </Button>
+                  ),
+                },
+              ]}
+            />
+          )
+        }
+      </Show>
+      {mayAdd ? (
+        <div class="row">
+          <Button onClick={() => setOpen('add')}>Add a passkey</Button>
+        </div>
+      ) : (
+        offers.state === 'here' && (
+          <p class="hint">
+            To add one, reach this page by a name, such as <code>localhost</code>: browsers know no passkeys for
+            addresses.
+          </p>
+        )
+      )}
+      {open === 'add' && (
+        <Dialog title="Add a passkey" close={close}>
+          <Form
+            button="Make it"
+            cancel={close}
+            submit={async () => {
+              await passkeys.add(me.user, name);
+              setName('');
+              close();
+              again();
+            }}
+          >
+            <Field label="What do you call it?" hint="Such as the device that holds it.">
+              {(props) => (
+                <input
+                  {...props}
+                  required
+                  maxLength={64}
+                  value={name}
+                  onInput={(event) => setName(event.currentTarget.value)}
+                />
+              )}
+            </Field>
+          </Form>
+        </Dialog>
+      )}
+      {typeof open === 'object' && (
+        <Confirm
+          title={`Remove ${open.name}?`}
+          button="Remove passkey"
+          close={close}
+          act={async () => {
+            await passkeys.remove(open.id);
+            again();
+          }}
+        >
+          <p>It opens this page no more. Remove it from your authenticator, too.</p>
+        </Confirm>
+      )}
+    </section>
   );
 }
 

@@ -20,6 +20,7 @@ import {
   QUICK_POPULATION_EFFORT,
 } from './gateway/population.ts';
 import { FULL_LOGIN_EFFORT, measureLogin, QUICK_LOGIN_EFFORT } from './login.ts';
+import { FULL_OPERATIONS_EFFORT, measureOperations, QUICK_OPERATIONS_EFFORT } from './operations.ts';
 import { FULL_POLICY_EFFORT, measurePolicy, QUICK_POLICY_EFFORT } from './policy.ts';
 import { formatReport, type Report } from './report.ts';
 import type { System } from './system.ts';
@@ -94,6 +95,9 @@ const AREAS: Readonly<Record<string, Readonly<Record<string, Measure>>>> = {
     proxy: (quick, progress) => measureProxy(quick ? QUICK_PROXY_EFFORT : FULL_PROXY_EFFORT, progress),
   },
   login: { rate: (quick, progress) => measureLogin(quick ? QUICK_LOGIN_EFFORT : FULL_LOGIN_EFFORT, progress) },
+  operations: {
+    watched: (quick, progress) => measureOperations(quick ? QUICK_OPERATIONS_EFFORT : FULL_OPERATIONS_EFFORT, progress),
+  },
   policy: {
     cost: (quick, progress) => measurePolicy(quick ? QUICK_POLICY_EFFORT : FULL_POLICY_EFFORT, progress),
     traffic: (quick, progress) => measureTraffic(quick ? QUICK_TRAFFIC_EFFORT : FULL_TRAFFIC_EFFORT, progress),

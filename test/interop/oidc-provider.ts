@@ -57,9 +57,9 @@ export class TestProvider implements AsyncDisposable {
       clients: [
         {
           client_id: CLIENT.id,
-          grant_types: ['urn:ietf:params:oauth:grant-type:device_code', 'refresh_token'],
-          response_types: [],
-          redirect_uris: [],
+          grant_types: ['urn:ietf:params:oauth:grant-type:device_code', 'refresh_token', 'authorization_code'],
+          response_types: ['code'],
+          redirect_uris: ['https://localhost/api/login/back'],
           ...(options.clientSecret === false
             ? { token_endpoint_auth_method: 'none' }
             : { client_secret: CLIENT.secret, token_endpoint_auth_method: 'client_secret_basic' }),
@@ -87,6 +87,9 @@ export class TestProvider implements AsyncDisposable {
         return person && { accountId: person.id, claims: async () => ({ sub: person.id, ...person.claims }) };
       },
     });
+    // A page under test has a port of its own.
+    provider.Client.prototype.redirectUriAllowed = (uri: string) =>
+      /^https:\/\/(?:localhost|127\.0\.0\.1):\d+\/api\/login\/back$/.test(uri);
     provider.use(async (context, next) => {
       this.asked.set(context.path, (this.asked.get(context.path) ?? 0) + 1);
       await next();
@@ -142,6 +145,8 @@ interface Page {
 export class Browser {
   readonly #ca: string;
   readonly #cookies = new Map<string, string>();
+  /** Where it does not follow to. */
+  #stopAt: string | undefined;
 
   constructor(ca: string) {
     this.#ca = ca;
@@ -154,6 +159,18 @@ export class Browser {
     if (says === 'no') return confirmed;
     const consent = await this.#submit(confirmed, { login: person, password: 'x' });
     return await this.#submit(consent);
+  }
+
+  /** Logs in as a person on the page that a page of ours has sent us to; where that would send us back to. */
+  async comeBack(url: string, person: string, back: string, says: 'yes' | 'no' = 'yes'): Promise<URL> {
+    this.#stopAt = back;
+    const entered = await this.#load(url);
+    if (says === 'no') {
+      const abort = /href="([^"]+\/abort)"/.exec(entered.text)?.[1] ?? '';
+      return new URL((await this.#load(new URL(abort, entered.url).href)).url);
+    }
+    const consent = await this.#submit(entered, { login: person, password: 'x' });
+    return new URL((await this.#submit(consent)).url);
   }
 
   #submit(page: Page, values: Record<string, string> = {}): Promise<Page> {
@@ -185,6 +202,9 @@ export class Browser {
     }
     const text = (await response.toArray()).join('');
     const { location } = response.headers;
+    if (location !== undefined && this.#stopAt !== undefined && location.startsWith(this.#stopAt)) {
+      return { url: location, status: response.statusCode ?? 0, text };
+    }
     if (location !== undefined) return await this.#load(new URL(location, url).href);
     return { url, status: response.statusCode ?? 0, text };
   }

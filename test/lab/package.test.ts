@@ -39,8 +39,15 @@ step unit systemd-analyze verify /usr/lib/systemd/system/customvpn.service
 step no-write find /usr/lib/customvpn /usr/bin/customvpn -not -type l -perm /022
 step init customvpn server init --name localhost --listen 127.0.0.1:8443
 step user customvpn user add alice
+printf '\\n[admin]\\nlisten = "127.0.0.1:8444"\\n' >>/var/lib/customvpn/server.toml
 serve
 step start answers
+cat >/tmp/page.mjs <<'END'
+const place = 'https://localhost:8444';
+const html = await (await fetch(place)).text();
+for (const [, path] of html.matchAll(/(?:src|href)="([^"]+)"/g)) console.log((await fetch(place + path)).status, path);
+END
+step page sh -c 'NODE_EXTRA_CA_CERTS=/var/lib/customvpn/certs/ca.pem /usr/lib/customvpn/node_modules/node-*/bin/node /tmp/page.mjs'
 step processes ps -eo user:20,args
 step profile customvpn profile alice --out /tmp/alice.toml
 step probe customvpn client probe 127.0.0.1:8443
@@ -156,6 +163,12 @@ printf '\\n==== removed\\n'; find . -mindepth 1 -type c -printf '%P\\n'`;
     assert.match(processes, /^customvpn-auth .*auth\/main\.js/m);
     assert.match(processes, /^customvpn-worker .*worker\/main\.js/m);
     assert.match(processes, /^root .*\/usr\/lib\/customvpn\/node_modules\/node-\S+\/bin\/node /m);
+  });
+
+  test('serves the admin page, with script and style, from what is installed', () => {
+    const said = good('page');
+    assert.match(said, /^200 \/assets\/page-[0-9a-f]+\.js$/m);
+    assert.match(said, /^200 \/assets\/page-[0-9a-f]+\.css$/m);
   });
 
   test('is upgraded under a gateway that runs, whose workers are replaced and whose users stay', () => {

@@ -1,12 +1,15 @@
 /** The processes of a gateway that runs: the filter of every thread, what they have open, and how they end. Needs root. */
 
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { chmodSync, existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { type Client, COMMAND, Deployment, labOptions } from './deployment.ts';
 import { until } from './process.ts';
 
 const WORKERS = 2;
+/** `nobody`, everywhere, and somebody whom no machine has. */
+const VIEWER = 65534;
+const STRANGER = 60_123;
 
 interface GatewayProcess {
   readonly pid: number;
@@ -23,6 +26,9 @@ describe('the processes of a gateway', labOptions({ setpriv: 'util-linux' }), ()
     const [first] = deployment.clients;
     assert.ok(first);
     client = first;
+    await deployment.configure((text) => `${text}\n[control]\nviewers = ["${VIEWER}"]\n`);
+    // A folder of the rig is nobody's else.
+    for (const folder of [deployment.rig.folder, deployment.state]) chmodSync(folder, 0o711);
     await deployment.run();
     await deployment.enrol(client);
     // A password has to be hashed, or there is no hasher.
@@ -56,6 +62,27 @@ describe('the processes of a gateway', labOptions({ setpriv: 'util-linux' }), ()
     for (const name of ['Uid', 'Gid', 'Groups', 'NoNewPrivs', 'CapEff', 'CapPrm', 'CapAmb']) {
       assert.deepEqual(fieldOfThreads(hasher, name), fieldOfThreads(auth, name), name);
     }
+  });
+
+  test('who calls at the control socket is decided by the kernel: a named user looks and changes nothing, a stranger not even that', async (t) => {
+    const as = (uid: number, ...words: string[]) =>
+      deployment.gateway.run(
+        ['setpriv', '--reuid', String(uid), '--regid', String(uid), '--clear-groups', COMMAND, ...words],
+        { anyStatus: true, env: { HOME: '/' } },
+      );
+    if ((await as(VIEWER, '--version')).status !== 0) {
+      t.skip('this checkout cannot be read by other users');
+      return;
+    }
+    const status = ['server', 'status', '--json', '--state', deployment.state];
+    const seen = await as(VIEWER, ...status);
+    assert.equal(seen.status, 0, seen.stderr);
+    assert.equal((JSON.parse(seen.stdout) as { sessions: number }).sessions, 1);
+    const kick = await as(VIEWER, 'user', 'disable', client.user, '--state', deployment.state);
+    assert.match(kick.stderr, /needs the role operator; you are viewer/);
+    const refused = await as(STRANGER, ...status);
+    assert.match(refused.stderr, /has no role here/);
+    assert.equal((await deployment.status).sessions, 1);
   });
 
   test('a worker has its sockets and devices open, and no file; nobody has an io_uring', () => {

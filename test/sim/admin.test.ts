@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
+import { z } from 'zod';
 import { GATEWAY_ACCESS, isAtLeast } from '../../src/control/access.ts';
 import { openApiDocument } from '../../src/control/openapi.ts';
 import { gatewayOperations, ROLES, type Role } from '../../src/control/operations.ts';
@@ -332,6 +333,85 @@ test('bodies have bounds, and what is no JSON is refused', LIMIT, async () => {
     ['operator'],
   );
 });
+
+/** Something that a schema takes. */
+function sampleOf(schema: Shape): unknown {
+  if (schema.const !== undefined) return schema.const;
+  if (schema.enum !== undefined) return schema.enum[0];
+  if (schema.anyOf !== undefined) return sampleOf(schema.anyOf[0] ?? {});
+  if (schema.type === 'array') return Array.from({ length: schema.minItems ?? 0 }, () => sampleOf(schema.items ?? {}));
+  if (schema.type === 'integer' || schema.type === 'number') return Math.max(1, schema.minimum ?? 1);
+  if (schema.type === 'boolean') return true;
+  if (schema.type !== 'object') return schema.format === 'date-time' ? '2030-01-01T00:00:00.000Z' : 'sample';
+  const own = Object.entries(schema.properties ?? {}).filter(([key]) => schema.required?.includes(key) === true);
+  return Object.fromEntries(own.map(([key, value]) => [key, sampleOf(value)]));
+}
+
+/** Values just beyond the bounds of a schema, and of another type. */
+function beyond(schema: Shape): unknown[] {
+  if (schema.anyOf !== undefined) return [{ nonsense: 1 }];
+  const { type, maxLength, minLength, maximum, minimum, minItems, items } = schema;
+  return [
+    ...(type === 'string' ? [7] : ['seven', '7']),
+    ...(maxLength === undefined ? [] : ['x'.repeat(maxLength + 1)]),
+    ...(minLength === undefined || minLength === 0 ? [] : ['']),
+    ...(maximum === undefined || maximum > 1e12 ? [] : [maximum + 1]),
+    ...(minimum === undefined || minimum < -1e12 ? [] : [minimum - 1]),
+    ...(minItems === undefined ? [] : [[]]),
+    ...(items === undefined ? [] : [[{ nonsense: 1 }]]),
+    ...(type === 'integer' ? [1.5] : []),
+  ];
+}
+
+interface Shape {
+  readonly type?: string;
+  readonly const?: unknown;
+  readonly enum?: readonly unknown[];
+  readonly anyOf?: readonly Shape[];
+  readonly format?: string;
+  readonly maxLength?: number;
+  readonly minLength?: number;
+  readonly maximum?: number;
+  readonly minimum?: number;
+  readonly minItems?: number;
+  readonly items?: Shape;
+  readonly properties?: Readonly<Record<string, Shape>>;
+  readonly required?: readonly string[];
+}
+
+test(
+  "each field of each operation has its bounds, and what is beyond is refused with the field's name",
+  LIMIT,
+  async () => {
+    await using office = await Office.open();
+    const browser = await office.as('administrator');
+    let tried = 0;
+    let unbounded = 0;
+    for (const [operation, { input }] of Object.entries(gatewayOperations)) {
+      const shape = z.toJSONSchema(input, { io: 'input' }) as Shape;
+      const sample = sampleOf(shape) as Record<string, unknown>;
+      assert.ok(input.safeParse(sample).success, `${operation}: ${JSON.stringify(sample)}`);
+      for (const [key, field] of Object.entries(shape.properties ?? {})) {
+        if (
+          field.type === 'string' &&
+          field.maxLength === undefined &&
+          field.enum === undefined &&
+          field.format === undefined
+        )
+          unbounded += 1;
+        for (const value of beyond(field)) {
+          office.clock.advance(100);
+          const reply = await browser.call(operation, { ...sample, [key]: value });
+          assert.equal(reply.status, 400, `${operation} ${key} ${JSON.stringify(value).slice(0, 60)}: ${reply.text}`);
+          assert.ok(String(reply.body.message).startsWith(key), `${operation}: ${reply.body.message}`);
+          tried += 1;
+        }
+      }
+    }
+    assert.ok(tried > 100, `${tried}`);
+    assert.equal(unbounded, 0, 'texts without a bound');
+  },
+);
 
 test('a change of what somebody else has changed meanwhile is refused (If-Match)', LIMIT, async () => {
   await using office = await Office.open();

@@ -32,12 +32,15 @@ export function codeOf(uri: string, at: number): string {
 export class AdminBrowser {
   readonly #port: number;
   readonly #ca: string;
+  readonly #pair: { readonly cert: string; readonly key: string } | undefined;
   cookie: string | undefined;
   csrf = '';
 
-  constructor(port: number, ca: string) {
+  /** @param pair a client certificate that it shows, PEM */
+  constructor(port: number, ca: string, pair?: { readonly cert: string; readonly key: string }) {
     this.#port = port;
     this.#ca = ca;
+    this.#pair = pair;
   }
 
   /** What a page of ours sends. */
@@ -57,6 +60,7 @@ export class AdminBrowser {
         servername: 'localhost',
         port: this.#port,
         ca: this.#ca,
+        ...this.#pair,
         agent: false,
         method,
         path,

@@ -12,7 +12,7 @@ import { type Browser, chromium, type Page } from 'playwright-core';
 import { codeOf } from './admin.ts';
 import { World, type WorldOptions } from './world.ts';
 
-const CHROMIUM = '/usr/bin/chromium';
+export const CHROMIUM = '/usr/bin/chromium';
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const PATIENCE_MS = 20_000;
 
@@ -55,8 +55,13 @@ export class Stage implements AsyncDisposable {
     return this.world.server.api(async () => this.world.config(this.#config));
   }
 
+  /** By an address; windows that go by the name `localhost` are as good. */
   get origin(): string {
     return `https://127.0.0.1:${this.port}`;
+  }
+
+  get named(): string {
+    return `https://localhost:${this.port}`;
   }
 
   /** A window, empty. */
@@ -75,7 +80,8 @@ export class Stage implements AsyncDisposable {
     page.setDefaultTimeout(PATIENCE_MS);
     page.on('request', (request) => {
       const url = request.url();
-      if (!url.startsWith(this.origin) && !/^(blob|data):/.test(url)) this.#foreign.push(url);
+      const isOurs = [this.origin, this.named].some((origin) => url.startsWith(`${origin}/`));
+      if (!isOurs && !/^(blob|data):/.test(url)) this.#foreign.push(url);
     });
     page.on('pageerror', (error) => this.#wrong.push(error.message));
     page.on('console', (message) => {
@@ -90,17 +96,17 @@ export class Stage implements AsyncDisposable {
   /** A window in which somebody with this role is logged in. */
   async as(
     role: 'viewer' | 'operator' | 'administrator',
-    options: { width?: number; dark?: boolean } = {},
+    options: { width?: number; dark?: boolean; origin?: string } = {},
   ): Promise<Page> {
     const name = `${role}.${Math.trunc(performance.now())}`;
     await this.api['user.add']({ name, groups: [`${role}s`], password: PASSWORD });
     const { uri } = await this.api['user.totp']({ name });
     const page = await this.window(options);
-    await page.goto(this.origin);
+    await page.goto(options.origin ?? this.origin);
     await page.getByLabel('Name').fill(name);
     await page.getByLabel('Password').fill(PASSWORD);
     await page.getByLabel('Code').fill(codeOf(uri, Date.now()));
-    await page.getByRole('button', { name: 'Log in' }).click();
+    await page.getByRole('button', { name: 'Log in', exact: true }).click();
     await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
     return page;
   }

@@ -10,6 +10,8 @@ declare module 'oidc-provider' {
 
   export default class Provider {
     constructor(issuer: string, configuration: object);
+    /** What clients are made of. */
+    readonly Client: { readonly prototype: { redirectUriAllowed(uri: string): boolean } };
     /** Koa's: set when TLS ends before it. */
     proxy: boolean;
     callback(): (request: IncomingMessage, response: ServerResponse) => void;

@@ -1,7 +1,7 @@
 /**
  * The admin page and its API on an HTTPS port of its own.
  *
- * Hides the way from a request to an operation: bounds before anybody is known, the login, cookies and tokens, requests that
+ * Hides the way from a request to an operation: bounds before anybody is known, the logins, cookies and tokens, requests that
  * another site has a browser send, and the set-up of the first administrator. There are a handful of fixed paths and no file
  * system behind them.
  */
@@ -10,19 +10,22 @@ import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer, type Server } from 'node:https';
 import type { AddressInfo, Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
 import { z } from 'zod';
 import type { Clock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { API_PREFIX, openApiDocument } from '../../control/openapi.ts';
 import type { GatewayApi, Role } from '../../control/operations.ts';
-import type { Operators } from '../../identity/operators.ts';
+import type { Operator, Operators } from '../../identity/operators.ts';
 import { AuditEvent, actingFor } from '../../store/audit.ts';
 import { remoteEnd, sourceOf } from '../../transport/endpoint.ts';
+import { passkeyInfo } from '../administration.ts';
 import type { AdminDesk } from '../auth/operations.ts';
 import { type GatewayConfig, parseEndpoint, roleOf } from '../config.ts';
 import type { GatewayState } from '../state.ts';
 import { type Caller, Calls } from './calls.ts';
+import { Entrances, type PageCertificates, type PageProvider, type ShownCertificate } from './entrances.ts';
 import { EventFeed, TOPICS } from './events.ts';
 import {
   bearerOf,
@@ -30,10 +33,13 @@ import {
   cookieOf,
   queryInput,
   readJson,
+  redirect,
   send,
   sendJson,
   setCookie,
+  setVisit,
   statusOf,
+  visitOf,
 } from './exchange.ts';
 import type { PageFiles } from './files.ts';
 import { AdminLogins, type AdminSession } from './logins.ts';
@@ -58,6 +64,22 @@ const accountBody = z.strictObject({
   password: z.string().max(4096),
 });
 const finishBody = z.strictObject({ token: secret, code: z.string().max(64) });
+const nothing = z.strictObject({});
+const bytes = z
+  .string()
+  .max(4096)
+  .regex(/^[A-Za-z0-9_-]+$/, 'expected base64url')
+  .transform((text): Uint8Array => Buffer.from(text, 'base64url'));
+const madePasskey = z.strictObject({
+  name: z.string().min(1).max(128),
+  clientData: bytes,
+  authenticatorData: bytes,
+  publicKey: bytes,
+});
+const usedPasskey = z.strictObject({ id: bytes, clientData: bytes, authenticatorData: bytes, signature: bytes });
+const whichPasskey = z.strictObject({ id: z.string().max(64) });
+/** Where a provider sends browsers back to. */
+const BACK_PATH = '/api/login/back';
 
 export interface AdminPageParts {
   readonly state: GatewayState;
@@ -67,6 +89,10 @@ export interface AdminPageParts {
   readonly files: PageFiles;
   /** PEM. */
   readonly credentials: { readonly cert: string; readonly key: string };
+  /** Where people log in elsewhere. */
+  readonly provider: () => PageProvider | undefined;
+  /** Undefined: browsers are not asked for a certificate. */
+  readonly certificates: PageCertificates | undefined;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -82,6 +108,7 @@ export class AdminPage implements AdminDesk {
   readonly #log: Logger;
   readonly #operators: Operators;
   readonly #logins: AdminLogins;
+  readonly #entrances: Entrances;
   readonly #calls: Calls;
   readonly #feed: EventFeed;
   readonly #server: Server;
@@ -90,12 +117,22 @@ export class AdminPage implements AdminDesk {
   readonly #connections = new Map<string, number>();
 
   constructor(parts: AdminPageParts) {
-    const { state, api, config, clock, credentials } = parts;
+    const { state, api, config, clock, credentials, certificates } = parts;
     this.#parts = parts;
     this.#log = parts.log.child({ component: 'admin' });
     this.#operators = state.operators;
     const { idleSeconds, absoluteSeconds } = config().admin;
     this.#logins = new AdminLogins({ clock, idleSeconds, absoluteSeconds });
+    this.#entrances = new Entrances({
+      operators: state.operators,
+      passkeys: state.passkeys,
+      provider: parts.provider,
+      certificates,
+      hasPasskeys: config().admin.passkeys,
+      names: () => namesOfPage(config()),
+      mayEnter: (groups) => roleOf(groups, config().admin) !== undefined,
+      clock,
+    });
     this.#calls = new Calls({
       api,
       audit: state.audit,
@@ -117,6 +154,8 @@ export class AdminPage implements AdminDesk {
       {
         cert: credentials.cert,
         key: credentials.key,
+        // What is shown is looked at when somebody logs in by it; nobody is turned away before.
+        ...(certificates === undefined ? {} : { requestCert: true, rejectUnauthorized: false, ca: certificates.ca }),
         minVersion: 'TLSv1.2',
         handshakeTimeout: 10_000,
         headersTimeout: 10_000,
@@ -225,7 +264,30 @@ export class AdminPage implements AdminDesk {
       return await this.#operation(path.slice(API_PREFIX.length), query, request, response);
     switch (path) {
       case '/api/login':
+        if (request.method === 'GET')
+          return sendJson(response, 200, this.#entrances.offers(hostOf(request), certificateOf(request)));
         return await this.#login(await this.#stranger(request, loginBody), request, response);
+      case '/api/login/passkey/challenge':
+        await this.#stranger(request, nothing);
+        return sendJson(response, 200, this.#entrances.challenge(hostOf(request), undefined));
+      case '/api/login/passkey': {
+        const used = await this.#stranger(request, usedPasskey);
+        const operator = await this.#entrances.passkey(used, hostOf(request), sourceText(request));
+        return this.#admit(operator, request, response);
+      }
+      case '/api/login/certificate': {
+        await this.#stranger(request, nothing);
+        const operator = await this.#entrances.certificate(certificateOf(request), sourceText(request));
+        return this.#admit(operator, request, response);
+      }
+      case '/api/login/provider':
+        return await this.#leave(request, response);
+      case BACK_PATH:
+        return await this.#comeBack(query, request, response);
+      case '/api/passkeys':
+      case '/api/passkeys/challenge':
+      case '/api/passkeys/remove':
+        return await this.#passkeys(path, request, response);
       case '/api/setup':
         this.#logins.link((await this.#stranger(request, linkBody)).token);
         return sendJson(response, 200, {});
@@ -295,21 +357,84 @@ export class AdminPage implements AdminDesk {
       source,
       ({ groups }) => roleOf(groups, config().admin) !== undefined,
     );
-    const role = operator === undefined ? undefined : roleOf(operator.groups, config().admin);
-    if (operator === undefined || role === undefined) {
+    if (operator === undefined) {
       throw new VpnError('ERR_AUTH_REJECTED', 'name, password or code is wrong, or you have to wait; try again later');
+    }
+    this.#admit(operator, request, response);
+  }
+
+  /** Lets somebody in, whoever vouched for them. @throws {VpnError} ERR_AUTH_REJECTED */
+  #admit(operator: Operator | undefined, request: IncomingMessage, response: ServerResponse): void {
+    const role = operator === undefined ? undefined : roleOf(operator.groups, this.#parts.config().admin);
+    if (operator === undefined || role === undefined) {
+      throw new VpnError('ERR_AUTH_REJECTED', 'this does not let you in, or you have to wait; see the audit record');
     }
     this.#enter(operator.name, role, request, response);
   }
 
-  /** A session of its own, whatever cookie the browser brought. */
   #enter(user: string, role: Role, request: IncomingMessage, response: ServerResponse): void {
+    const { secret: cookie, session } = this.#open(user, role, request);
+    const known = { user, role, source: session.source, session };
+    sendJson(response, 200, this.#facts(known), { 'set-cookie': setCookie(cookie) });
+  }
+
+  /** A session of its own, whatever cookie the browser brought. */
+  #open(user: string, role: Role, request: IncomingMessage): { secret: string; session: AdminSession } {
     this.#logins.close(cookieOf(request));
     const opened = this.#logins.open(user, role, sourceText(request));
-    const { session } = opened;
-    this.#log.info('an operator has logged in', { user, role, peer: session.source });
-    const known = { user, role, source: session.source, session };
-    sendJson(response, 200, this.#facts(known), { 'set-cookie': setCookie(opened.secret) });
+    this.#log.info('an operator has logged in', { user, role, peer: opened.session.source });
+    return opened;
+  }
+
+  /** Sends a browser to the provider. */
+  async #leave(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    if (request.method !== 'GET') throw wrongMethod('GET');
+    if (!this.#strangers.take(sourceOf(remoteEnd(request.socket).address))) throw tooOften();
+    const { url, secret: visit } = await this.#entrances.visit(`https://${hostOf(request)}${BACK_PATH}`);
+    redirect(response, url, [setVisit(visit)]);
+  }
+
+  /** A browser comes from the provider, with what the provider says. */
+  async #comeBack(query: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    if (request.method !== 'GET') throw wrongMethod('GET');
+    if (!this.#strangers.take(sourceOf(remoteEnd(request.socket).address))) throw tooOften();
+    const operator = await this.#entrances.back(visitOf(request), query, sourceText(request));
+    const role = operator === undefined ? undefined : roleOf(operator.groups, this.#parts.config().admin);
+    if (operator === undefined || role === undefined) {
+      redirect(response, '/#refused', [setVisit(undefined)]);
+      return;
+    }
+    const { secret: cookie } = this.#open(operator.name, role, request);
+    redirect(response, '/', [setVisit(undefined), setCookie(cookie)]);
+  }
+
+  /** Somebody's own passkeys. */
+  async #passkeys(path: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const known = await this.#knownBy(request);
+    const { user, role, source, session } = known;
+    const { passkeys, audit } = this.#parts.state;
+    if (session === undefined) throw new VpnError('ERR_PRIVILEGE', 'passkeys are for people, not for programs');
+    if (request.method === 'GET' && path === '/api/passkeys') {
+      return sendJson(response, 200, (await passkeys.list(user)).map(passkeyInfo));
+    }
+    if (request.method !== 'POST') throw wrongMethod('POST');
+    checkCaller(request, known);
+    const body = await readJson(request, STRANGER_BODY_BYTES);
+    const host = hostOf(request);
+    if (path === '/api/passkeys/challenge') return sendJson(response, 200, this.#entrances.challenge(host, user));
+    const added = path === '/api/passkeys';
+    const { id } = await actingFor(user, async () => {
+      if (!added) {
+        const { id: gone } = parse(whichPasskey, body);
+        await passkeys.remove(gone, user);
+        return { id: gone };
+      }
+      const { name, ...made } = parse(madePasskey, body);
+      return await this.#entrances.addPasskey(user, name, made, host);
+    });
+    const detail = { operation: added ? 'passkey.add' : 'passkey.remove', by: user, role, about: id };
+    await audit.append({ event: AuditEvent.operatorActed, source, detail });
+    sendJson(response, 200, { id });
   }
 
   async #logout(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -416,6 +541,18 @@ function checkCaller(request: IncomingMessage, { session }: Known): void {
   if (request.headers['x-csrf-token'] !== session.csrf) {
     throw new VpnError('ERR_PRIVILEGE', 'the page is of another login; load it again');
   }
+}
+
+/** By which the browser reached us; only ever compared with what the gateway is called. */
+function hostOf({ headers }: IncomingMessage): string {
+  return headers.host ?? '';
+}
+
+/** What TLS has verified. */
+function certificateOf({ socket }: IncomingMessage): ShownCertificate | undefined {
+  const { authorized, encrypted } = socket as TLSSocket;
+  const shown = encrypted && authorized ? (socket as TLSSocket).getPeerX509Certificate() : undefined;
+  return shown === undefined ? undefined : { der: shown.raw, serial: shown.serialNumber.toLowerCase() };
 }
 
 function sourceText(request: IncomingMessage): string {

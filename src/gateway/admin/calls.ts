@@ -104,6 +104,7 @@ export class Calls {
     if (user !== undefined) return input[user] as string | undefined;
     const id = String(input.id).toLowerCase();
     if (operation.startsWith('device.')) return (await api['device.list']({})).find((device) => device.id === id)?.user;
+    if (operation === 'passkey.remove') return (await api['passkey.list']({})).find((key) => key.id === id)?.user;
     if (operation === 'token.revoke') return (await api['token.list']({})).find((token) => token.id === id)?.user;
     return undefined;
   }

@@ -11,6 +11,10 @@ import { type ErrorCode, VpnError } from '../../base/errors.ts';
 /** `__Host-`: only over TLS, only for this host, for all of it. */
 export const COOKIE = '__Host-customvpn';
 
+/** Goes to a provider and back: the only one that a link from elsewhere brings along. */
+const VISIT_COOKIE = '__Host-customvpn-visit';
+const VISIT_SECONDS = 600;
+
 /** What nobody may do but our own files: no inline script or style, no frame, no other host. */
 export const CONTENT_SECURITY_POLICY = [
   "default-src 'none'",
@@ -31,7 +35,8 @@ const HEADERS: Readonly<Record<string, string>> = {
   'referrer-policy': 'no-referrer',
   'cross-origin-opener-policy': 'same-origin',
   'cross-origin-resource-policy': 'same-origin',
-  'permissions-policy': 'camera=(), geolocation=(), microphone=(), payment=(), usb=()',
+  'permissions-policy':
+    'camera=(), geolocation=(), microphone=(), payment=(), usb=(), publickey-credentials-create=(self), publickey-credentials-get=(self)',
 };
 
 const STATUS: Partial<Readonly<Record<ErrorCode, number>>> = {
@@ -74,6 +79,11 @@ export function sendJson(
   send(response, status, JSON.stringify(value ?? {}), { 'content-type': 'application/json', ...headers });
 }
 
+/** Sends a browser elsewhere. */
+export function redirect(response: ServerResponse, url: string, cookies: readonly string[]): void {
+  send(response, 303, '', { location: url, 'set-cookie': cookies });
+}
+
 /** Begins an answer that goes on (text/event-stream). */
 export function beginStream(response: ServerResponse): void {
   response.writeHead(200, { ...HEADERS, 'cache-control': 'no-store', 'content-type': 'text/event-stream' });
@@ -81,10 +91,25 @@ export function beginStream(response: ServerResponse): void {
 }
 
 /** The secret of our cookie; undefined when there is none. */
-export function cookieOf({ headers }: IncomingMessage): string | undefined {
+export function cookieOf(request: IncomingMessage): string | undefined {
+  return cookieValue(request, COOKIE);
+}
+
+/** The secret of somebody who has been to a provider; undefined when there is none. */
+export function visitOf(request: IncomingMessage): string | undefined {
+  return cookieValue(request, VISIT_COOKIE);
+}
+
+/** What sets it; without a secret: what removes it. */
+export function setVisit(secret: string | undefined): string {
+  const attributes = 'Path=/; Secure; HttpOnly; SameSite=Lax';
+  return `${VISIT_COOKIE}=${secret ?? ''}; Max-Age=${secret === undefined ? 0 : VISIT_SECONDS}; ${attributes}`;
+}
+
+function cookieValue({ headers }: IncomingMessage, wanted: string): string | undefined {
   for (const part of (headers.cookie ?? '').split(';')) {
     const [name, value] = part.trim().split('=', 2);
-    if (name === COOKIE) return value;
+    if (name === wanted) return value;
   }
   return undefined;
 }

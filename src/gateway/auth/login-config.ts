@@ -11,6 +11,7 @@ import type { BanPolicy } from '../../identity/bans.ts';
 import type { Argon2Parameters } from '../../identity/passwords.ts';
 import type { LoginProvider } from '../../identity/steps/oidc.ts';
 import type { PasswordSources } from '../../identity/steps/password.ts';
+import type { PageProvider } from '../admin/entrances.ts';
 import type { GatewayConfig } from '../config.ts';
 import { isWithinAny } from '../networks.ts';
 import type { GatewayState } from '../state.ts';
@@ -46,9 +47,21 @@ export function loginProviderOf(
   };
 }
 
+/** Where the admin page sends people who log in; undefined: nowhere. */
+export function pageProviderOf(
+  { admin }: GatewayConfig,
+  { accounts }: GatewayState,
+  sources: ReadonlyMap<string, AccountSource>,
+): PageProvider | undefined {
+  const backend = admin.provider === undefined ? undefined : sources.get(admin.provider);
+  if (backend === undefined || !('visit' in backend)) return undefined;
+  return { backend, provision: (user, source, groups) => accounts.provision(user, source, groups) };
+}
+
 /** @throws {VpnError} ERR_CONFIG_VALUE */
 export function checkLoginSources(config: GatewayConfig): void {
   checkLoginBackend(config);
+  checkPageLogins(config);
   const { login, backends } = config;
   const lists = [login.steps, login.enrol, ...Object.values(login.groups).map(({ steps }) => steps)];
   if (login.provider === undefined && !lists.some((steps) => steps.includes('oidc'))) return;
@@ -59,6 +72,22 @@ export function checkLoginSources(config: GatewayConfig): void {
     'ERR_CONFIG_VALUE',
     `login.provider: the step oidc needs a source of kind oidc, got "${name}"; configured are: ${known.join(', ') || 'none'}`,
     { details: { key: 'login.provider' } },
+  );
+}
+
+function checkPageLogins({ admin, backends, caFile }: GatewayConfig): void {
+  if (admin.clientCertificates && caFile === undefined) {
+    throw new VpnError('ERR_CONFIG_VALUE', 'admin.clientCertificates: expected caFile, the CAs that they come from', {
+      details: { key: 'caFile' },
+    });
+  }
+  const name = admin.provider;
+  if (name === undefined || (Object.hasOwn(backends, name) && backends[name]?.kind === 'oidc')) return;
+  const known = Object.entries(backends).flatMap(([key, { kind }]) => (kind === 'oidc' ? [key] : []));
+  throw new VpnError(
+    'ERR_CONFIG_VALUE',
+    `admin.provider: expected a source of kind oidc, got "${name}"; configured are: ${known.join(', ') || 'none'}`,
+    { details: { key: 'admin.provider' } },
   );
 }
 

@@ -10,6 +10,7 @@
  * admin page where the configuration has them, and the log of denied packets where there is one.
  */
 
+import type { Socket } from 'node:net';
 import { systemClock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import { createLogger, type Logger } from '../../base/log.ts';
@@ -17,8 +18,8 @@ import { type GatewayApi, gatewayOperations } from '../../control/operations.ts'
 import { serveControl } from '../../control/socket.ts';
 import { enterCage } from '../../os/cage.ts';
 import { giveUpRights } from '../../os/launcher.ts';
-import { closeFd } from '../../os/socket.ts';
-import { DescriptorReceiver, DescriptorSender } from '../../os/unix-socket.ts';
+import { closeFd, socketFd } from '../../os/socket.ts';
+import { DescriptorReceiver, DescriptorSender, peerUser } from '../../os/unix-socket.ts';
 import type { AdminPage } from '../admin/admin.ts';
 import type { GatewayConfig } from '../config.ts';
 import { Dialler, HostDialNetwork } from '../dialler.ts';
@@ -125,7 +126,9 @@ const channel = new IpcChannel({
       const operations = inTheirWords(api, folder);
       if (service.config.admin.listen !== undefined)
         adminPage = await service.openAdmin(operations, facts.version, { fd: descriptorsOf(service.config).page });
-      control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, operations, log);
+      const forUsers = service.unixUsers.operations(operations);
+      const userOf = (socket: Socket): number => peerUser(socketFd(socket));
+      control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, forUsers, log, userOf);
       if (service.config.metrics.listen !== undefined) {
         const gathered = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
         metrics = await MetricsServer.open({ at: { fd: METRICS_FD }, metrics: gathered, log });

@@ -23,6 +23,7 @@ import { loadServerCredentials } from '../../transport/credentials.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
 import { AdminPage, namesOfPage } from '../admin/admin.ts';
+import type { PageCertificates } from '../admin/entrances.ts';
 import { loadPage, type PageFiles, type PageSource, pageFiles } from '../admin/files.ts';
 import { History } from '../admin/history.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
@@ -46,6 +47,7 @@ import { openPool } from '../pool.ts';
 import { GatewayState } from '../state.ts';
 import type { StreamFacts } from '../stream-policy.ts';
 import { checkTap } from '../tap-config.ts';
+import { UnixUsers } from '../unix-users.ts';
 import { AccessDesk, type ReadyPolicy } from './access-desk.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
@@ -61,6 +63,7 @@ import {
   checkLoginSources,
   insecureSources,
   loginProviderOf,
+  pageProviderOf,
   passwordSourcesOf,
 } from './login-config.ts';
 import { sessionsOf } from './operations.ts';
@@ -317,6 +320,7 @@ export class AuthService {
       },
     });
     this.#policyDesk = new PolicyDesk({ access: parts.access, auth: this.#auth, clock });
+    this.unixUsers = new UnixUsers({ config, audit: state.audit, groupsOf: (name) => state.operators.groupsOf(name) });
     this.#policyChanges = new PolicyChanges({
       access: parts.access,
       files: options.policyFiles ?? policyFiles,
@@ -342,6 +346,9 @@ export class AuthService {
   get policy(): PolicyDesk {
     return this.#policyDesk;
   }
+
+  /** Users of this machine, at the control socket. */
+  readonly unixUsers: UnixUsers;
 
   /** Changes of the policy by operators. */
   get policyChanges(): PolicyChanges {
@@ -451,6 +458,7 @@ export class AuthService {
           if (concerned.user !== undefined) this.#admin?.endUser(concerned.user);
           return auth.closeSessions((session) => isConcerned(session, concerned), 'revoked');
         },
+        endPageSessions: (user) => this.#admin?.endUser(user),
         endInsufficient: async (user) => {
           const ended = await auth.endInsufficient(user);
           await this.#access.regroup();
@@ -566,11 +574,25 @@ export class AuthService {
       config: () => this.#config,
       version,
       ...this.#page,
+      provider: () => pageProviderOf(this.#config, this.#state, this.#backends),
+      certificates: this.#pageCertificates(),
       clock: this.#clock,
       log: this.#log,
     });
     await this.#admin.listen(where);
     return this.#admin;
+  }
+
+  /** Whose client certificates open the page; undefined: nobody's. */
+  #pageCertificates(): PageCertificates | undefined {
+    if (!this.#config.admin.clientCertificates) return undefined;
+    const { ca } = this.credentials;
+    if (ca === undefined) return undefined;
+    return {
+      ca,
+      mapping: () => this.#state.certificateMapping,
+      isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
+    };
   }
 
   /** Users, devices, profiles and certificates. */

@@ -7,8 +7,8 @@
  * the authority is built in, is not told of any other.
  */
 
-import { existsSync, lchownSync, lstatSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { chmodSync, existsSync, lchownSync, lstatSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import { systemClock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
@@ -34,6 +34,7 @@ import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messa
 import { statePaths } from '../layout.ts';
 import { mayEditPolicy } from '../policy-files.ts';
 import { openPool } from '../pool.ts';
+import { isOpen } from '../unix-users.ts';
 import { authFiles } from './auth-files.ts';
 import { Child, descriptorsOfChild, programOf } from './child.ts';
 import { openDeniedLog } from './host.ts';
@@ -124,7 +125,8 @@ export class GatewayProcesses {
     }
     await makeRoom(paths.control);
     handOver(paths.certs, identities.auth);
-    const control = { path: paths.control, fd: listenAtPath(paths.control) };
+    const control = { path: paths.control, fd: listenAtPath(paths.control, isOpen(config)) };
+    if (isOpen(config)) letThrough(paths.control, log);
     undo.defer(() => {
       closeFd(control.fd);
       rmSync(control.path, { force: true });
@@ -491,6 +493,17 @@ function clearJournal(store: string): void {
   const journal = `${store}-wal`;
   if (!existsSync(journal) || lstatSync(journal).size > 0) return;
   for (const file of [journal, `${store}-shm`]) rmSync(file, { force: true });
+}
+
+/** Others may reach the socket, and nothing else of its folder, whose names they cannot list. */
+function letThrough(path: string, log: Logger): void {
+  const folder = dirname(path);
+  chmodSync(folder, 0o711);
+  const state = dirname(folder);
+  if ((lstatSync(state).mode & 0o001) !== 0) return;
+  log.warn(`users whom \`control\` names cannot reach ${path}; let them through: chmod o+x ${state}`, {
+    component: 'supervisor',
+  });
 }
 
 /** Auth writes certificates, and nothing else of the state directory. @throws {VpnError} ERR_PRIVILEGE */

@@ -55,6 +55,24 @@ export interface BrowserBackend extends Backend {
   begin(signal: AbortSignal): Promise<BrowserLogin>;
 }
 
+/** A source to which a page of ours sends a browser, and from which that comes back (RFC 6749 §4.1, RFC 7636). */
+export interface VisitedBackend extends Backend {
+  /**
+   * Begins a login that comes back to this address. Rejects with ERR_BACKEND when the source cannot be reached.
+   */
+  visit(returnTo: string, signal: AbortSignal): Promise<Visit>;
+}
+
+/** One login, on its way; all of it is used up by `finish`. */
+export interface Visit {
+  /** Where the browser goes. */
+  readonly url: string;
+  /** Comes back with it; tells logins apart. */
+  readonly state: string;
+  /** Judges what the browser brought back, after the question mark. Never rejects. */
+  finish(query: string, signal: AbortSignal): Promise<BackendVerdict>;
+}
+
 export interface BrowserLogin {
   /** Where the person goes, with the code in it where the provider offers that. */
   readonly url: string;

@@ -1,6 +1,7 @@
 /**
- * Accounts at an OpenID Connect provider, by the device authorisation grant (RFC 8628): the person logs in with a browser
- * of their own, wherever that runs, and the gateway waits for the provider's word.
+ * Accounts at an OpenID Connect provider. A client's user logs in by the device authorisation grant (RFC 8628): with a browser of
+ * their own, wherever that runs, and the gateway waits for the provider's word. A page of ours sends its browser there and gets
+ * it back with a code (RFC 6749 §4.1), which is worth nothing without what only we know (PKCE, RFC 7636).
  *
  * Hides the provider: discovery, polling, tokens. An ID token counts only when its signature, issuer, audience and times
  * are right. Of what a provider gives us, two things are kept, sealed: the subject, so that a name that passes to somebody
@@ -10,12 +11,16 @@
 import { request as requestHttp } from 'node:http';
 import { request as requestHttps } from 'node:https';
 import {
+  AuthorizationResponseError,
   allowInsecureRequests,
+  authorizationCodeGrant,
+  buildAuthorizationUrl,
   type ClientAuth,
   ClientSecretBasic,
   ClientSecretPost,
   type Configuration,
   type CustomFetch,
+  calculatePKCECodeChallenge,
   customFetch,
   discovery,
   enableNonRepudiationChecks,
@@ -24,6 +29,9 @@ import {
   None,
   pollDeviceAuthorizationGrant,
   ResponseBodyError,
+  randomNonce,
+  randomPKCECodeVerifier,
+  randomState,
   refreshTokenGrant,
   WWWAuthenticateChallengeError,
 } from 'openid-client';
@@ -39,6 +47,8 @@ import {
   type GroupTable,
   mapGroups,
   type Standing,
+  type Visit,
+  type VisitedBackend,
 } from './backend.ts';
 
 /** How much a provider may answer to one request. */
@@ -81,9 +91,15 @@ interface Grant {
   readonly refreshToken?: string | undefined;
 }
 
+/** What a provider gives us in the end, as far as it is looked at. */
+type Tokens = Pick<
+  Awaited<ReturnType<typeof pollDeviceAuthorizationGrant>>,
+  'claims' | 'access_token' | 'refresh_token'
+>;
+
 type Claims = Readonly<Record<string, unknown>>;
 
-export class OidcBackend implements BrowserBackend {
+export class OidcBackend implements BrowserBackend, VisitedBackend {
   readonly name: string;
   readonly #parts: Parts;
   readonly #closing = new AbortController();
@@ -102,6 +118,9 @@ export class OidcBackend implements BrowserBackend {
     try {
       if (this.#logins >= MAX_LOGINS) throw new VpnError('ERR_BACKEND', 'too many logins at once');
       const configuration = await this.#configuration(limit);
+      if (configuration.serverMetadata().device_authorization_endpoint === undefined) {
+        throw new VpnError('ERR_BACKEND', 'it does not offer the device authorisation grant');
+      }
       const started = initiateDeviceAuthorization(configuration, { scope: options.scopes.join(' ') });
       const answer = await unlessAborted(started, limit);
       const seconds = Math.min(answer.expires_in, MAX_CODE_SECONDS);
@@ -116,6 +135,44 @@ export class OidcBackend implements BrowserBackend {
             return await this.#finish(configuration, answer, expired, finishing);
           } finally {
             this.#logins -= 1;
+          }
+        },
+      };
+    } catch (error) {
+      throw this.#unavailable(error);
+    }
+  }
+
+  async visit(returnTo: string, signal: AbortSignal): Promise<Visit> {
+    const { options } = this.#parts;
+    const limit = AbortSignal.any([signal, this.#closing.signal]);
+    try {
+      const configuration = await this.#configuration(limit);
+      if (configuration.serverMetadata().authorization_endpoint === undefined) {
+        throw new VpnError('ERR_BACKEND', 'it does not offer the authorisation code grant');
+      }
+      const [state, nonce, pkceCodeVerifier] = [randomState(), randomNonce(), randomPKCECodeVerifier()];
+      const url = buildAuthorizationUrl(configuration, {
+        redirect_uri: returnTo,
+        // Nobody is asked about later: the page's own sessions end soon.
+        scope: options.scopes.filter((scope) => scope !== 'offline_access').join(' '),
+        code_challenge: await calculatePKCECodeChallenge(pkceCodeVerifier),
+        code_challenge_method: 'S256',
+        state,
+        nonce,
+      });
+      return {
+        url: this.#checkedUrl(url.href),
+        state,
+        finish: async (query, finishing) => {
+          const end = AbortSignal.any([finishing, this.#closing.signal]);
+          try {
+            const checks = { pkceCodeVerifier, expectedState: state, expectedNonce: nonce, idTokenExpected: true };
+            const granted = authorizationCodeGrant(configuration, new URL(`${returnTo}?${query}`), checks);
+            return await this.#judge(configuration, await unlessAborted(granted, end), end);
+          } catch (error) {
+            if (error instanceof AuthorizationResponseError) return refused('the person, or the provider, said no');
+            return refusalOf(error) ?? { kind: 'unavailable', reason: this.#unavailable(error).message };
           }
         },
       };
@@ -184,11 +241,7 @@ export class OidcBackend implements BrowserBackend {
     }
   }
 
-  async #judge(
-    configuration: Configuration,
-    tokens: Awaited<ReturnType<typeof pollDeviceAuthorizationGrant>>,
-    signal: AbortSignal,
-  ): Promise<BackendVerdict> {
+  async #judge(configuration: Configuration, tokens: Tokens, signal: AbortSignal): Promise<BackendVerdict> {
     const { nameClaim, groupsClaim, groups } = this.#parts.options;
     const token = tokens.claims();
     if (token === undefined) throw new VpnError('ERR_BACKEND', 'the provider gave no ID token');
@@ -207,7 +260,8 @@ export class OidcBackend implements BrowserBackend {
     if (known !== undefined && known.subject !== token.sub) {
       return refused('the name belonged to another account of the provider; delete the user to let this one in');
     }
-    await this.#save(user, { subject: token.sub, refreshToken: tokens.refresh_token });
+    // A login that brought none leaves the one by which sessions are asked about.
+    await this.#save(user, { subject: token.sub, refreshToken: tokens.refresh_token ?? known?.refreshToken });
     return { kind: 'accepted', user, groups: mapGroups(groups, textsOf(claims[groupsClaim])) };
   }
 
@@ -243,9 +297,6 @@ export class OidcBackend implements BrowserBackend {
       execute: [enableNonRepudiationChecks, ...(options.insecure ? [allowInsecureRequests] : [])],
     });
     const configuration = await unlessAborted(asked, signal);
-    if (configuration.serverMetadata().device_authorization_endpoint === undefined) {
-      throw new VpnError('ERR_BACKEND', 'it does not offer the device authorisation grant');
-    }
     this.#metadata = { configuration, readAt: now };
     return configuration;
   }

@@ -30,8 +30,12 @@ export class CustomVpn implements System {
   readonly #plain: boolean;
   #profile: string | undefined;
 
-  constructor(options: { plain: boolean }) {
+  readonly #prepared: (state: string) => Promise<void>;
+
+  /** @param options.prepared adds to a gateway's state before its first start */
+  constructor(options: { plain: boolean; prepared?: (state: string) => Promise<void> }) {
     this.#plain = options.plain;
+    this.#prepared = options.prepared ?? (async () => {});
     this.name = options.plain ? 'customvpn-plain' : 'customvpn';
   }
 
@@ -48,7 +52,10 @@ export class CustomVpn implements System {
 
   async up(network: BenchNetwork): Promise<TunnelEnds> {
     const serverState = join(network.folder, 'gateway');
-    this.#profile ??= await prepare(serverState, network.folder);
+    if (this.#profile === undefined) {
+      this.#profile = await prepare(serverState, network.folder);
+      await this.#prepared(serverState);
+    }
     await this.#startServer(serverState, network);
     const mode = this.#plain ? ['--plain'] : [];
     const state = ['--state', join(network.folder, 'client')];
