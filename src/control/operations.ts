@@ -420,9 +420,12 @@ export const gatewayOperations = {
     input: z.strictObject({ ...page, user: name.optional(), state: device.shape.state.optional() }),
     output: z.array(device),
   },
-  'device.approve': { input: z.strictObject({ id: z.string() }), output: none },
-  'device.rename': { input: z.strictObject({ id: z.string(), name: z.string().min(1).max(256) }), output: device },
-  'device.revoke': { input: z.strictObject({ id: z.string() }), output: z.object({ kicked: counter }) },
+  'device.approve': { input: z.strictObject({ id: z.string().min(1).max(128) }), output: none },
+  'device.rename': {
+    input: z.strictObject({ id: z.string().min(1).max(128), name: z.string().min(1).max(256) }),
+    output: device,
+  },
+  'device.revoke': { input: z.strictObject({ id: z.string().min(1).max(128) }), output: z.object({ kicked: counter }) },
   'profile.create': {
     input: z.strictObject({
       user: name.optional().describe('without one: no token, for everybody who enrols by other steps'),
@@ -490,7 +493,10 @@ export const gatewayOperations = {
   },
   'pki.show': { input: none, output: z.array(certificate) },
   'pki.issue': { input: z.strictObject({ name }), output: z.object({ certificate, keyFile: z.string() }) },
-  'pki.revoke': { input: z.strictObject({ serial: z.string() }), output: z.object({ certificate, kicked: counter }) },
+  'pki.revoke': {
+    input: z.strictObject({ serial: z.string().min(1).max(128) }),
+    output: z.object({ certificate, kicked: counter }),
+  },
   'pki.renew': {
     input: z.strictObject({
       name: name.optional().describe("a client's; without one the server's"),

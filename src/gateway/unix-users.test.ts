@@ -27,14 +27,14 @@ function rig(control: object) {
 
 test('each has the role that the configuration gives, and what they change is on record', async () => {
   const { operations, done, records } = rig({ operators: ['olga', '1002'], viewers: ['vera'] });
-  await operations['session.kick']({ id: 'aa' }, { gone, uid: 1001 });
+  await operations['session.kick']({ id: 'aaaa' }, { gone, uid: 1001 });
   assert.deepEqual(
     records.map(({ source, detail }) => [source, detail]),
-    [['unix socket, user 1001', { operation: 'session.kick', by: 'unix user olga', role: 'operator', about: 'aa' }]],
+    [['unix socket, user 1001', { operation: 'session.kick', by: 'unix user olga', role: 'operator', about: 'aaaa' }]],
   );
   await assert.rejects(operations['server.stop']({}, { gone, uid: 1001 }), { code: 'ERR_PRIVILEGE' });
   // Named twice: the higher role.
-  await operations['session.kick']({ id: 'bb' }, { gone, uid: 1002 });
+  await operations['session.kick']({ id: 'bbbb' }, { gone, uid: 1002 });
   await assert.rejects(operations['server.status']({}, { gone, uid: 1003 }), { code: 'ERR_PRIVILEGE' });
   assert.deepEqual(done, ['session.kick', 'session.kick']);
 });

@@ -561,7 +561,12 @@ test(
       wrong.body.problems.some(({ line }: { line: number }) => line === 4),
       JSON.stringify(wrong.body.problems),
     );
-    assert.deepEqual((await browser.call('policy.text')).body, { file: null, text: '' });
+    assert.deepEqual((await browser.call('policy.text')).body, {
+      file: null,
+      text: '',
+      digest: null,
+      isEditable: false,
+    });
   },
 );
 
