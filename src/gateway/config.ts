@@ -474,6 +474,9 @@ export const gatewayConfigSchema = z.strictObject({
         .enum(['deny', 'allow'])
         .default('deny')
         .describe('what a login or a policy comes to when its function fails'),
+    })
+    .prefault({}),
+
   control: z
     .strictObject({
       administrators: z.array(account).max(64).default([]).describe('users of this machine who may do everything'),

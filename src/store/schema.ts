@@ -239,8 +239,8 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0010_usage': { up: usage },
   '0011_audit_retention': { up: auditRetention },
   '0012_webhooks': { up: webhooks },
-  '0012_policy_versions': { up: policyVersions },
-  '0013_passkeys': { up: passkeys },
+  '0013_policy_versions': { up: policyVersions },
+  '0014_passkeys': { up: passkeys },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -447,30 +447,6 @@ async function webhooks(db: Kysely<unknown>): Promise<void> {
     .addColumn('tries', 'integer', (column) => column.notNull())
     .addColumn('why', 'text', (column) => column.notNull())
     .addPrimaryKeyConstraint('webhook_dead_key', ['webhook', 'record_id'])
-async function passkeys(db: Kysely<unknown>): Promise<void> {
-  await db.schema
-    .createTable('passkeys')
-    .addColumn('id', 'text', (column) => column.primaryKey())
-    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
-    .addColumn('name', 'text', (column) => column.notNull())
-    .addColumn('host', 'text', (column) => column.notNull())
-    .addColumn('public_key', 'bytea', (column) => column.notNull())
-    .addColumn('use_count', 'bigint', (column) => column.notNull())
-    .addColumn('created_at', 'bigint', (column) => column.notNull())
-    .addColumn('last_used_at', 'bigint')
-    .execute();
-  await db.schema.createIndex('passkeys_user').on('passkeys').column('user_id').execute();
-}
-
-async function policyVersions(db: Kysely<unknown>): Promise<void> {
-  await db.schema
-    .createTable('policy_versions')
-    .addColumn('version', 'bigint', (column) => column.primaryKey())
-    .addColumn('at', 'bigint', (column) => column.notNull())
-    .addColumn('by', 'text')
-    .addColumn('digest', 'text', (column) => column.notNull())
-    .addColumn('note', 'text', (column) => column.notNull())
-    .addColumn('text', 'text')
     .execute();
 }
 
@@ -532,6 +508,33 @@ async function auditRetention(db: Kysely<unknown>): Promise<void> {
       begin select raise(abort, 'the audit record is append-only'); end`,
     )
     .execute(db);
+}
+
+async function passkeys(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('passkeys')
+    .addColumn('id', 'text', (column) => column.primaryKey())
+    .addColumn('user_id', 'text', (column) => column.notNull().references('users.id').onDelete('cascade'))
+    .addColumn('name', 'text', (column) => column.notNull())
+    .addColumn('host', 'text', (column) => column.notNull())
+    .addColumn('public_key', 'bytea', (column) => column.notNull())
+    .addColumn('use_count', 'bigint', (column) => column.notNull())
+    .addColumn('created_at', 'bigint', (column) => column.notNull())
+    .addColumn('last_used_at', 'bigint')
+    .execute();
+  await db.schema.createIndex('passkeys_user').on('passkeys').column('user_id').execute();
+}
+
+async function policyVersions(db: Kysely<unknown>): Promise<void> {
+  await db.schema
+    .createTable('policy_versions')
+    .addColumn('version', 'bigint', (column) => column.primaryKey())
+    .addColumn('at', 'bigint', (column) => column.notNull())
+    .addColumn('by', 'text')
+    .addColumn('digest', 'text', (column) => column.notNull())
+    .addColumn('note', 'text', (column) => column.notNull())
+    .addColumn('text', 'text')
+    .execute();
 }
 
 function isPostgres(db: Kysely<unknown>): boolean {

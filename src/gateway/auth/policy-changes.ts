@@ -22,6 +22,8 @@ export interface PolicyChangesParts {
   readonly files: PolicyFiles;
   readonly versions: PolicyVersions;
   config(): GatewayConfig;
+  /** Asks whoever has a say in it. @throws {VpnError} when it must not be put in force */
+  ask(policy: ReadyPolicy): Promise<void>;
   /** Another policy is in force. Returns what an operator should know of it. @throws {VpnError} ERR_STORE */
   changed(policy: ReadyPolicy, losers: readonly LiveSession[]): Promise<string[]>;
 }
@@ -105,6 +107,7 @@ export class PolicyChanges {
     }
     await files.offerPolicy(text);
     const ready = await access.readText(text, former.file);
+    await this.#parts.ask(ready);
     await files.savePolicy(textOf(ready), former.digest);
     let losers: LiveSession[];
     try {

@@ -326,6 +326,7 @@ export class AuthService {
       files: options.policyFiles ?? policyFiles,
       versions: state.policyVersions,
       config: () => this.#config,
+      ask: (policy) => this.#askPolicy(this.#hooks, policy),
       changed: (policy, losers) => this.#policyChanged(policy, losers),
     });
     this.#draining = new Draining({
