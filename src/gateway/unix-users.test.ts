@@ -7,7 +7,7 @@ import type { Audit } from '../store/audit.ts';
 import { gatewayConfigSchema } from './config.ts';
 import { UnixUsers } from './unix-users.ts';
 
-const ACCOUNTS = 'root:x:0:0::/root:/bin/sh\nolga:x:1001:1001::/home/olga:/bin/sh\nvera:x:1002:1002::/:/bin/sh\n';
+const ACCOUNTS = 'root:x:0:0::/root:/bin/sh\nolga:x:1001:1001::/:/bin/sh\nvera:x:1002:1002::/:/bin/sh\n';
 const gone = new AbortController().signal;
 
 function rig(control: object) {
