@@ -201,6 +201,28 @@ test('PING goes out after silence, its PONG gives the round trip, and a session 
   await exchange(world, sim, 4);
 });
 
+test('however many sessions there are, each is asked whether it lives, and all that lose their connections at once wait', async () => {
+  const { world, clock } = await timed({ pingSeconds: 20, deadSeconds: 60 });
+  await using _ = world;
+  const raws = await Promise.all(
+    Array.from({ length: 40 }, async (_one, index) => {
+      const { token } = await world.profile(`user${index}`);
+      const raw = await world.raw();
+      await raw.login({ token: token?.reveal(), features: ['resume'] });
+      return raw;
+    }),
+  );
+  world.keepSessions();
+  await ticks(clock);
+  clock.advance(21 * SECOND);
+  await Promise.all(raws.map((raw) => raw.next(FrameType.ping)));
+  for (const { socket } of raws) socket.destroy();
+  await until(() => world.server.sessions.every(({ waiting }) => waiting), 'all of them to wait');
+  assert.equal(world.server.sessions.length, raws.length);
+  const isRecorded = () => world.rows('select id from sessions where detached_at is not null').length === raws.length;
+  await until(isRecorded, 'the record');
+});
+
 test('a client that has fallen silent is dead: CLOSE dead_peer, and its address is free', async () => {
   const { world, clock } = await timed({ pingSeconds: 20, deadSeconds: 60 });
   await using _ = world;
