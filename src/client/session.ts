@@ -147,7 +147,7 @@ export class ClientSession {
     return this.#ended.promise;
   }
 
-  /** What binds HTTP/2 connections to it. */
+  /** What binds connections for streams to it. */
   get binding(): ProxyBinding {
     const { accept, secret } = this.#ticket;
     const { session, epoch } = accept;

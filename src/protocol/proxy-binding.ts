@@ -1,8 +1,9 @@
 /**
- * Binds an HTTP/2 connection to its session, from both ends, in the fields of one HTTP request and its answer.
+ * Binds a connection for streams to its session, from both ends: in BIND and BOUND, or in the fields of one HTTP request and its
+ * answer.
  *
  * Hides the bytes of the credential. As with a data connection every proof covers the exporter of the connection it
- * arrives on: a credential that was read elsewhere opens nothing. It must not know HTTP.
+ * arrives on: a credential that was read elsewhere opens nothing. It must not know what carries it.
  *
  * ```
  * Proxy-Authorization:       CustomVPN base64url(sid(16) ‖ u32 epoch ‖ client proof(32))

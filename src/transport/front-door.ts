@@ -1,7 +1,7 @@
 /**
  * What the port answers to everybody who does not speak `customvpn/1`: HTTP/1.1, and HTTP/2 where it is a proxy.
  *
- * Hides both versions of HTTP. Whoever comes for a page gets the 404 that every path of a plain web server gives; whoever
+ * Hides both versions of HTTP; clients of ours that come for streams it hands to `stream-door`. Whoever comes for a page gets the 404 that every path of a plain web server gives; whoever
  * wants a proxy becomes a `ProxyRequest`, which is somebody else's to answer. Until a client has proven who it is, its
  * connection has a deadline, small windows and few streams. It must not know who may use a proxy, nor what for.
  *
