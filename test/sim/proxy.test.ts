@@ -686,7 +686,7 @@ test('REQ-STREAM-011: a plain request goes on as HTTP says, by both versions', L
 
 test(
   'hostile: streams that are opened and reset at once, and heads that are too long, cost only their connection',
-  LIMIT,
+  { timeout: 120_000 },
   async () => {
     await using stage = await open();
     const { world } = stage;
