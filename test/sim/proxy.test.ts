@@ -12,6 +12,7 @@ import { TargetNetwork } from '../support/target-network.ts';
 import { until, World, type WorldOptions } from '../support/world.ts';
 
 const LIMIT = { timeout: 30_000 };
+const FLOOD_LIMIT = { timeout: 120_000 };
 const ROUTES = ['192.0.2.0/24'];
 
 interface Stage extends AsyncDisposable {
@@ -686,7 +687,7 @@ test('REQ-STREAM-011: a plain request goes on as HTTP says, by both versions', L
 
 test(
   'hostile: streams that are opened and reset at once, and heads that are too long, cost only their connection',
-  { timeout: 120_000 },
+  FLOOD_LIMIT,
   async () => {
     await using stage = await open();
     const { world } = stage;
