@@ -52,6 +52,8 @@ export interface Concerned {
   readonly certificate?: { readonly authority: string; readonly serial: string };
   /** With `user`: only the sessions that were opened with this step. */
   readonly proven?: StepKind;
+  /** The sessions that were opened with this token. */
+  readonly accessToken?: { readonly id: string; readonly user: string };
 }
 
 /** What a running gateway does about changes. */
@@ -175,8 +177,8 @@ export function createAdministration(
       return { ...accessTokenInfo(facts), token: Buffer.from(token.reveal()).toString('base64url') };
     },
     'token.revoke': async ({ id }) => {
-      const { user } = await accessTokens.revoke(id);
-      return { kicked: live.endSessions({ user, proven: 'token' }) };
+      const { id: revoked, user } = await accessTokens.revoke(id);
+      return { kicked: live.endSessions({ accessToken: { id: revoked, user } }) };
     },
     'passkey.list': async ({ user }) => (await passkeys.list(user)).map(passkeyInfo),
     'passkey.remove': async ({ id }) => {

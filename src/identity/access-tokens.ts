@@ -170,10 +170,14 @@ export class AccessTokens {
     return token;
   }
 
+  /** The id that a token of this form has, whether or not there is one. */
+  static idOf(token: Uint8Array): string | undefined {
+    return token.length === ID_BYTES + SECRET_BYTES ? token.toHex().slice(0, 2 * ID_BYTES) : undefined;
+  }
+
   /** Judges a token that was presented. Does the same work for one that does not exist. */
   async check(token: Uint8Array, scope: AccessScope, now: number): Promise<TokenVerdict> {
-    const isWellFormed = token.length === ID_BYTES + SECRET_BYTES;
-    const id = isWellFormed ? Buffer.from(token).toString('hex', 0, ID_BYTES) : '';
+    const id = AccessTokens.idOf(token) ?? '';
     const { rows } = await findToken(this.#store.db, { id });
     const [row] = rows;
     const isRight = timingSafeEqual(hashOf(token), row?.hash ?? NO_HASH);

@@ -228,3 +228,49 @@ test('every change is on record', async () => {
   );
   await store.close();
 });
+
+test('an account follows the groups that its own source says, on record, and is made by no source that only rechecks', async () => {
+  const { store, audit, accounts } = await setUp();
+  await accounts.provision('ada', 'office', ['staff', 'board']);
+  await accounts.add('bob', { groups: ['staff'] });
+  assert.equal(await accounts.follow('ada', 'office', ['board', 'staff']), false, 'no news');
+  assert.equal(await accounts.follow('ada', 'office', ['night']), true);
+  assert.equal(await accounts.follow('ada', 'elsewhere', ['board']), false, 'of another source');
+  assert.equal(await accounts.follow('bob', 'office', ['board']), false, 'an account of ours');
+  assert.equal(await accounts.follow('eve', 'office', ['board']), false, 'deleted meanwhile');
+  assert.deepEqual(
+    (await accounts.list()).map(({ name, groups }) => [name, groups.join()]),
+    [
+      ['ada', 'night'],
+      ['bob', 'staff'],
+    ],
+  );
+  const [, ...changes] = await audit.list({ event: 'user.changed' });
+  assert.deepEqual(
+    changes.map(({ user, detail }) => [user, detail]),
+    [['ada', { groups: 'night', from: 'office' }]],
+  );
+  assert.equal(await accounts.follow('ada', 'office', []), true);
+  assert.deepEqual((await accounts.show('ada')).groups, []);
+  await store.close();
+});
+
+test('a device is renamed, on record, by a name that people can read and no other', async () => {
+  const world = await setUp();
+  await world.accounts.add('ada');
+  const id = await addDevice(world, 'ada');
+  assert.equal((await world.devices.rename(id, 'the old laptop')).name, 'the old laptop');
+  assert.deepEqual(
+    (await world.devices.list('ada')).map(({ name }) => name),
+    ['the old laptop'],
+  );
+  for (const text of ['', 'a\0b', 'two\nlines', 'x'.repeat(65)]) {
+    await assert.rejects(world.devices.rename(id, text), { code: 'ERR_BAD_REQUEST' }, JSON.stringify(text));
+  }
+  await assert.rejects(world.devices.rename('0'.repeat(32), 'nobody'), { code: 'ERR_NOT_FOUND' });
+  assert.deepEqual(
+    (await world.audit.list({ event: 'device.renamed' })).map(({ user, device, detail }) => [user, device, detail]),
+    [['ada', id, { from: 'x', to: 'the old laptop' }]],
+  );
+  await world.store.close();
+});

@@ -116,10 +116,28 @@ export class Accounts {
     });
   }
 
+  /**
+   * Puts an account of an outside source into the groups that the source says, and into no others.
+   *
+   * @returns whether that is news; false for an account that is gone, or not of that source
+   */
+  async follow(user: string, source: string, groups: readonly string[]): Promise<boolean> {
+    const findOwn = (db: Queries) =>
+      db.selectFrom('users').select('id').where('name', '=', user).where('source', '=', source).executeTakeFirst();
+    const known = await findOwn(this.#store.db);
+    if (known === undefined || isSame(await groupsOf(this.#store.db, known.id), groups)) return false;
+    return await this.#store.transaction(async (db) => {
+      const own = await findOwn(db);
+      if (own === undefined || !(await this.#replaceGroups(db, own.id, groups))) return false;
+      const detail = { groups: groups.join(','), from: source };
+      await this.#audit.append({ event: AuditEvent.userChanged, user, detail }, db);
+      return true;
+    });
+  }
+
   /** Returns whether anything changed. */
   async #replaceGroups(db: Queries, id: string, groups: readonly string[]): Promise<boolean> {
-    const rows = await db.selectFrom('user_groups').select('name').where('user_id', '=', id).orderBy('name').execute();
-    if (rows.map((row) => row.name).join() === [...groups].sort().join()) return false;
+    if (isSame(await groupsOf(db, id), groups)) return false;
     await db.deleteFrom('user_groups').where('user_id', '=', id).execute();
     if (groups.length > 0) {
       await db
@@ -267,4 +285,13 @@ export async function findUser(db: Queries, name: string): Promise<UserKey> {
 
 function noUser(name: string): VpnError {
   return new VpnError('ERR_NOT_FOUND', `there is no user ${JSON.stringify(name.slice(0, 80))}`);
+}
+
+async function groupsOf(db: Queries, id: string): Promise<string[]> {
+  const rows = await db.selectFrom('user_groups').select('name').where('user_id', '=', id).execute();
+  return rows.map(({ name }) => name);
+}
+
+function isSame(some: readonly string[], others: readonly string[]): boolean {
+  return [...some].sort().join() === [...others].sort().join();
 }

@@ -834,7 +834,7 @@ function fakeProvider() {
         },
       };
     },
-    recheck: async () => 'good',
+    recheck: async () => ({ standing: 'good' }),
     close: async () => {},
   };
   return {

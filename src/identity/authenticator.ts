@@ -58,6 +58,8 @@ export type Verdict =
       readonly steps: readonly StepKind[];
       /** When some of it is good no more, milliseconds since the Unix epoch; undefined: none of it ends by itself. */
       readonly endsAt?: number;
+      /** Id of the access token that was shown. */
+      readonly token?: string;
     }
   | { readonly accepted: false; readonly code: RejectCode }
   /** No verdict yet: these steps are asked in another round. */
@@ -500,8 +502,15 @@ export class Authenticator {
     if (attempt.evidence.purpose === 'enrol') this.#store.sync();
     if ('code' in standing) return this.#refuse(attempt, subject, standing);
     const ends = findings.flatMap(({ endsAt }) => endsAt ?? []);
-    const verdict = { ...standing, deviceId: attempt.device, steps: attempt.evidence.steps };
-    return { accepted: true, ...verdict, ...(ends.length === 0 ? {} : { endsAt: Math.min(...ends) }) };
+    const token = findings.find((finding) => finding.token !== undefined)?.token;
+    return {
+      accepted: true,
+      ...standing,
+      deviceId: attempt.device,
+      steps: attempt.evidence.steps,
+      ...(ends.length === 0 ? {} : { endsAt: Math.min(...ends) }),
+      ...(token === undefined ? {} : { token }),
+    };
   }
 
   /** An enrolment without a profile's token: the other steps vouch for the device. */

@@ -128,6 +128,8 @@ export interface Schema {
     next_key: Uint8Array | null;
     /** What was proven at the login, separated by commas. */
     steps: ColumnType<string, string | undefined, string>;
+    /** Id of the access token among it; empty in rows from before this was noted. */
+    token: ColumnType<string | null, string | null | undefined, string | null>;
     /** What both ends had agreed on, separated by commas. */
     features: ColumnType<string, string | undefined, string>;
     /** The client certificate as JSON: name, serial, issuer, the issuer in short, end. */
@@ -241,6 +243,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0012_webhooks': { up: webhooks },
   '0013_policy_versions': { up: policyVersions },
   '0014_passkeys': { up: passkeys },
+  '0015_session_token': { up: sessionToken },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -535,6 +538,11 @@ async function policyVersions(db: Kysely<unknown>): Promise<void> {
     .addColumn('note', 'text', (column) => column.notNull())
     .addColumn('text', 'text')
     .execute();
+}
+
+async function sessionToken(db: Kysely<unknown>): Promise<void> {
+  await db.schema.alterTable('sessions').addColumn('token', 'text').execute();
+  await sql`update sessions set token = '' where ',' || steps || ',' like '%,token,%'`.execute(db);
 }
 
 function isPostgres(db: Kysely<unknown>): boolean {

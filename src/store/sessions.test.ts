@@ -52,7 +52,8 @@ const session: NewSession = {
   policyGeneration: 3,
   source: '192.0.2.1:4000',
   expiresAt: 99,
-  steps: ['device'],
+  steps: ['device', 'token'],
+  token: '0123456789abcdef',
   features: ['attach', 'resume'],
 };
 

@@ -36,6 +36,8 @@ export interface SessionRecord {
   readonly expiresAt?: number | undefined;
   /** What was proven at the login. */
   readonly steps: readonly string[];
+  /** Id of the access token among it; empty: it was opened by a version that did not note it. */
+  readonly token?: string | undefined;
   /** What both ends had agreed on. */
   readonly features: readonly string[];
   /** The client certificate that TLS had verified. */
@@ -89,6 +91,7 @@ const insertSession = prepare((db, row: Omit<Insertable<Schema['sessions']>, 'ne
     resume_key: row.resume_key,
     next_key: null,
     steps: row.steps,
+    token: row.token,
     features: row.features,
     certificate: row.certificate,
     detached_at: null,
@@ -156,6 +159,7 @@ export class Sessions {
         epoch,
         resume_key: sealed,
         steps: session.steps.join(),
+        token: session.token ?? null,
         features: session.features.join(),
         certificate: certificate === undefined ? null : JSON.stringify(essential(certificate)),
         lease4,
@@ -195,6 +199,7 @@ export class Sessions {
       openedAt: Number(row.opened_at),
       expiresAt: row.expires_at === null ? undefined : Number(row.expires_at),
       steps: splitList(row.steps),
+      token: row.token ?? undefined,
       features: splitList(row.features),
       certificate: parseCertificate(row.certificate),
       detachedAt: row.detached_at === null ? undefined : Number(row.detached_at),

@@ -97,3 +97,20 @@ test('what was kept of accounts without a user is forgotten, but not while a log
   assert.equal(await sso.load('bob'), undefined);
   assert.equal(await sso.load('carol'), undefined);
 });
+
+test('of any users, those are found that are accounts of outside sources', async () => {
+  await using world = await open();
+  await addUser(world.store, 'local');
+  await addUser(world.store, 'ada', 'office');
+  await addUser(world.store, 'bob', 'sso');
+  await addUser(world.store, 'eve', 'sso');
+  const found = await world.sources.among(['local', 'ada', 'bob', 'nobody']);
+  assert.deepEqual(
+    found.toSorted((a, b) => a.user.localeCompare(b.user)),
+    [
+      { user: 'ada', source: 'office' },
+      { user: 'bob', source: 'sso' },
+    ],
+  );
+  assert.deepEqual(await world.sources.among([]), []);
+});

@@ -48,6 +48,18 @@ export class Sources {
     return rows.flatMap(({ name, source }) => (source === null ? [] : [{ user: name, source }]));
   }
 
+  /** Those of these users that are accounts of outside sources. */
+  async among(users: readonly string[]): Promise<SourcedAccount[]> {
+    if (users.length === 0) return [];
+    const rows = await this.#store.db
+      .selectFrom('users')
+      .select(['name', 'source'])
+      .where('name', 'in', [...users])
+      .where('source', 'is not', null)
+      .execute();
+    return rows.flatMap(({ name, source }) => (source === null ? [] : [{ user: name, source }]));
+  }
+
   /** The source of a user; undefined for one of ours, or none. */
   async sourceOf(user: string): Promise<string | undefined> {
     const { rows } = await findSource(this.#store.db, { user });

@@ -38,7 +38,7 @@ const QUICK_SOURCE: PasswordSources = {
   find: (name) => ({
     name,
     authenticate: async () => ({ kind: 'refused', reason: 'no such account' }),
-    recheck: async () => 'unknown',
+    recheck: async () => ({ standing: 'unknown' }),
     close: async () => {},
   }),
   provision: async () => undefined,

@@ -176,27 +176,58 @@ describe('slapd', { skip: existsSync('/usr/sbin/slapd') ? false : 'slapd: `apt-g
     const byMail = open({ filter: '(mail={user})' });
     const verdict = await login(byMail, 'alice@example.org', 'correct horse');
     assert.equal(verdict.kind === 'accepted' && verdict.user, 'alice');
-    assert.equal(await byMail.recheck('alice', never), 'good');
-    assert.equal(await byMail.recheck('mallory', never), 'gone');
+    assert.equal((await byMail.recheck('alice', never)).standing, 'good');
+    assert.equal((await byMail.recheck('mallory', never)).standing, 'gone');
   });
 
   test('a recheck sees an account that was disabled or no longer matches, and takes a fault for neither', async () => {
     const backend = open();
-    assert.equal(await backend.recheck('alice', never), 'good');
-    assert.equal(await backend.recheck('bob', never), 'gone');
-    assert.equal(await backend.recheck('mallory', never), 'gone');
+    assert.equal((await backend.recheck('alice', never)).standing, 'good');
+    assert.equal((await backend.recheck('bob', never)).standing, 'gone');
+    assert.equal((await backend.recheck('mallory', never)).standing, 'gone');
     const alice = `uid=alice,${PEOPLE}`;
     const disabled = new Attribute({ type: 'employeeType', values: ['disabled'] });
     await administer((client) => client.modify(alice, new Change({ operation: 'add', modification: disabled })));
-    assert.equal(await backend.recheck('alice', never), 'gone');
+    assert.equal((await backend.recheck('alice', never)).standing, 'gone');
     await assertRefused(login(backend, 'alice', 'correct horse'), /disabled/);
     await administer((client) => client.modify(alice, new Change({ operation: 'delete', modification: disabled })));
-    assert.equal(await backend.recheck('alice', never), 'good');
+    assert.equal((await backend.recheck('alice', never)).standing, 'good');
 
-    assert.equal(await open({ baseDn: `ou=nowhere,${BASE}` }).recheck('alice', never), 'unknown');
-    assert.equal(await open({}, authority.cert, 'wrong').recheck('alice', never), 'unknown');
+    assert.equal((await open({ baseDn: `ou=nowhere,${BASE}` }).recheck('alice', never)).standing, 'unknown');
+    assert.equal((await open({}, authority.cert, 'wrong').recheck('alice', never)).standing, 'unknown');
     const nobody = open({ bindTemplate: `uid={user},${PEOPLE}`, bindDn: undefined });
-    assert.equal(await nobody.recheck('alice', never), 'unknown');
+    assert.equal((await nobody.recheck('alice', never)).standing, 'unknown');
+  });
+
+  test('a recheck says in which groups an account is now, and of none where the directory has no say in them', async () => {
+    const group = `cn=admins,ou=groups,${BASE}`;
+    const alice = new Attribute({ type: 'member', values: [`uid=alice,${PEOPLE}`] });
+    const bob = new Attribute({ type: 'member', values: [`uid=bob,${PEOPLE}`] });
+    const ways = [open(), open({ groupBaseDn: `ou=groups,${BASE}` })];
+    for (const backend of ways) {
+      assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: ['operators', 'staff'] });
+    }
+    await administer(async (client) => {
+      await client.modify(group, new Change({ operation: 'add', modification: bob }));
+      await client.modify(group, new Change({ operation: 'delete', modification: alice }));
+    });
+    for (const backend of ways) {
+      assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: ['staff'] });
+    }
+    await administer(async (client) => {
+      await client.modify(group, new Change({ operation: 'add', modification: alice }));
+      await client.modify(group, new Change({ operation: 'delete', modification: bob }));
+    });
+    assert.deepEqual(await open({ groups: undefined }).recheck('alice', never), {
+      standing: 'good',
+      groups: undefined,
+    });
+    const nowhere = open({ groupBaseDn: `ou=nowhere,${BASE}` });
+    assert.equal(
+      (await nowhere.recheck('alice', never)).standing,
+      'unknown',
+      'groups that cannot be read are not none',
+    );
   });
 
   test('a directory of another authority gets no password, over ldaps and StartTLS', async () => {
@@ -229,7 +260,7 @@ describe('slapd', { skip: existsSync('/usr/sbin/slapd') ? false : 'slapd: `apt-g
       assert.equal((await login(both, 'alice', 'correct horse')).kind, 'accepted');
       await assertUnavailable(login(open({ urls: [down] }), 'alice', 'correct horse'), /ECONNREFUSED/);
       await assertUnavailable(login(open({ urls: [slow], timeoutSeconds: 0.2 }), 'alice', 'x'), /no answer in time/);
-      assert.equal(await open({ urls: [slow], timeoutSeconds: 0.2 }).recheck('alice', never), 'unknown');
+      assert.equal((await open({ urls: [slow], timeoutSeconds: 0.2 }).recheck('alice', never)).standing, 'unknown');
     } finally {
       tarpit.close();
     }

@@ -189,21 +189,46 @@ describe('oidc-provider', () => {
 
   test('a recheck asks with the refresh token, and an account that was disabled is gone', async () => {
     const backend = open();
-    assert.equal(await backend.recheck('alice', never), 'unknown', 'nothing is known of the account');
+    assert.equal((await backend.recheck('alice', never)).standing, 'unknown', 'nothing is known of the account');
     await login(backend, '1001');
-    assert.equal(await backend.recheck('alice', never), 'good');
-    assert.equal(await backend.recheck('alice', never), 'good');
+    assert.equal((await backend.recheck('alice', never)).standing, 'good');
+    assert.equal((await backend.recheck('alice', never)).standing, 'good');
     const alice = provider.people.get('1001');
     assert.ok(alice !== undefined);
     provider.people.delete('1001');
     try {
-      assert.equal(await backend.recheck('alice', never), 'gone');
+      assert.equal((await backend.recheck('alice', never)).standing, 'gone');
     } finally {
       provider.people.set('1001', alice);
     }
     // The provider has taken the token back; the subject is still known.
-    assert.equal(await backend.recheck('alice', never), 'unknown');
+    assert.equal((await backend.recheck('alice', never)).standing, 'unknown');
     assert.deepEqual(JSON.parse(grants.kept.get('alice') ?? ''), { subject: '1001' });
+  });
+
+  test('a recheck says in which groups an account is now; a provider that does not say takes none away', async () => {
+    const backend = open();
+    await login(backend, '1001');
+    assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: ['operators', 'staff'] });
+    const alice = provider.people.get('1001');
+    assert.ok(alice !== undefined);
+    const withGroups = (groups: unknown) =>
+      provider.people.set('1001', { ...alice, claims: { ...alice.claims, groups } });
+    try {
+      withGroups(['Board', 'Unknown']);
+      assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: ['board'] });
+      withGroups([]);
+      assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: [] });
+      provider.bends.set('/me', () => 'nonsense');
+      assert.deepEqual(await backend.recheck('alice', never), { standing: 'good', groups: undefined });
+    } finally {
+      provider.bends.delete('/me');
+      provider.people.set('1001', alice);
+    }
+    assert.deepEqual(await open({ groups: undefined }).recheck('alice', never), {
+      standing: 'good',
+      groups: undefined,
+    });
   });
 
   test('a refresh token that the provider replaces is kept, and two rechecks at once ask once', async () => {
@@ -233,10 +258,13 @@ describe('oidc-provider', () => {
     const first = grants.kept.get('rita');
     rotating.asked.clear();
     const both = await Promise.all([backend.recheck('rita', never), backend.recheck('rita', never)]);
-    assert.deepEqual(both, ['good', 'good']);
+    assert.deepEqual(
+      both.map(({ standing }) => standing),
+      ['good', 'good'],
+    );
     assert.equal(rotating.asked.get('/token'), 1);
     assert.notEqual(grants.kept.get('rita'), first);
-    assert.equal(await backend.recheck('rita', never), 'good');
+    assert.equal((await backend.recheck('rita', never)).standing, 'good');
   });
 
   test('a token of another key, issuer, audience or time is no login', async () => {
@@ -302,10 +330,10 @@ describe('oidc-provider', () => {
       provider.replacement = replacement;
       await assertBackendError(open({ timeoutSeconds: 1 }).begin(never), what === 'flood' ? /too long/ : /sso/);
       await assertBackendError(backend.begin(never), /sso/);
-      assert.equal(await backend.recheck('alice', never), 'unknown', what);
+      assert.equal((await backend.recheck('alice', never)).standing, 'unknown', what);
     }
     provider.replacement = undefined;
-    assert.equal(await backend.recheck('alice', never), 'good');
+    assert.equal((await backend.recheck('alice', never)).standing, 'good');
   });
 
   test('a request that is lost while the person logs in is made again', async () => {

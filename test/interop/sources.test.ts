@@ -10,6 +10,7 @@ import { after, before, describe, test } from 'node:test';
 import { Attribute, Change, Client } from 'ldapts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { parseProfile, withoutToken } from '../../src/control/profile.ts';
+import { formatPrefix } from '../../src/ip/address.ts';
 import { TestAuthority } from '../support/certificates.ts';
 import { exchange, Relay, type SimClient, until, World } from '../support/world.ts';
 import { Freeradius, PROGRAM } from './freeradius.ts';
@@ -240,6 +241,69 @@ describe('accounts of outside sources', { skip }, () => {
     assert.match(alice.client.snapshot.lastError?.message ?? '', /revoked/);
     const [record] = world.rows("select * from audit where event = 'source.gone'");
     assert.equal(record?.user, 'alice');
+  });
+
+  test('groups that change in the directory take effect on a live session within the recheck time', async () => {
+    const clock = new ManualClock();
+    const policyFile = join(folder, 'policy.toml');
+    const settings = (who: string, routes: string) => `\n[[settings]]\nfor = ["${who}"]\nroutes = ["${routes}"]\n`;
+    await writeFile(
+      policyFile,
+      `version = 1\n[[rules]]\nname = "all"\naction = "allow"\nfrom = ["any"]\nto = ["any"]\n${[
+        settings('group:engineers', '192.0.2.128/25'),
+        settings('any', '192.0.2.0/25'),
+      ].join('')}`,
+    );
+    const groups = { [`cn=engineers,${BASE}`]: 'engineers', [`cn=board,${BASE}`]: 'board' };
+    await using world = await World.open({
+      clock,
+      config: {
+        policyFile,
+        login: { recheckSeconds: 10, groups: { board: { steps: ['device', 'password'] } } },
+        backends: { office: { ...directory([slapd.tlsUrl]), groups, groupBaseDn: BASE } },
+      },
+    });
+    const carol = await connected(world, 'carol', 'office');
+    const bystander = await connected(world, 'local');
+    const routes = () => carol.client.snapshot.config?.routes.map(formatPrefix).join();
+    // Asked about at the login, too.
+    await until(() => routes() === '192.0.2.128/25', 'the routes of an engineer');
+    const recheck = (what: string, isDone: () => boolean) =>
+      until(
+        () => {
+          clock.advance(100);
+          return isDone();
+        },
+        what,
+        15_000,
+      );
+    await using administrator = new Client({ url: slapd.plainUrl });
+    await administrator.bind(`cn=admin,${BASE}`, 'administration');
+    const members = (user: string) => new Attribute({ type: 'member', values: [`uid=${user},${BASE}`] });
+    const setMember = (user: string) =>
+      administrator.modify(`cn=engineers,${BASE}`, new Change({ operation: 'replace', modification: members(user) }));
+    await setMember('bob');
+    await recheck('the routes of everybody', () => routes() === '192.0.2.0/25');
+    await exchange(world, carol);
+    assert.equal(world.server.sessions.length, 2);
+    await administrator.add(`cn=board,${BASE}`, {
+      objectClass: 'groupOfNames',
+      cn: 'board',
+      member: `uid=carol,${BASE}`,
+    });
+    await recheck('the end of a session that proved too little', () => world.server.sessions.length === 1);
+    await until(() => carol.client.snapshot.state === 'stopped', 'the client to stop');
+    await exchange(world, bystander);
+    await administrator.del(`cn=board,${BASE}`);
+    await setMember('carol');
+    const changes = world
+      .rows("select detail from audit where event = 'user.changed' and user = 'carol' order by id")
+      .map(({ detail }) => JSON.parse(String(detail)));
+    assert.deepEqual(changes, [
+      { groups: 'engineers', from: 'office' },
+      { groups: '', from: 'office' },
+      { groups: 'board', from: 'office' },
+    ]);
   });
 
   test('an account that is disabled in the directory is asked about when its session is resumed, whenever the recheck is', async () => {

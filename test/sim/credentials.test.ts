@@ -1,12 +1,15 @@
 /** Passwords, one-time codes and access tokens, from the client's answer to the gateway's verdict, over real TLS. */
 
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { URI } from 'otpauth';
 import { ManualClock } from '../../src/base/clock.ts';
 import type { AnswerSteps, AskedStep, StepAnswers } from '../../src/client/login-answers.ts';
 import { withoutToken } from '../../src/control/profile.ts';
-import { exchange, stopsFinally, World } from '../support/world.ts';
+import { encodeFrame, FrameType } from '../../src/protocol/frame.ts';
+import { exchange, stopsFinally, until, World } from '../support/world.ts';
 
 const PASSWORD = 'correct horse battery staple';
 const CHEAP = { argon2: { memoryKiB: 8192, passes: 1 } };
@@ -142,6 +145,78 @@ test('steps by group: a machine logs in with its token, which ends with its sess
   await assert.rejects(late.client.connect(), { code: 'ERR_AUTH_REJECTED' });
 });
 
+test('a token that is revoked ends the sessions that it has opened, also after a restart, and those of no other token', async () => {
+  const login = { steps: ['device' as const], groups: { robots: { steps: ['device' as const, 'token' as const] } } };
+  await using world = await World.open({ config: { login } });
+  const { administration } = world.server;
+  await administration['user.add']({ name: 'robot', groups: ['robots'] });
+  const connected = async (token: string) => {
+    const first = await world.connected('robot');
+    await first.client.disconnect();
+    const profile = withoutToken(await world.profile('robot'));
+    return await world.connected('robot', { deviceKey: first.key, profile, answer: answering({ token }).answer });
+  };
+  const one = await world.accessToken('robot', ['tunnel']);
+  const other = await world.accessToken('robot', ['tunnel']);
+  const third = await world.accessToken('robot', ['tunnel']);
+  const unused = await world.accessToken('robot', ['tunnel']);
+  const [ofOne, ofOneToo, ofOther, ofThird] = [
+    await connected(one.token),
+    await connected(one.token),
+    await connected(other.token),
+    await connected(third.token),
+  ];
+  // A profile's token, which is none of these, has just opened this one.
+  const enrolled = await world.connected('robot');
+  assert.deepEqual(await administration['token.revoke']({ id: unused.id }), { kicked: 0 });
+  assert.deepEqual(await administration['token.revoke']({ id: one.id.toUpperCase() }), { kicked: 2 });
+  await stopsFinally(ofOne, 'revoked');
+  await stopsFinally(ofOneToo, 'revoked');
+  for (const stays of [ofOther, ofThird, enrolled]) await exchange(world, stays, 4);
+
+  await world.server.stop();
+  // As it is in the store of a version that did not note tokens.
+  const store = new DatabaseSync(join(world.dir, 'store.sqlite'));
+  store.prepare("update sessions set token = '' where token = ?").run(third.id);
+  store.close();
+  await world.restart();
+  const again = [ofOther, ofThird, enrolled];
+  await until(() => again.every(({ client }) => client.snapshot.resumes > 0), 'all to resume');
+  for (const stays of again) await exchange(world, stays, 4);
+  const revoked = await world.server.administration['token.revoke']({ id: other.id });
+  assert.deepEqual(revoked, { kicked: 2 }, 'of which token a session is must be known for it to stay');
+  await stopsFinally(ofOther, 'revoked');
+  await stopsFinally(ofThird, 'revoked');
+  await exchange(world, enrolled, 4);
+});
+
+test('a token that is revoked while a login with it is judged opens nothing', async () => {
+  let revoke: () => Promise<unknown> = async () => undefined;
+  const login = { steps: ['device' as const, 'token' as const] };
+  await using world = await World.open({
+    config: { login },
+    hooks: {
+      authorizeLogin: async () => {
+        await revoke();
+        return true;
+      },
+    },
+  });
+  const first = await world.connected('robot');
+  await first.client.disconnect();
+  const { id, token } = await world.accessToken('robot', ['tunnel']);
+  const unused = await world.accessToken('robot', ['tunnel']);
+  const profile = withoutToken(await world.profile('robot'));
+  const attempt = () => world.client('robot', { deviceKey: first.key, profile, answer: answering({ token }).answer });
+  revoke = () => world.server.administration['token.revoke']({ id: unused.id });
+  const good = await attempt();
+  await good.client.connect({ once: true });
+  await good.client.disconnect();
+  revoke = () => world.server.administration['token.revoke']({ id });
+  await assert.rejects((await attempt()).client.connect({ once: true }), { code: 'ERR_AUTH_REJECTED' });
+  assert.deepEqual(world.server.sessions, []);
+});
+
 test('a reload that asks for more ends the sessions that proved less, and leaves the others', async () => {
   await using world = await World.open({ config: { accounts: CHEAP } });
   const { administration } = world.server;
@@ -162,6 +237,70 @@ test('a reload that asks for more ends the sessions that proved less, and leaves
   });
   await again.client.connect();
   await exchange(world, again, 4);
+});
+
+/** The frame of a message with one text of it replaced by another. */
+function withText(frame: Uint8Array, from: string, to: string): Uint8Array {
+  const text = Buffer.from(frame.subarray(4)).toString();
+  if (!text.includes(JSON.stringify(from))) return frame;
+  const changed = Buffer.from(text.replace(JSON.stringify(from), JSON.stringify(to)));
+  return encodeFrame(frame[0] === FrameType.login ? FrameType.login : FrameType.answer, changed);
+}
+
+const REJECTED = 'ERR_AUTH_REJECTED';
+const badWords: readonly [what: string, user: string, password: string, code: string | undefined][] = [
+  ['the right ones', 'ada', PASSWORD, undefined],
+  ['a wrong password', 'ada', `${PASSWORD}!`, REJECTED],
+  ['an empty password', 'ada', '', REJECTED],
+  ['a password with a NUL before its end', 'ada', `${PASSWORD}\0`, 'ERR_MESSAGE_SYNTAX'],
+  ['a password with a NUL after its beginning', 'ada', `\0${PASSWORD}`, 'ERR_MESSAGE_SYNTAX'],
+  ['a password of one byte more than can be set', 'ada', 'x'.repeat(1025), REJECTED],
+  ['a password of the longest that an answer holds', 'ada', 'x'.repeat(4096), REJECTED],
+  ['a password that no answer holds', 'ada', 'x'.repeat(4097), 'ERR_MESSAGE_FIELD'],
+  ['another name', 'bob', PASSWORD, REJECTED],
+  ['an unknown name', 'eve', PASSWORD, REJECTED],
+  ['an empty name', '', PASSWORD, 'ERR_MESSAGE_FIELD'],
+  ['a name with a space at its end', 'ada ', PASSWORD, REJECTED],
+  ['the longest name that a message holds', 'x'.repeat(128), PASSWORD, REJECTED],
+  ['a name that no message holds', 'x'.repeat(129), PASSWORD, 'ERR_MESSAGE_FIELD'],
+  ['a name with a NUL before its end', 'ada\0', PASSWORD, 'ERR_MESSAGE_SYNTAX'],
+];
+
+test('names and passwords that are wrong, empty, too long or have a NUL let nobody in, and end nothing but their own login', async () => {
+  await using world = await World.open({
+    config: { accounts: CHEAP, login: { steps: ['device', 'password'] }, limits: { allow: ['127.0.0.0/8'] } },
+  });
+  const { administration } = world.server;
+  await administration['user.add']({ name: 'ada', password: PASSWORD });
+  await administration['user.add']({ name: 'bob', password: 'the password of somebody else' });
+  const { answer } = answering({ password: 'the password of somebody else' });
+  const bystander = await world.connected('bob', { answer });
+  const sim = await world.connected('ada', { answer: answering({ password: PASSWORD }).answer });
+  const device = sim.key;
+  await sim.client.disconnect();
+  for (const [what, user, password, code] of badWords) {
+    const raw = await world.raw();
+    const known = world.lines.length;
+    const came = await raw
+      .login({
+        device,
+        user: code?.startsWith('ERR_MESSAGE') === true ? 'instead' : user,
+        password: 'in its place',
+        tamper: (frame) => withText(withText(frame, 'instead', user), 'in its place', password),
+      })
+      .then(
+        () => undefined,
+        (error: unknown) => Reflect.get(error as Error, 'code') ?? 'closed',
+      );
+    if (code?.startsWith('ERR_MESSAGE') === true) {
+      await until(() => world.lines.slice(known).some((line) => line.code === code), `${code} for ${what}`);
+    } else {
+      assert.equal(came, code, what);
+    }
+    await exchange(world, bystander);
+    raw.socket.destroy();
+    await until(() => world.server.sessions.length === 1, `the end of ${what}`);
+  }
 });
 
 test('a new password ends the sessions that the old one opened, and the old one opens nothing', async () => {

@@ -400,6 +400,30 @@ function withServerInput(evidence: ResumeEvidence, change: (input: Uint8Array) =
   return { ...evidence, serverProofInput: change(evidence.serverProofInput) };
 }
 
+for (const [what, change] of [
+  [
+    'what confirmed the resume before it',
+    (input) => Buffer.from(`client resume done${input.toString('latin1', 13)}`, 'latin1'),
+  ],
+  ['another nonce', (input) => spoilt(input, 'client resume\0'.length + 16 + 4)],
+] as const satisfies readonly [string, (input: Buffer) => Uint8Array][]) {
+  test(
+    `REQ-RESUME-002: a resume is proven by a proof about this very resume and no other, however good its MAC: ${what}`,
+    options,
+    async () => {
+      const held: { secret?: () => Uint8Array } = {};
+      await using siege = await Siege.open((evidence) => {
+        const proofInput = change(Buffer.from(evidence.proofInput));
+        const key = resumeKey(nodePrimitives, held.secret?.() ?? evidence.nonce);
+        return { ...evidence, proofInput, proof: nodePrimitives.hmacSha256(key, proofInput) };
+      });
+      held.secret = () => siege.secret;
+      const verdict = await until(() => siege.verdicts[0], 'a resume', 20_000);
+      assert.deepEqual(verdict, { accepted: false, code: 'session_unknown' });
+    },
+  );
+}
+
 const DONE = 'client resume done\0';
 
 /** The confirmation with a proof of the new secret over other bytes: its MAC is right, for whoever may have got one over those. */

@@ -478,6 +478,7 @@ export interface RawLogin {
   token?: Uint8Array | undefined;
   features?: readonly string[];
   user?: string;
+  password?: string;
   /** Changes what is signed, or the signature. */
   sign?: (signedBytes: Uint8Array, device: DeviceKey) => Uint8Array;
   /** Changes a frame before it goes out; undefined leaves it out. */
@@ -576,7 +577,7 @@ export class RawClient {
 
   /** Logs in, honestly where nothing else is asked for; resolves with the session once CONFIG has come. */
   async login(options: RawLogin = {}): Promise<RawSession> {
-    const { device = DeviceKey.generate(), token, user, features = ['attach', 'super', 'uso'] } = options;
+    const { device = DeviceKey.generate(), token, user, password, features = ['attach', 'super', 'uso'] } = options;
     const tamper = options.tamper ?? ((frame: Uint8Array) => frame);
     const leaf = this.socket.getPeerX509Certificate();
     assert.ok(leaf);
@@ -603,7 +604,11 @@ export class RawClient {
         }
         case 'answer': {
           const signature = options.sign?.(output.signedBytes, device) ?? device.sign(output.signedBytes);
-          output = login.answer({ signature, ...(token === undefined ? {} : { token }) });
+          output = login.answer({
+            signature,
+            ...(token === undefined ? {} : { token }),
+            ...(password === undefined ? {} : { password }),
+          });
           continue;
         }
         case 'accepted':

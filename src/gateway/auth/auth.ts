@@ -9,8 +9,9 @@
 import type { Clock } from '../../base/clock.ts';
 import { isVpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
+import { AccessTokens } from '../../identity/access-tokens.ts';
 import type { Authenticator } from '../../identity/authenticator.ts';
-import type { Standing } from '../../identity/backends/backend.ts';
+import type { Rechecked } from '../../identity/backends/backend.ts';
 import { NONCE_LIFE_MS } from '../../identity/nonces.ts';
 import type { ProxyLogins } from '../../identity/proxy-login.ts';
 import type { LeasePool } from '../../ip/lease-pool.ts';
@@ -49,8 +50,8 @@ export interface AuthOptions {
   log: Logger;
   access: SessionAccess;
   traffic: TrafficDesk;
-  /** Asks the outside source of an account whether it is still good. Never rejects. */
-  standing?: ((user: string) => Promise<Standing>) | undefined;
+  /** Asks the outside source of an account whether it is still good; what else it says has taken effect. @throws {VpnError} ERR_STORE */
+  standing?: ((user: string) => Promise<Rechecked | undefined>) | undefined;
   /** Whether a client certificate stands for this user. Default: none does. */
   isCertificateOf?: ((user: string, certificate: LoginPeer['certificate']) => boolean) | undefined;
   /** Whether a client certificate has been revoked. Default: none has. */
@@ -135,6 +136,8 @@ export class Auth {
       device,
       certificate: peer.certificate,
       steps,
+      // Only said to be, while it is judged: one that is revoked meanwhile must not be missed.
+      token: evidence.token === undefined ? undefined : AccessTokens.idOf(evidence.token),
       hasLostItsRight: false,
       mustSuffice: false,
     };
@@ -200,16 +203,16 @@ export class Auth {
       if ('code' in verdict) return { accepted: false, code: verdict.code, message: '' };
       return { accepted: false, challenge: this.#challengeOf(verdict.ask, peer) };
     }
-    const { user, groups, steps, endsAt: proofEndsAt } = verdict;
+    const { user, steps, token, endsAt: proofEndsAt } = verdict;
     const { device } = judged;
     judged.user = user;
     // A password or a login at a provider has just been judged at the source; a device's key alone says nothing of the account there.
     const isAsked = steps.includes('password') || steps.includes('oidc');
     const overrule = (code: RejectCode, reason: string, message?: string) =>
       this.#overrule(code, reason, { user, device }, peer, message);
-    if (!isAsked && (await this.#options.standing?.(user)) === 'gone') {
-      return await overrule('rejected', 'the account is gone at its source');
-    }
+    const asked = isAsked ? undefined : await this.#options.standing?.(user);
+    if (asked?.standing === 'gone') return await overrule('rejected', 'the account is gone at its source');
+    const groups = asked?.groups ?? verdict.groups;
     const objection = await this.#objection({ user, groups, device, remote: peer.remote, ...certificateName(peer) });
     if (objection !== undefined) return await overrule('rejected', objection);
     // Its handshake may have been before the revocation.
@@ -233,7 +236,7 @@ export class Auth {
     }
     let session: LiveSession;
     try {
-      session = this.sessions.open({ user, groups, device, peer, worker, steps, proofEndsAt });
+      session = this.sessions.open({ user, groups, device, peer, worker, steps, token, proofEndsAt });
     } catch (error) {
       if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
       return await overrule(rejectCodeOf(error), 'there is no free address');

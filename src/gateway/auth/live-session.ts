@@ -52,6 +52,8 @@ export interface LiveSession {
   detachedAt: number | undefined;
   /** What was proven when it was opened. */
   readonly steps: readonly StepKind[];
+  /** Id of the access token among it; empty: it was opened by a version that did not note it. */
+  readonly token: string | undefined;
   /** When something of that is good no more, milliseconds since the Unix epoch; undefined: never. */
   readonly proofEndsAt: number | undefined;
   /** That, or the end of the certificate. */

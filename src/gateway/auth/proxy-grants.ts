@@ -8,7 +8,7 @@
 
 import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
-import type { Standing } from '../../identity/backends/backend.ts';
+import type { Rechecked } from '../../identity/backends/backend.ts';
 import type { ProxyCredentials, ProxyLogin, ProxyLogins } from '../../identity/proxy-login.ts';
 import type { Holder as PolicyHolder } from '../../policy/access.ts';
 import type { Primitives } from '../../protocol/keys.ts';
@@ -43,7 +43,7 @@ export interface ProxyGrantsParts {
     key: SessionKey,
   ): { readonly holder: PolicyHolder; readonly binding: ProxyBinding | undefined } | undefined;
   /** Whether the account is still good at its source. */
-  standing(user: string): Promise<Standing | undefined>;
+  standing(user: string): Promise<Rechecked | undefined>;
   /** Why the application or the operator's hook does not want it. */
   objection(login: LoginFacts): Promise<string | undefined>;
   /** Asks for a verdict, and grants on yes; not when the right has been taken away meanwhile. */
@@ -180,10 +180,11 @@ export class ProxyGrants {
     const { logins } = this.#parts;
     const login = await logins.check(credentials, peer.remote);
     if (login === undefined) return undefined;
-    const { user, token, groups, endsAt } = login;
-    const rights = { user, device: '', certificate: undefined, steps: ['token'], endsAt } as const;
+    const { user, token, endsAt } = login;
+    const rights = { user, device: '', certificate: undefined, steps: ['token'], token, endsAt } as const;
     const judge = async (): Promise<boolean> => {
-      if ((await this.#parts.standing(user)) === 'gone') return false;
+      const { standing, groups = login.groups } = (await this.#parts.standing(user)) ?? {};
+      if (standing === 'gone') return false;
       const reason = await this.#parts.objection({ user, groups, device: '', remote: peer.remote });
       if (reason !== undefined) {
         this.#lines.write('warn', 'objection', 'proxy login refused', { user, peer: peer.remote, reason });
@@ -224,8 +225,9 @@ export class ProxyGrants {
     let ended = 0;
     for (const [id, { login, user }] of [...this.#holders]) {
       if (login === undefined) continue;
-      if (!concerned({ user, device: '', certificate: undefined, steps: ['token'], endsAt: login.endsAt })) continue;
-      this.#log.info('proxy closed: its right has ended', { user, token: login.token });
+      const { token, endsAt } = login;
+      if (!concerned({ user, device: '', certificate: undefined, steps: ['token'], token, endsAt })) continue;
+      this.#log.info('proxy closed: its right has ended', { user, token });
       this.#end(id);
       ended += 1;
     }

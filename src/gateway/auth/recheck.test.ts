@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { openTestStore } from '../../../test/support/store.ts';
 import { ManualClock } from '../../base/clock.ts';
 import { silentLogger } from '../../base/log.ts';
-import type { Standing } from '../../identity/backends/backend.ts';
+import type { Rechecked, Standing } from '../../identity/backends/backend.ts';
 import { Audit } from '../../store/audit.ts';
 import type { SourcedAccount } from '../../store/sources.ts';
 import { Recheck } from './recheck.ts';
@@ -17,14 +17,16 @@ async function open(accounts: SourcedAccount[], random?: () => number) {
   const store = await openTestStore();
   const audit = new Audit(store, clock);
   const standings = new Map<string, Standing | Error>();
+  const groups = new Map<string, readonly string[]>();
   const asked: string[] = [];
   const ended: string[] = [];
+  const regrouped: [user: string, source: string, groups: string][] = [];
   let asking = 0;
   let most = 0;
   let orphans = 0;
   let gate: Promise<void> | undefined;
   const backend = {
-    recheck: async (user: string): Promise<Standing> => {
+    recheck: async (user: string): Promise<Rechecked> => {
       asked.push(user);
       asking += 1;
       most = Math.max(most, asking);
@@ -32,7 +34,7 @@ async function open(accounts: SourcedAccount[], random?: () => number) {
       asking -= 1;
       const standing = standings.get(user) ?? 'good';
       if (standing instanceof Error) throw standing;
-      return standing;
+      return { standing, groups: groups.get(user) };
     },
   };
   const forgetOrphans = async () => {
@@ -43,6 +45,7 @@ async function open(accounts: SourcedAccount[], random?: () => number) {
     backends: new Map([['office', backend]]),
     intervalSeconds: INTERVAL_MS / 1000,
     end: (user) => ended.push(user),
+    regroup: async (user, source, known) => void regrouped.push([user, source, known.join()]),
     audit,
     clock,
     log: silentLogger,
@@ -53,8 +56,10 @@ async function open(accounts: SourcedAccount[], random?: () => number) {
     recheck,
     audit,
     standings,
+    groups,
     asked,
     ended,
+    regrouped,
     hold: (until: Promise<void>) => {
       gate = until;
     },
@@ -149,10 +154,20 @@ test('an account is forgotten with its last session', async () => {
 
 test('one account can be asked about at once', async () => {
   await using world = await open([]);
-  assert.equal(await world.recheck.check({ user: 'alice', source: 'office' }), 'good');
-  assert.equal(await world.recheck.check({ user: 'local', source: undefined }), 'good');
-  assert.equal(await world.recheck.check({ user: 'dora', source: 'removed' }), 'unknown');
+  assert.equal((await world.recheck.check({ user: 'alice', source: 'office' })).standing, 'good');
+  assert.equal((await world.recheck.check({ user: 'local', source: undefined })).standing, 'good');
+  assert.equal((await world.recheck.check({ user: 'dora', source: 'removed' })).standing, 'unknown');
   world.standings.set('alice', 'gone');
-  assert.equal(await world.recheck.check({ user: 'alice', source: 'office' }), 'gone');
+  assert.equal((await world.recheck.check({ user: 'alice', source: 'office' })).standing, 'gone');
   assert.deepEqual(world.ended, ['alice']);
+});
+
+test('what a source says of groups is passed on, of accounts that are good and where it has a say', async () => {
+  await using world = await open(office('alice', 'bob', 'carol', 'dora'));
+  world.standings.set('carol', 'gone').set('dora', 'unknown');
+  for (const user of ['alice', 'carol', 'dora']) world.groups.set(user, ['board', 'staff']);
+  await world.recheck.look();
+  await world.pass(INTERVAL_MS);
+  assert.deepEqual([...new Set(world.regrouped.map(String))], ['alice,office,board,staff']);
+  assert.deepEqual((await world.recheck.check({ user: 'alice', source: 'office' })).groups, ['board', 'staff']);
 });

@@ -1,6 +1,6 @@
 /**
- * Asks outside sources again and again whether the accounts that have sessions are still good, and ends the sessions of
- * those that are not.
+ * Asks outside sources again and again whether the accounts that have sessions are still good, and in which groups; ends the
+ * sessions of those that are gone, and passes on the groups of the others.
  *
  * Hides when each account is asked: once in every interval, spread over it, a few at a time. Only a clear no ends a
  * session; a source that is down changes nothing. It must not know what kinds of sources there are.
@@ -9,7 +9,7 @@
 import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
 import { Repeat } from '../../base/repeat.ts';
-import type { Standing } from '../../identity/backends/backend.ts';
+import type { Rechecked } from '../../identity/backends/backend.ts';
 import { type Audit, AuditEvent } from '../../store/audit.ts';
 import type { SourcedAccount } from '../../store/sources.ts';
 
@@ -27,16 +27,20 @@ export interface RecheckOptions {
     forgetOrphans(): Promise<void>;
   };
   /** By name; a source that is configured no more can say nothing. */
-  backends: ReadonlyMap<string, { recheck(user: string, signal: AbortSignal): Promise<Standing> }>;
+  backends: ReadonlyMap<string, { recheck(user: string, signal: AbortSignal): Promise<Rechecked> }>;
   intervalSeconds: number;
   /** Ends the sessions of a user; returns how many there were. */
   end(user: string): number;
+  /** The source says that an account of its own is in these groups of ours; they may be the ones we know. @throws {VpnError} */
+  regroup(user: string, source: string, groups: readonly string[]): Promise<void>;
   audit: Audit;
   clock: Clock;
   log: Logger;
   /** In [0, 1). */
   random?: () => number;
 }
+
+const UNKNOWN: Rechecked = { standing: 'unknown' };
 
 export class Recheck {
   readonly #options: RecheckOptions;
@@ -90,14 +94,15 @@ export class Recheck {
    * Asks about one account at once and ends its sessions if it is gone: for a session that is resumed.
    *
    * @returns `good` also for an account of no outside source
+   * @throws {VpnError} ERR_STORE
    */
-  async check({ user, source }: { user: string; source: string | undefined }): Promise<Standing> {
-    if (source === undefined) return 'good';
+  async check({ user, source }: { user: string; source: string | undefined }): Promise<Rechecked> {
+    if (source === undefined) return { standing: 'good' };
     const backend = this.#options.backends.get(source);
     const limit = AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(QUESTION_MS)]);
-    const standing =
-      backend === undefined ? 'unknown' : await backend.recheck(user, limit).catch(() => 'unknown' as const);
-    if (this.#stopping.signal.aborted) return 'unknown';
+    const rechecked = (await backend?.recheck(user, limit).catch(() => UNKNOWN)) ?? UNKNOWN;
+    const { standing, groups } = rechecked;
+    if (this.#stopping.signal.aborted) return UNKNOWN;
     if (standing !== 'unknown') {
       if (this.#silent.delete(source)) this.#log.info('the source of accounts answers again', { source });
     } else if (!this.#silent.has(source)) {
@@ -105,7 +110,8 @@ export class Recheck {
       this.#log.warn('a source of accounts cannot say who is still good; sessions stay', { source, user });
     }
     if (standing === 'gone') await this.#end(user, source);
-    return standing;
+    if (standing === 'good' && groups !== undefined) await this.#options.regroup(user, source, groups);
+    return rechecked;
   }
 
   async #ask(): Promise<void> {

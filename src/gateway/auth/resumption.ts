@@ -8,7 +8,7 @@
 import type { Clock } from '../../base/clock.ts';
 import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Authenticator, ResumeIdentity } from '../../identity/authenticator.ts';
-import type { Standing } from '../../identity/backends/backend.ts';
+import type { Rechecked } from '../../identity/backends/backend.ts';
 import type { Attached } from '../../protocol/attach.ts';
 import { hkdfExtract, type Primitives, type ResumeProofKind, resumeKey } from '../../protocol/keys.ts';
 import type { RejectCode } from '../../protocol/messages.ts';
@@ -41,7 +41,7 @@ export interface ResumptionParts {
   readonly primitives: Primitives;
   readonly lines: LogLimit;
   /** Asks the outside source of an account whether it is still good. */
-  standing(user: string): Promise<Standing | undefined>;
+  standing(user: string): Promise<Rechecked | undefined>;
   isCertificateOf(user: string, certificate: LoginPeer['certificate']): boolean;
   isRevoked(peer: LoginPeer): boolean;
   /** Why the application or the operator's hook does not want it. */
@@ -119,7 +119,7 @@ export class Resumption {
   /** Whether the session would be opened today; undefined: it would. */
   async #standsStill(
     session: LiveSession,
-    { groups = [] }: Pick<ResumeIdentity, 'groups'>,
+    identity: Pick<ResumeIdentity, 'groups'>,
     peer: LoginPeer,
   ): Promise<{ code: RejectCode; reason: string } | undefined> {
     const { user, device, steps, certificate } = session;
@@ -132,13 +132,14 @@ export class Resumption {
     if (steps.includes('certificate') && !this.#parts.isCertificateOf(user, peer.certificate)) {
       return { code: 'rejected', reason: "the client certificate is not the user's" };
     }
+    const asked = await this.#parts.standing(user);
+    if (asked?.standing === 'gone') return { code: 'rejected', reason: 'the account is gone at its source' };
+    // After that: the source may just have said other groups, of which more is asked.
     if (!(await this.#parts.authenticator.stillSuffices(user, steps))) {
       this.#book.close(session.key, 'revoked');
       return { code: 'session_unknown', reason: 'more is asked of the user than was proven at the login' };
     }
-    if ((await this.#parts.standing(user)) === 'gone') {
-      return { code: 'rejected', reason: 'the account is gone at its source' };
-    }
+    const groups = asked?.groups ?? identity.groups ?? [];
     const login = { user, groups, device, remote: peer.remote, ...certificateName(peer) };
     const reason = await this.#parts.objection(login);
     return reason === undefined ? undefined : { code: 'rejected', reason };

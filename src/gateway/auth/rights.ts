@@ -26,6 +26,8 @@ export interface RightsHolder {
   readonly certificate: SessionCertificate | undefined;
   /** What was proven, or is said to be. */
   readonly steps: readonly StepKind[];
+  /** Id of the access token that was shown, or is said to be; empty: of one of the user's, nobody knows which. */
+  readonly token?: string | undefined;
   /** When what it rests on ends by itself, milliseconds since the Unix epoch; undefined while that is not known. */
   readonly endsAt?: number | undefined;
 }

@@ -294,7 +294,7 @@ export class AuthService {
       },
       standing: async (user) => {
         const source = await state.sources.sourceOf(user);
-        return (await this.#begun?.recheck.check({ user, source })) ?? 'unknown';
+        return await this.#begun?.recheck.check({ user, source });
       },
       events: {
         started: (session) => {
@@ -406,10 +406,26 @@ export class AuthService {
       log,
     });
     const recheck = new Recheck({
-      sources: state.sources,
+      sources: {
+        withSessions: async () => {
+          // Programs that use the proxy by an access token have no session.
+          const [recorded, proxies] = await Promise.all([
+            state.sources.withSessions(),
+            state.sources.among(auth.proxies.users),
+          ]);
+          return [...new Map([...recorded, ...proxies].map((account) => [account.user, account])).values()];
+        },
+        forgetOrphans: () => state.sources.forgetOrphans(),
+      },
       backends: this.#backends,
       intervalSeconds: this.#config.login.recheckSeconds,
       end: (user) => auth.closeSessions((session) => session.user === user, 'revoked'),
+      regroup: async (user, source, groups) => {
+        if (!(await state.accounts.follow(user, source, groups))) return;
+        const ended = await auth.endInsufficient(user);
+        await this.#access.regroup();
+        log.info('the groups of an account have changed at its source', { component: 'recheck', user, source, ended });
+      },
       audit: state.audit,
       clock,
       log,
@@ -855,7 +871,10 @@ async function closeAll(backends: ReadonlyMap<string, AccountSource>): Promise<v
   await Promise.all([...backends.values()].map((backend) => backend.close()));
 }
 
-function isConcerned(session: RightsHolder, { user, device, certificate, proven }: Concerned): boolean {
+function isConcerned(session: RightsHolder, { user, device, certificate, proven, accessToken }: Concerned): boolean {
+  if (accessToken !== undefined) {
+    return session.token === accessToken.id || (session.token === '' && session.user === accessToken.user);
+  }
   if (user !== undefined && session.user === user) return proven === undefined || session.steps.includes(proven);
   if (device !== undefined && session.device === device) return true;
   return (

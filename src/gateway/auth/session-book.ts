@@ -83,6 +83,8 @@ export interface AcceptedLogin {
   readonly peer: LoginPeer;
   readonly worker: number;
   readonly steps: readonly StepKind[];
+  /** Id of the access token among it. */
+  readonly token: string | undefined;
   /** When something of that is good no more, milliseconds since the Unix epoch; undefined: never. */
   readonly proofEndsAt: number | undefined;
 }
@@ -168,7 +170,7 @@ export class SessionBook {
    *
    * @throws {VpnError} ERR_POOL_EXHAUSTED
    */
-  open({ user, groups, device, peer, worker, steps, proofEndsAt }: AcceptedLogin): LiveSession {
+  open({ user, groups, device, peer, worker, steps, token, proofEndsAt }: AcceptedLogin): LiveSession {
     const { pool, primitives, clock } = this.#options;
     const lease = pool.lease(device, worker);
     const id = primitives.randomBytes(SESSION_ID_BYTES);
@@ -185,7 +187,7 @@ export class SessionBook {
       endsAt,
     };
     const session: LiveSession = {
-      ...{ key, id, user, groups, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt },
+      ...{ key, id, user, groups, device, remote, certificate, lease, worker, openedAt, steps, token, proofEndsAt },
       ...state,
     };
     this.#live.set(key, session);
@@ -243,6 +245,7 @@ export class SessionBook {
       ),
       resumeKey: resumeKey(primitives, secret),
       steps: session.steps,
+      token: session.token,
       features,
       certificate: session.certificate,
     });
@@ -294,7 +297,7 @@ export class SessionBook {
     const { sessions, pool, clock } = this.#options;
     const now = clock.wallNow();
     for (const record of await sessions.list()) {
-      const { id: key, user, device, features, certificate, source: remote, openedAt } = record;
+      const { id: key, user, device, features, certificate, source: remote, openedAt, token } = record;
       // Of a gateway that died nobody knows when its clients lost it.
       const detachedMs = Math.max(0, now - (record.detachedAt ?? now));
       const isLate = detachedMs >= this.#config.session.graceSeconds * 1000 || now >= (record.expiresAt ?? now + 1);
@@ -318,7 +321,7 @@ export class SessionBook {
       // Its client will come to whom it lives with; where its addresses are at home, they need no route of their own.
       const worker = pool.shareOf(lease);
       const state = { ...freshState(), isRecorded: true, detachedAt: now - detachedMs, features, endsAt };
-      const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, proofEndsAt };
+      const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, token, proofEndsAt };
       // The groups of its account are looked at when a policy is put in force.
       const session: LiveSession = { ...facts, ...state, groups: [] };
       this.#live.set(key, session);

@@ -25,11 +25,18 @@ export type BackendVerdict =
 /** Whether an account may keep its sessions. `unknown`: the source could not say; nothing changes. */
 export type Standing = 'good' | 'gone' | 'unknown';
 
+/** What a source says of an account that has sessions. */
+export interface Rechecked {
+  readonly standing: Standing;
+  /** The source's groups, mapped to ours, of an account that is good; undefined when it has no say in them, or did not tell. */
+  readonly groups?: readonly string[] | undefined;
+}
+
 interface Backend {
   /** As the configuration names it. */
   readonly name: string;
   /** Asked every 15 minutes for each account with a session, and at resume. Never rejects. */
-  recheck(user: string, signal: AbortSignal): Promise<Standing>;
+  recheck(user: string, signal: AbortSignal): Promise<Rechecked>;
   close(): Promise<void>;
 }
 

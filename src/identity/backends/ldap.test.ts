@@ -129,7 +129,7 @@ test('nonsense, silence and a lost connection are no refusal', async (t) => {
   const silent = await directory(t, () => {});
   await assertUnavailable(login(open(silent.url, short)), /no answer in time/);
   await assertUnavailable(login(open(silent.url, { timeoutSeconds: 0.2 })), /no answer in time/);
-  assert.equal(await open(silent.url, short).recheck('alice', never), 'unknown');
+  assert.equal((await open(silent.url, short).recheck('alice', never)).standing, 'unknown');
   const lost = await directory(t, (socket) => socket.destroy());
   await assertUnavailable(login(open(lost.url, plain)), /closed/i);
   // An answer cut in the middle.

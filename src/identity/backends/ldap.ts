@@ -16,7 +16,7 @@ import { Client, type Entry, ResultCodeError } from 'ldapts';
 import { isVpnError, toVpnError, VpnError } from '../../base/errors.ts';
 import type { Secret } from '../../base/log.ts';
 import { normaliseName } from '../names.ts';
-import { type BackendVerdict, type GroupTable, mapGroups, type PasswordBackend, type Standing } from './backend.ts';
+import { type BackendVerdict, type GroupTable, mapGroups, type PasswordBackend, type Rechecked } from './backend.ts';
 
 /** How much a directory may send in answer to one question. */
 const MAX_ANSWER_BYTES = 1_048_576;
@@ -97,12 +97,12 @@ export class LdapBackend implements PasswordBackend {
     }
   }
 
-  async recheck(user: string, signal: AbortSignal): Promise<Standing> {
+  async recheck(user: string, signal: AbortSignal): Promise<Rechecked> {
     const { baseDn, bindDn, bindTemplate } = this.#options;
     // Without an account that searches, nobody but the user could be asked.
-    if (bindTemplate !== undefined && bindDn === undefined) return 'unknown';
+    if (bindTemplate !== undefined && bindDn === undefined) return { standing: 'unknown' };
     const name = normaliseName(user);
-    if (name === undefined) return 'gone';
+    if (name === undefined) return { standing: 'gone' };
     try {
       return await this.#ask(async (directory) => {
         await this.#bindSearcher(directory);
@@ -110,11 +110,11 @@ export class LdapBackend implements PasswordBackend {
           baseDn === undefined
             ? await directory.find(this.#dnOf(name), 'base', this.#filterFor(name), this.#wanted)
             : await directory.find(baseDn, 'sub', this.#standingFilter(name), this.#wanted);
-        if (entry === undefined) return 'gone';
-        return (await this.#isDisabled(directory, entry.dn)) ? 'gone' : 'good';
+        if (entry === undefined || (await this.#isDisabled(directory, entry.dn))) return { standing: 'gone' };
+        return { standing: 'good', groups: await this.#groupsOf(directory, entry, name) };
       }, signal);
     } catch {
-      return 'unknown';
+      return { standing: 'unknown' };
     }
   }
 

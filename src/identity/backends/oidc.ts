@@ -46,7 +46,7 @@ import {
   type GrantStore,
   type GroupTable,
   mapGroups,
-  type Standing,
+  type Rechecked,
   type Visit,
   type VisitedBackend,
 } from './backend.ts';
@@ -103,7 +103,7 @@ export class OidcBackend implements BrowserBackend, VisitedBackend {
   readonly name: string;
   readonly #parts: Parts;
   readonly #closing = new AbortController();
-  readonly #rechecks = new Map<string, Promise<Standing>>();
+  readonly #rechecks = new Map<string, Promise<Rechecked>>();
   #logins = 0;
   #metadata: { readonly configuration: Configuration; readonly readAt: number } | undefined;
 
@@ -181,12 +181,12 @@ export class OidcBackend implements BrowserBackend, VisitedBackend {
     }
   }
 
-  recheck(user: string, signal: AbortSignal): Promise<Standing> {
+  recheck(user: string, signal: AbortSignal): Promise<Rechecked> {
     // A refresh token may be good for one use: two questions at once would use the same.
     const running = this.#rechecks.get(user);
     if (running !== undefined) return running;
     const asked = this.#recheck(user, signal)
-      .catch((): Standing => 'unknown')
+      .catch((): Rechecked => ({ standing: 'unknown' }))
       .finally(() => this.#rechecks.delete(user));
     this.#rechecks.set(user, asked);
     return asked;
@@ -196,9 +196,9 @@ export class OidcBackend implements BrowserBackend, VisitedBackend {
     this.#closing.abort();
   }
 
-  async #recheck(user: string, signal: AbortSignal): Promise<Standing> {
+  async #recheck(user: string, signal: AbortSignal): Promise<Rechecked> {
     const grant = await this.#load(user);
-    if (grant?.refreshToken === undefined) return 'unknown';
+    if (grant?.refreshToken === undefined) return { standing: 'unknown' };
     const limit = AbortSignal.any([signal, this.#closing.signal]);
     const configuration = await this.#configuration(limit);
     // Not called off once it is sent: the answer may hold the only token that is still good.
@@ -208,13 +208,32 @@ export class OidcBackend implements BrowserBackend, VisitedBackend {
     });
     if (answer === undefined) {
       await this.#save(user, { subject: grant.subject });
-      return 'gone';
+      return { standing: 'gone' };
     }
     if (answer.refresh_token !== undefined && answer.refresh_token !== grant.refreshToken) {
       await this.#save(user, { subject: grant.subject, refreshToken: answer.refresh_token });
     }
-    const subject = answer.claims()?.sub;
-    return subject === undefined || subject === grant.subject ? 'good' : 'gone';
+    const claims: Claims | undefined = answer.claims();
+    if (claims !== undefined && claims.sub !== grant.subject) return { standing: 'gone' };
+    return { standing: 'good', groups: await this.#groupsOf(configuration, answer.access_token, grant, claims, limit) };
+  }
+
+  /** The groups that the account has now; undefined when they are not ours to know, or the provider does not say. */
+  async #groupsOf(
+    configuration: Configuration,
+    accessToken: string,
+    { subject }: Grant,
+    claims: Claims | undefined,
+    signal: AbortSignal,
+  ): Promise<readonly string[] | undefined> {
+    const { groupsClaim, groups } = this.#parts.options;
+    if (groups === undefined) return undefined;
+    if (claims?.[groupsClaim] !== undefined) return mapGroups(groups, textsOf(claims[groupsClaim]));
+    const more: Claims | undefined = await unlessAborted(
+      fetchUserInfo(configuration, accessToken, subject),
+      signal,
+    ).catch(() => undefined);
+    return more === undefined ? undefined : mapGroups(groups, textsOf(more[groupsClaim]));
   }
 
   async #finish(

@@ -268,7 +268,7 @@ test('the next server is asked when one is down or silent', async (t) => {
   await new Promise<void>((resolve) => down.close(resolve));
   assert.equal((await login(open([closed, silent.text, good.text]))).kind, 'accepted');
   await assertSays(login(open([closed])), 'unavailable', /ECONNREFUSED/);
-  assert.equal(await open([closed]).recheck(), 'unknown');
+  assert.equal((await open([closed]).recheck()).standing, 'unknown');
 });
 
 test('a challenge is asked, and its answer goes to the server that asked, with its State', async (t) => {

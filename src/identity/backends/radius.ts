@@ -22,9 +22,9 @@ import {
   type GroupTable,
   mapGroups,
   type PasswordBackend,
+  type Rechecked,
   type SessionAccountant,
   type SessionReport,
-  type Standing,
 } from './backend.ts';
 
 const MAX_PACKET_BYTES = 4096;
@@ -139,8 +139,8 @@ export class RadiusBackend implements PasswordBackend, SessionAccountant {
   }
 
   /** RADIUS can be asked only with a password. */
-  async recheck(): Promise<Standing> {
-    return 'unknown';
+  async recheck(): Promise<Rechecked> {
+    return { standing: 'unknown' };
   }
 
   async report(session: SessionReport, signal: AbortSignal): Promise<void> {

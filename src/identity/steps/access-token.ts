@@ -23,6 +23,7 @@ export class AccessTokenStep implements LoginStep {
     return {
       subject: verdict.user,
       endsAt: verdict.endsAt,
+      token: verdict.id,
       spend: async (db) =>
         (await this.#tokens.spend(db, verdict.id))
           ? undefined

@@ -37,7 +37,7 @@ async function setUp(verdict: BackendVerdict) {
         asked.push(password);
         return verdict;
       },
-      recheck: async () => 'unknown',
+      recheck: async () => ({ standing: 'unknown' }),
       close: async () => {},
     }),
     provision: async (name) => ({ id: '1', name }),

@@ -95,6 +95,8 @@ export interface Finding {
   readonly subject?: Subject | undefined;
   /** When what was shown is good no more, milliseconds since the Unix epoch; undefined: it does not end by itself. */
   readonly endsAt?: number | undefined;
+  /** Id of the access token that was shown. */
+  readonly token?: string;
   /** Nothing is found yet: this is asked, unless another step refuses. */
   readonly question?: Question;
   /** Uses up what may be used once. Runs only after every step has passed; nothing but `db` may be awaited. */
