@@ -1,9 +1,10 @@
 /**
- * Thousands of clients in one process, for the benches of a gateway; run inside namespaces.
+ * Thousands of clients in one process, for the benches of a gateway and a test of the lab; run inside namespaces.
  *
  *   node population-peer.ts enrol STATE KEYS USER N      makes N device keys and puts the devices on a stopped gateway's record
  *   node population-peer.ts hold PROFILE KEYS N FIRST ADDRESS…  opens N sessions with data inline, of the devices from FIRST on,
  *     and from these addresses in turn, and keeps them
+ *   node population-peer.ts burst PROFILE KEYS N FIRST ADDRESS… the same, all at once
  *   node population-peer.ts hold-tls HOST PORT CA N      opens N bare TLS connections and keeps them
  *   node population-peer.ts serve-tls HOST PORT CERT KEY a bare TLS server that sends back what it gets
  *
@@ -101,10 +102,10 @@ async function withPatience(work: Promise<void>): Promise<void> {
   }
 }
 
-async function hold(count: number, open: (index: number) => Promise<Held>): Promise<void> {
+async function hold(count: number, open: (index: number) => Promise<Held>, parallel = OPENING): Promise<void> {
   const held: Held[] = [];
   print(
-    await each('hold', count, OPENING, async (index) => {
+    await each('hold', count, parallel, async (index) => {
       held[index] = await open(index);
     }),
   );
@@ -128,9 +129,10 @@ async function holdSessions(
   count: number,
   first: number,
   from: string[],
+  parallel?: number,
 ): Promise<void> {
   const gateway = new PeerGateway(await readProfile(profileFile));
-  await hold(count, async (index) => {
+  const open = async (index: number): Promise<Held> => {
     const peer = await PeerSession.logIn(
       gateway,
       await DeviceKey.open(keyFile(folder, first + index)),
@@ -162,7 +164,8 @@ async function holdSessions(
       cut: () => peer.cut(),
       again: () => peer.resume(),
     };
-  });
+  };
+  await hold(count, open, parallel);
 }
 
 async function holdTls(host: string, port: number, caFile: string, count: number): Promise<void> {
@@ -281,6 +284,8 @@ const [verb, ...words] = process.argv.slice(2);
 const [first = '', second = '', third = '', fourth = ''] = words;
 if (verb === 'enrol') await enrol(first, second, third, Number(fourth));
 else if (verb === 'hold') await holdSessions(first, second, Number(third), Number(fourth), words.slice(4));
+else if (verb === 'burst')
+  await holdSessions(first, second, Number(third), Number(fourth), words.slice(4), Number(third));
 else if (verb === 'hold-tls') await holdTls(first, Number(second), third, Number(fourth));
 else if (verb === 'serve-tls') await serveTls(first, Number(second), third, fourth);
 else process.exitCode = 64;

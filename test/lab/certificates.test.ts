@@ -84,6 +84,14 @@ describe('a gateway that asks for the certificate of the user', labOptions(), ()
     const again = await tryUp();
     assert.notEqual(again.status, 0);
     assert.match(again.stderr, /ERR_CERT_REVOKED/);
+    const [refused] = await deployment.ask<{ source: string; detail: Record<string, unknown> }[]>(
+      'audit',
+      '--event',
+      'certificate.refused',
+    );
+    assert.equal(refused?.detail.code, 'ERR_CERT_REVOKED');
+    assert.equal(refused?.detail.serial, renewed.serial);
+    assert.ok(refused?.source.startsWith(client.outer.client4), refused?.source);
     const { status } = await deployment.cli(
       deployment.gateway,
       'pki',

@@ -264,6 +264,27 @@ for (const [what, take] of rights) {
   });
 }
 
+test('a session that waits ends with the access token that it was opened with, also after a restart, and its resume is refused', async () => {
+  const login = { groups: { robots: { steps: ['device' as const, 'token' as const] } } };
+  await using world = await World.open({ config: { login } });
+  const enrolled = await lost(world, 'robot');
+  await world.server.administration['user.regroup']({ name: 'robot', add: ['robots'] });
+  const { id, token } = await world.accessToken('robot', ['tunnel']);
+  const raw = await world.raw();
+  const accessToken = Buffer.from(token, 'base64url');
+  const session = await raw.login({ device: enrolled.device, accessToken, features: ['resume'] });
+  raw.socket.destroy();
+  await until(() => world.server.sessions[0]?.waiting === true, 'the loss');
+  await world.server.stop();
+  await world.restart({ login });
+  const again = await (await world.raw()).resume(session);
+  await again.done();
+  await until(() => world.server.sessions.length === 1, 'the session to be back');
+  assert.deepEqual(await world.server.administration['token.revoke']({ id }), { kicked: 1 });
+  await until(() => world.server.sessions.length === 0, 'its end');
+  await assert.rejects((await world.raw()).resume(again.session), { code: 'ERR_SESSION_UNKNOWN' });
+});
+
 test('a user who was disabled while the gateway was down cannot resume', async () => {
   await using world = await World.open();
   const session = await lost(world);

@@ -479,6 +479,8 @@ export interface RawLogin {
   features?: readonly string[];
   user?: string;
   password?: string;
+  /** Shown at a login; `token` is that of a profile, for an enrolment. */
+  accessToken?: Uint8Array;
   /** Changes what is signed, or the signature. */
   sign?: (signedBytes: Uint8Array, device: DeviceKey) => Uint8Array;
   /** Changes a frame before it goes out; undefined leaves it out. */
@@ -577,7 +579,8 @@ export class RawClient {
 
   /** Logs in, honestly where nothing else is asked for; resolves with the session once CONFIG has come. */
   async login(options: RawLogin = {}): Promise<RawSession> {
-    const { device = DeviceKey.generate(), token, user, password, features = ['attach', 'super', 'uso'] } = options;
+    const { device = DeviceKey.generate(), token, user, password, accessToken } = options;
+    const { features = ['attach', 'super', 'uso'] } = options;
     const tamper = options.tamper ?? ((frame: Uint8Array) => frame);
     const leaf = this.socket.getPeerX509Certificate();
     assert.ok(leaf);
@@ -607,6 +610,7 @@ export class RawClient {
           output = login.answer({
             signature,
             ...(token === undefined ? {} : { token }),
+            ...(accessToken === undefined ? {} : { token: accessToken }),
             ...(password === undefined ? {} : { password }),
           });
           continue;
