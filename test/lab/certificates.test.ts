@@ -21,9 +21,10 @@ describe('a gateway that asks for the certificate of the user', labOptions(), ()
     const [first] = deployment.clients;
     assert.ok(first !== undefined);
     client = first;
+    // No delay may stand in for the refusals, nor be in the way of what follows them.
     await deployment.configure(
       (text) =>
-        `${text.replace('requireClientAuth = false', 'requireClientAuth = "optional"')}\n[login]\nsteps = ["device", "certificate"]\n`,
+        `${text.replace('requireClientAuth = false', 'requireClientAuth = "optional"')}\n[login]\nsteps = ["device", "certificate"]\n[limits]\nallow = ["198.51.100.0/24"]\n`,
     );
     await deployment.run();
     await deployment.enrol(client);
