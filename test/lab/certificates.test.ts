@@ -1,6 +1,7 @@
 /** Client certificates as an administrator and a user meet them: the real command line, real tunnels. */
 
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
 import { BEHIND, type Client, Deployment, labOptions } from './deployment.ts';
@@ -78,9 +79,12 @@ describe('a gateway that asks for the certificate of the user', labOptions(), ()
     const shown = await deployment.ask<{ serial: string; file: string }[]>('pki', 'show');
     const renewed = shown.find(({ file }) => file === own.certificate.file);
     assert.ok(renewed !== undefined && renewed.serial !== own.certificate.serial);
+    const { pid } = await client.status();
     assert.deepEqual((await deployment.ask<{ kicked: number }>('pki', 'revoke', own.certificate.serial)).kicked, 0);
     assert.deepEqual((await deployment.ask<{ kicked: number }>('pki', 'revoke', renewed.serial)).kicked, 1);
     await until('the session to end', async () => (await deployment.sessions).length === 0, { timeoutMs: 1000 });
+    // Until it has ended, `up` would find it up.
+    await until('the client to end', async () => !existsSync(`/proc/${pid}`));
     client.forget();
     const again = await tryUp();
     assert.notEqual(again.status, 0);
