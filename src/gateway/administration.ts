@@ -100,6 +100,10 @@ export function createAdministration(
       return userInfo(account);
     },
     'user.list': async ({ group, state: wanted, ...page }) => {
+      const { search, after, limit } = page;
+      if (search === undefined && limit !== undefined) {
+        return (await accounts.page({ after, limit, group: group?.normalize('NFC'), state: wanted })).map(userInfo);
+      }
       const matching = (await accounts.list())
         .filter(({ groups }) => group === undefined || groups.includes(group.normalize('NFC')))
         .filter(({ disabledAt }) => wanted === undefined || (wanted === 'disabled') === (disabledAt !== undefined));

@@ -56,6 +56,33 @@ test('a user is added, listed and shown with groups and devices', async () => {
   await world.store.close();
 });
 
+test('page by page, with a group and a state, comes what the whole list has', async () => {
+  const { accounts, store } = await setUp();
+  for (let index = 0; index < 25; index++) {
+    await accounts.add(`user${index}`, { groups: index % 2 === 0 ? ['even', 'all'] : ['all'] });
+    if (index % 5 === 0) await accounts.disable(`user${index}`);
+  }
+  const all = await accounts.list();
+  const filters = [
+    [{}, () => true],
+    [{ group: 'even' }, ({ groups }: (typeof all)[number]) => groups.includes('even')],
+    [{ state: 'disabled' }, ({ disabledAt }: (typeof all)[number]) => disabledAt !== undefined],
+    [{ group: 'all', state: 'enabled' }, ({ disabledAt }: (typeof all)[number]) => disabledAt === undefined],
+    [{ group: 'nobody' }, () => false],
+  ] as const;
+  for (const [filter, isWanted] of filters) {
+    const found: typeof all = [];
+    for (;;) {
+      const page = await accounts.page({ ...filter, limit: 4, after: found.at(-1)?.name });
+      found.push(...page);
+      if (page.length < 4) break;
+    }
+    assert.deepEqual(found, all.filter(isWanted), JSON.stringify(filter));
+  }
+  assert.deepEqual(await accounts.page({ limit: 4, after: 'gone' }), []);
+  await store.close();
+});
+
 test('two spellings of a name are one name', async () => {
   const { accounts, store } = await setUp();
   await accounts.add('Zoe\u0308');

@@ -6,9 +6,11 @@
  */
 
 import { randomBytes } from 'node:crypto';
+import type { Selectable } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import { isVpnError, VpnError } from '../base/errors.ts';
 import { type Audit, AuditEvent } from '../store/audit.ts';
+import type { Schema } from '../store/schema.ts';
 import type { Queries, Store } from '../store/store.ts';
 import { normaliseName, parseName } from './names.ts';
 
@@ -29,6 +31,17 @@ export interface Account {
   /** The outside source that the account comes from, as the configuration names it; undefined for one of ours. */
   readonly source: string | undefined;
 }
+
+/** Which users are wanted. */
+export interface AccountPage {
+  /** The last of the page before. */
+  readonly after?: string | undefined;
+  readonly limit: number;
+  readonly group?: string | undefined;
+  readonly state?: 'enabled' | 'disabled' | undefined;
+}
+
+type UserRow = Selectable<Schema['users']>;
 
 export class Accounts {
   readonly #store: Store;
@@ -158,26 +171,49 @@ export class Accounts {
       .where('revoked_at', 'is', null)
       .groupBy('user_id')
       .execute();
-    const groupsOf = Map.groupBy(groups, (row) => row.user_id);
-    const countOf = new Map(counts.map((row) => [row.user_id, Number(row.count)]));
-    return users.map((row) => ({
-      id: row.id,
-      name: row.name,
-      groups: (groupsOf.get(row.id) ?? []).map((group) => group.name),
-      createdAt: Number(row.created_at),
-      disabledAt: optional(row.disabled_at),
-      expiresAt: optional(row.expires_at),
-      devices: countOf.get(row.id) ?? 0,
-      source: row.source ?? undefined,
-    }));
+    return accountsOf(users, groups, counts);
+  }
+
+  /** So many users by name, of those after a name that somebody has; it costs what they cost, however many there are. */
+  async page({ after, limit, group, state }: AccountPage): Promise<Account[]> {
+    const { db } = this.#store;
+    let select = db.selectFrom('users').selectAll().orderBy('name').limit(limit);
+    if (after !== undefined) {
+      const known = await db.selectFrom('users').select('id').where('name', '=', after).executeTakeFirst();
+      if (known === undefined) return [];
+      select = select.where('name', '>', after);
+    }
+    if (state !== undefined) select = select.where('disabled_at', state === 'disabled' ? 'is not' : 'is', null);
+    if (group !== undefined) {
+      const members = db.selectFrom('user_groups').select('user_id').where('name', '=', group);
+      select = select.where('id', 'in', members);
+    }
+    return await this.#withDetails(await select.execute());
   }
 
   /** @throws {VpnError} ERR_NOT_FOUND */
   async show(name: string): Promise<Account> {
-    const wanted = normaliseName(name);
-    const account = (await this.list()).find((candidate) => candidate.name === wanted);
+    const found = this.#store.db.selectFrom('users').selectAll();
+    const rows = await found.where('name', '=', normaliseName(name) ?? '').execute();
+    const [account] = await this.#withDetails(rows);
     if (account === undefined) throw noUser(name);
     return account;
+  }
+
+  /** A few users with their groups and devices. */
+  async #withDetails(users: readonly UserRow[]): Promise<Account[]> {
+    if (users.length === 0) return [];
+    const { db } = this.#store;
+    const ids = users.map(({ id }) => id);
+    const groups = await db.selectFrom('user_groups').selectAll().where('user_id', 'in', ids).orderBy('name').execute();
+    const counts = await db
+      .selectFrom('devices')
+      .select(['user_id', (build) => build.fn.countAll<number | string>().as('count')])
+      .where('revoked_at', 'is', null)
+      .where('user_id', 'in', ids)
+      .groupBy('user_id')
+      .execute();
+    return accountsOf(users, groups, counts);
   }
 
   /** No login is accepted from now on; again is no error. @throws {VpnError} ERR_NOT_FOUND */
@@ -270,6 +306,25 @@ function tooManyGroups(count: number): VpnError {
 export interface UserKey {
   readonly id: string;
   readonly name: string;
+}
+
+function accountsOf(
+  users: readonly UserRow[],
+  groups: readonly { user_id: string; name: string }[],
+  counts: readonly { user_id: string; count: number | string }[],
+): Account[] {
+  const groupsOf = Map.groupBy(groups, (row) => row.user_id);
+  const countOf = new Map(counts.map((row) => [row.user_id, Number(row.count)]));
+  return users.map((row) => ({
+    id: row.id,
+    name: row.name,
+    groups: (groupsOf.get(row.id) ?? []).map((group) => group.name),
+    createdAt: Number(row.created_at),
+    disabledAt: optional(row.disabled_at),
+    expiresAt: optional(row.expires_at),
+    devices: countOf.get(row.id) ?? 0,
+    source: row.source ?? undefined,
+  }));
 }
 
 /** @throws {VpnError} ERR_NOT_FOUND */

@@ -34,8 +34,8 @@ export interface OperationsEffort {
   requests: number;
   visits: number;
 }
-export const FULL_OPERATIONS_EFFORT: OperationsEffort = { pairs: 12, seconds: 5, requests: 2000, visits: 20 };
-export const QUICK_OPERATIONS_EFFORT: OperationsEffort = { pairs: 4, seconds: 3, requests: 600, visits: 5 };
+export const FULL_OPERATIONS_EFFORT: OperationsEffort = { pairs: 12, seconds: 5, requests: 600, visits: 20 };
+export const QUICK_OPERATIONS_EFFORT: OperationsEffort = { pairs: 4, seconds: 3, requests: 200, visits: 5 };
 
 /** Measures. @param progress gets one line at a time */
 export async function measureOperations(
@@ -44,7 +44,7 @@ export async function measureOperations(
 ): Promise<{ report: Report; measured: boolean }> {
   const machine = describeMachine();
   await using rig = await Rig.open();
-  const network = await openNetwork(rig, 'operations', 'cubic');
+  const network = await openNetwork(rig, 'operations', 'reno');
   let token = '';
   const system = new CustomVpn({
     plain: false,

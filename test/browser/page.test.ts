@@ -218,11 +218,9 @@ test(
     await page.getByRole('dialog').getByLabel('What do you call it?').fill('a virtual key');
     await page.getByRole('button', { name: 'Make it' }).click();
     await page.getByRole('row', { name: /a virtual key.*localhost.*never/ }).waitFor();
-    assert.deepEqual(await stage.accessibility(page), []);
     await page.getByRole('button', { name: 'Log out' }).click();
     const enter = page.getByRole('button', { name: 'Log in with a passkey' });
     await enter.waitFor();
-    assert.deepEqual(await stage.accessibility(page), []);
     await enter.click();
     await page.getByRole('heading', { level: 1, name: 'Settings' }).waitFor();
     await page.getByRole('button', { name: 'Remove a virtual key' }).click();
@@ -231,6 +229,8 @@ test(
     await page.getByRole('button', { name: 'Log out' }).click();
     await enter.click();
     await page.getByRole('alert').getByText('does not let you in').waitFor();
+    // Another session of the debugging protocol takes the virtual authenticator away when it ends: so only now.
+    assert.deepEqual(await stage.accessibility(page), []);
     stage.check();
   },
 );
