@@ -126,9 +126,20 @@ export async function dialSomewhere(options: DialOptions): Promise<DialledChanne
 /**
  * Opens a connection to a gateway for streams; what it says on it is the caller's.
  *
- * @throws {VpnError} as `dial`
+ * @throws {VpnError} as `dial`; ERR_TLS_ALPN or, behind camouflage, ERR_UPGRADE when the gateway has no streams
  */
 export async function dialStreams(options: DialOptions): Promise<TLSSocket> {
+  try {
+    return await dialForStreams(options);
+  } catch (error) {
+    if (!isVpnError(error, 'ERR_TLS_ALPN') && !isVpnError(error, 'ERR_UPGRADE')) throw error;
+    const why =
+      'the gateway takes no streams: its proxy is switched off ([proxy] in its configuration), or it is older than this client';
+    throw new VpnError(error.code, why, { cause: error });
+  }
+}
+
+async function dialForStreams(options: DialOptions): Promise<TLSSocket> {
   const { camouflage } = options;
   const { taken } = await dialFor(options, {
     protocols: [camouflage === undefined ? STREAMS_ALPN : HTTP_ALPN],

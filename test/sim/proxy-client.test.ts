@@ -494,6 +494,23 @@ test(
   },
 );
 
+test('a gateway without a proxy is told as one, by either way', LIMIT, async () => {
+  const path = '/a-path-that-nobody-guesses';
+  for (const [camouflage, code] of [
+    [undefined, 'ERR_TLS_ALPN'],
+    [new Secret(path), 'ERR_UPGRADE'],
+  ] as const) {
+    await using stage = await open({
+      config: { proxy: { enabled: false }, ...(camouflage && { camouflage: path }) },
+      ...(camouflage && { camouflage }),
+    });
+    await assert.rejects(
+      stage.streams.prepare(),
+      (error) => isVpnError(error, code) && /its proxy is switched off/.test(error.message),
+    );
+  }
+});
+
 test('streams come back when the gateway has been away', LIMIT, async () => {
   await using stage = await open();
   const { world, sim } = stage;
