@@ -85,15 +85,22 @@ export async function measureFlow(
   };
 }
 
-/** Round trips through an idle tunnel, in milliseconds. @throws {LabError} when more than a tenth stay unanswered */
+/**
+ * Round trips through an idle tunnel, in milliseconds.
+ *
+ * @param options.lostMs what one that stays unanswered counts for
+ * @throws {LabError} when more than a tenth stay unanswered, unless that counts
+ */
 export async function measureRoundTrips(
   from: Namespace,
   address: string,
   count: number,
+  { lostMs }: { lostMs?: number } = {},
 ): Promise<{ p50: number; p99: number }> {
   const argv = ['ping', '-n', '-c', String(count), '-i', String(PING_INTERVAL_S), '-W', '1', address];
   const { stdout } = await from.run(argv, { anyStatus: true });
   const times = [...stdout.matchAll(/ time=([\d.]+) ms/g)].map((match) => Number(match[1]));
+  if (lostMs !== undefined) while (times.length < count) times.push(lostMs);
   const [p50, p99] = [quantile(times, 0.5), quantile(times, 0.99)];
   if (p50 === undefined || p99 === undefined || times.length < count * 0.9) {
     throw new LabError(`${times.length} of ${count} pings to ${address} were answered`);
