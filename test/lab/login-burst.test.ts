@@ -12,7 +12,8 @@ import { test } from 'node:test';
 import { Deployment, labOptions } from './deployment.ts';
 import { until } from './process.ts';
 
-const LOGINS = 300;
+/** Of two workers, each begins 128 handshakes at once: of more, those make room that a busy client is slow to go on with. */
+const LOGINS = 200;
 /** No deadline is what this is about, and a busy machine takes its time. */
 const PATIENCE = 'handshakeSeconds = 60\nhelloSeconds = 120\nstepSeconds = 120\nloginSeconds = 120\n';
 /** A source may have 64 handshakes in flight at a worker. */
