@@ -46,6 +46,19 @@ test('a prepared query is undone with its transaction, and fails like any other'
   await assert.rejects(addUser(store.db, { id: '1', name: 'b', expires: null }), { code: 'ERR_CONFLICT' });
 });
 
+test('what belongs to no transaction sees nothing of one that is under way', async () => {
+  await using store = await openTestStore();
+  let outside: ReturnType<typeof findUser> | undefined;
+  const undone = store.transaction(async (db) => {
+    await addUser(db, { id: '1', name: 'a', expires: null });
+    outside = findUser(store.db, { name: 'a' });
+    assert.equal((await findUser(db, { name: 'a' })).rows.length, 1);
+    throw new Error('undo');
+  });
+  await assert.rejects(undone, /undo/);
+  assert.deepEqual((await outside)?.rows, []);
+});
+
 test('two stores of one process do not share what was prepared', async () => {
   await using one = await openTestStore();
   await using other = await openTestStore();

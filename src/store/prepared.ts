@@ -2,11 +2,22 @@
  * Queries that are built once and run often, such as those of every login.
  *
  * Hides how kysely builds a query: the text is compiled at the first run, for each kind of database, with placeholders where
- * values go. It must not know the tables.
+ * values go. A database in this process runs it at once, without kysely's waiting in between, where nobody else has the
+ * connection. It must not know the tables.
  */
 
 import type { Compilable, CompiledQuery, QueryResult } from 'kysely';
 import type { Queries } from './store.ts';
+
+/** What the adapter of a database can do besides that is in this process. */
+export interface ImmediateAdapter {
+  /**
+   * Runs a statement before it returns; undefined when that cannot be now, and nothing has been done.
+   *
+   * @param isInTransaction it belongs to the transaction that is under way
+   */
+  runNow<Row>(sql: string, parameters: readonly unknown[], isInTransaction: boolean): QueryResult<Row> | undefined;
+}
 
 /** Stands for a value while the query is built. */
 class Slot {
@@ -37,9 +48,15 @@ export function prepare<V extends object, Row>(build: (db: Queries, values: V) =
       query = build(db, slots).compile();
       compiled.set(adapter, query);
     }
-    const parameters = query.parameters.map((given) =>
-      given instanceof Slot ? Reflect.get(values, given.name) : given,
-    );
-    return await db.executeQuery({ ...query, parameters });
+    const parameters: unknown[] = [];
+    for (const given of query.parameters) {
+      parameters.push(given instanceof Slot ? Reflect.get(values, given.name) : given);
+    }
+    const done = isImmediate(adapter) ? adapter.runNow<Row>(query.sql, parameters, db.isTransaction) : undefined;
+    return done ?? (await db.executeQuery({ ...query, parameters }));
   };
+}
+
+function isImmediate(adapter: object): adapter is ImmediateAdapter {
+  return 'runNow' in adapter;
 }

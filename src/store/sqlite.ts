@@ -9,9 +9,17 @@ import { chmodSync, closeSync, existsSync, fsyncSync, openSync, statSync } from 
 import { dirname } from 'node:path';
 import { DatabaseSync, type SQLInputValue, type StatementSync } from 'node:sqlite';
 import { setTimeout } from 'node:timers/promises';
-import { type DatabaseConnection, type Driver, SqliteAdapter, SqliteDialect, SqliteDriver } from 'kysely';
+import {
+  type DatabaseConnection,
+  type Driver,
+  type QueryResult,
+  SqliteAdapter,
+  SqliteDialect,
+  SqliteDriver,
+} from 'kysely';
 import { isVpnError, VpnError } from '../base/errors.ts';
 import { makePrivateFolder } from '../base/private-file.ts';
+import type { ImmediateAdapter } from './prepared.ts';
 import type { OpenedDatabase } from './store.ts';
 
 /** Marks the file as ours ("CVPN"), so that another program's database is never migrated. */
@@ -245,14 +253,35 @@ class Sqlite extends SqliteDialect {
   }
 
   override createAdapter(): SqliteAdapter {
-    return new TransactionalAdapter();
+    return new Immediate(this.#database);
   }
 }
 
-/** SQLite rolls back a changed schema like any other change, which kysely's adapter denies. */
-class TransactionalAdapter extends SqliteAdapter {
+class Immediate extends SqliteAdapter implements ImmediateAdapter {
+  readonly #database: Adapter;
+
+  constructor(database: Adapter) {
+    super();
+    this.#database = database;
+  }
+
+  /** SQLite rolls back a changed schema like any other change, which kysely's adapter denies. */
   override get supportsTransactionalDdl(): boolean {
     return true;
+  }
+
+  runNow<Row>(sql: string, parameters: readonly unknown[], isInTransaction: boolean): QueryResult<Row> | undefined {
+    const database = this.#database;
+    // What belongs to no transaction waits for the end of one; what belongs to one that has ended is kysely's to refuse.
+    if (isInTransaction ? !database.isInTransaction : database.isHeld) return undefined;
+    try {
+      const statement = database.prepare(sql);
+      if (statement.reader) return { rows: statement.all(parameters) as Row[] };
+      return { rows: [], numAffectedRows: BigInt(statement.run(parameters).changes) };
+    } catch (error) {
+      if (isBusy(error)) return undefined;
+      throw error;
+    }
   }
 }
 
@@ -272,8 +301,13 @@ class PatientDriver extends SqliteDriver {
     if (this.#database.isInTransaction) await super.rollbackTransaction(connection);
   }
 
+  override async releaseConnection(): Promise<void> {
+    this.#database.isHeld = false;
+  }
+
   override async acquireConnection(): Promise<DatabaseConnection> {
     const inner = await super.acquireConnection();
+    this.#database.isHeld = true;
     return {
       streamQuery: (query, chunkSize) => inner.streamQuery(query, chunkSize),
       executeQuery: async (query) => {
@@ -301,6 +335,8 @@ class Adapter {
   readonly #path: string;
   readonly #journal: JournalFile | undefined;
   readonly #statements = new Map<string, Statement>();
+  /** Somebody has kysely's one connection. */
+  isHeld = false;
 
   constructor(database: DatabaseSync, path: string, journal: JournalFile | undefined) {
     this.#database = database;

@@ -7,6 +7,7 @@
  */
 
 import { CompiledQuery, type Transaction } from 'kysely';
+import { prepare } from './prepared.ts';
 import type { Schema } from './schema.ts';
 
 type Work<T> = (db: Transaction<Schema>) => Promise<T>;
@@ -20,9 +21,10 @@ interface Waiting {
 /** In one commit: more would keep the event loop from packets for too long. */
 const MAX_TOGETHER = 16;
 
-const SAVEPOINT = CompiledQuery.raw('savepoint one');
-const RELEASE = CompiledQuery.raw('release one');
-const ROLLBACK = CompiledQuery.raw('rollback to one');
+const savepoint = command('savepoint one');
+const release = command('release one');
+const rollBack = command('rollback to one');
+const NOTHING = {};
 
 export class TransactionGroup {
   readonly #transaction: (work: Work<void>) => Promise<void>;
@@ -87,15 +89,15 @@ export class TransactionGroup {
 
 /** @throws what the work threw, when the database has undone the whole group with it */
 async function runAlone(db: Transaction<Schema>, { work }: Waiting, fail: (error: unknown) => void): Promise<unknown> {
-  await db.executeQuery(SAVEPOINT);
+  await savepoint(db, NOTHING);
   try {
     const value = await work(db);
-    await db.executeQuery(RELEASE);
+    await release(db, NOTHING);
     return value;
   } catch (error) {
     try {
-      await db.executeQuery(ROLLBACK);
-      await db.executeQuery(RELEASE);
+      await rollBack(db, NOTHING);
+      await release(db, NOTHING);
     } catch {
       // A full disk, for one, makes SQLite undo everything at once.
       throw error;
@@ -103,4 +105,8 @@ async function runAlone(db: Transaction<Schema>, { work }: Waiting, fail: (error
     fail(error);
     return undefined;
   }
+}
+
+function command(text: string) {
+  return prepare(() => ({ compile: () => CompiledQuery.raw(text) }));
 }
