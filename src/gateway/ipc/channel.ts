@@ -8,7 +8,7 @@
  */
 
 import { Socket } from 'node:net';
-import { z } from 'zod';
+import type { z } from 'zod';
 import { ERROR_CODES, type ErrorCode, toVpnError, VpnError } from '../../base/errors.ts';
 
 /** One kind of message: `output` where an answer is expected. */
@@ -44,19 +44,24 @@ export interface ChannelLimits {
 const MAX_UNREAD_BYTES = 64 * 1024 * 1024;
 const LENGTH_BYTES = 4;
 const MAX_ERROR_TEXT = 1024;
+const MAX_NAME = 64;
+/** What is said in one turn goes in one write; more than this goes at once. */
+const MAX_TOGETHER_BYTES = 256 * 1024;
 
-const frame = z.union([
-  z.strictObject({ call: z.string().max(64), id: z.int().min(0), input: z.unknown() }),
-  z.strictObject({ tell: z.string().max(64), input: z.unknown() }),
-  z.strictObject({ answer: z.int().min(0), output: z.unknown() }),
-  z.strictObject({
-    answer: z.int().min(0),
-    error: z.strictObject({ code: z.string().max(64), message: z.string().max(2 * MAX_ERROR_TEXT) }),
-  }),
-]);
+/** One for all channels: what is read is taken out of it before anything else can be read. */
+const readBuffer = Buffer.allocUnsafeSlow(64 * 1024);
+const EMPTY = Buffer.alloc(0);
+
+/** What one end says in a frame. */
+type Frame =
+  | { readonly call: string; readonly id: number; readonly input: unknown }
+  | { readonly tell: string; readonly input: unknown }
+  | { readonly answer: number; readonly output: unknown }
+  | { readonly answer: number; readonly error: { readonly code: string; readonly message: string } };
 
 interface Waiting {
   readonly output: z.ZodType;
+  readonly late: NodeJS.Timeout | undefined;
   resolve(value: unknown): void;
   reject(error: VpnError): void;
 }
@@ -81,8 +86,12 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
   readonly #socket: Socket;
   readonly #waiting = new Map<number, Waiting>();
   readonly #now: () => number;
-  #chunks: Buffer[] = [];
-  #bufferedBytes = 0;
+  /** The beginning of a frame whose rest has not come. */
+  #rest: Buffer[] = [];
+  #restBytes = 0;
+  /** What has been said in this turn. */
+  #said: Buffer[] = [];
+  #saidBytes = 0;
   #nextId = 0;
   #inFlight = 0;
   #frames: number;
@@ -96,10 +105,22 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
     this.#frames = options.limits.burstFrames;
     this.#bytes = options.limits.burstBytes;
     this.#filledAt = this.#now();
-    this.#socket = new Socket({ fd: options.fd, readable: true, writable: true });
-    this.#socket.on('data', (chunk) => this.#receive(Buffer.from(chunk)));
+    this.#socket = new Socket({
+      fd: options.fd,
+      readable: true,
+      writable: true,
+      // Without a stream in between, which makes a buffer of 64 KiB for every read.
+      onread: {
+        buffer: readBuffer,
+        callback: (length) => {
+          this.#receive(readBuffer.subarray(0, length));
+          return true;
+        },
+      },
+    });
     this.#socket.on('error', () => {});
     this.#socket.on('close', () => this.#end(undefined));
+    this.#socket.resume();
   }
 
   /**
@@ -128,13 +149,7 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
             this.#waiting.delete(id);
             reject(new VpnError('ERR_BUSY', `no answer to ${name} within ${timeoutMs} ms`));
           }, timeoutMs).unref();
-    const settle =
-      <T>(act: (value: T) => void) =>
-      (value: T): void => {
-        clearTimeout(late);
-        act(value);
-      };
-    this.#waiting.set(id, { output, resolve: settle(resolve as (value: unknown) => void), reject: settle(reject) });
+    this.#waiting.set(id, { output, late, resolve: resolve as (value: unknown) => void, reject });
     try {
       this.#send({ call: name, id, input: encode(kind.input, input, name) });
     } catch (error) {
@@ -161,42 +176,74 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
     this.#end(undefined);
   }
 
-  #send(message: z.input<typeof frame>): void {
+  #send(message: Frame): void {
     if (this.#isClosed) return;
-    const body = Buffer.from(JSON.stringify(message));
+    const text = JSON.stringify(message);
+    const length = Buffer.byteLength(text);
     const { maxSentBytes = Number.POSITIVE_INFINITY } = this.#options;
-    if (body.length > maxSentBytes) {
-      throw new VpnError(
-        'ERR_INVARIANT',
-        `a message of ${body.length} bytes, where the other end takes ${maxSentBytes}`,
-      );
+    if (length > maxSentBytes) {
+      throw new VpnError('ERR_INVARIANT', `a message of ${length} bytes, where the other end takes ${maxSentBytes}`);
     }
-    const head = Buffer.alloc(LENGTH_BYTES);
-    head.writeUInt32BE(body.length);
-    this.#socket.write(Buffer.concat([head, body]));
+    const bytes = Buffer.allocUnsafe(LENGTH_BYTES + length);
+    bytes.writeUInt32BE(length);
+    bytes.write(text, LENGTH_BYTES);
+    if (this.#saidBytes === 0) setImmediate(() => this.#flush());
+    this.#said.push(bytes);
+    this.#saidBytes += bytes.length;
+    if (this.#saidBytes >= MAX_TOGETHER_BYTES) this.#flush();
+  }
+
+  #flush(): void {
+    this.#writeSaid();
     if (this.#socket.writableLength > MAX_UNREAD_BYTES) this.#break('it does not read what it is told');
   }
 
+  #writeSaid(): void {
+    if (this.#saidBytes === 0) return;
+    const [first] = this.#said;
+    const bytes = this.#said.length === 1 && first !== undefined ? first : Buffer.concat(this.#said);
+    this.#said = [];
+    this.#saidBytes = 0;
+    this.#socket.write(bytes);
+  }
+
+  /** @param chunk borrowed until this returns */
   #receive(chunk: Buffer): void {
     if (this.#isClosed) return;
-    this.#chunks.push(chunk);
-    this.#bufferedBytes += chunk.length;
-    while (!this.#isClosed && this.#bufferedBytes >= LENGTH_BYTES) {
-      if ((this.#chunks[0]?.length ?? 0) < LENGTH_BYTES) this.#chunks = [Buffer.concat(this.#chunks)];
-      const length = this.#chunks[0]?.readUInt32BE() ?? 0;
+    let bytes = chunk;
+    if (this.#restBytes > 0) {
+      this.#rest.push(Buffer.from(chunk));
+      this.#restBytes += chunk.length;
+      if (this.#restBytes < LENGTH_BYTES) return;
+      let [head = EMPTY] = this.#rest;
+      if (head.length < LENGTH_BYTES) {
+        head = Buffer.concat(this.#rest);
+        this.#rest = [head];
+      }
+      // Joined once, when the frame is whole.
+      const length = head.readUInt32BE();
+      if (length <= this.#options.limits.frameBytes && this.#restBytes < LENGTH_BYTES + length) return;
+      bytes = this.#rest.length === 1 ? head : Buffer.concat(this.#rest);
+      this.#rest = [];
+      this.#restBytes = 0;
+    }
+    let at = 0;
+    while (bytes.length - at >= LENGTH_BYTES) {
+      const length = bytes.readUInt32BE(at);
       if (length > this.#options.limits.frameBytes) {
         this.#break(`a frame of ${length} bytes, where at most ${this.#options.limits.frameBytes} are allowed`);
         return;
       }
-      if (this.#bufferedBytes < LENGTH_BYTES + length) return;
-      const all = this.#chunks.length === 1 ? this.#chunks[0] : Buffer.concat(this.#chunks);
-      if (all === undefined) return;
-      const rest = all.subarray(LENGTH_BYTES + length);
-      this.#chunks = rest.length === 0 ? [] : [rest];
-      this.#bufferedBytes = rest.length;
+      const end = at + LENGTH_BYTES + length;
+      if (bytes.length < end) break;
       if (!this.#spend(LENGTH_BYTES + length)) return;
-      this.#handle(all.subarray(LENGTH_BYTES, LENGTH_BYTES + length));
+      this.#handle(bytes.toString('utf8', at + LENGTH_BYTES, end));
+      if (this.#isClosed) return;
+      at = end;
     }
+    if (at === bytes.length) return;
+    this.#rest = [Buffer.from(bytes.subarray(at))];
+    this.#restBytes = bytes.length - at;
   }
 
   /** @returns whether it may go on */
@@ -212,19 +259,19 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
     return !this.#isClosed;
   }
 
-  #handle(body: Buffer): void {
-    let text: unknown;
+  #handle(text: string): void {
+    let value: unknown;
     try {
-      text = JSON.parse(body.toString('utf8'));
+      value = JSON.parse(text);
     } catch {
       this.#break('a frame that is no JSON');
       return;
     }
-    const parsed = frame.safeParse(text);
-    if (!parsed.success) this.#break('a frame of no known kind');
-    else if ('call' in parsed.data) this.#called(parsed.data.call, parsed.data.id, parsed.data.input);
-    else if ('tell' in parsed.data) this.#told(parsed.data.tell, parsed.data.input);
-    else this.#answered(parsed.data);
+    const frame = readFrame(value);
+    if (frame === undefined) this.#break('a frame of no known kind');
+    else if ('call' in frame) this.#called(frame.call, frame.id, frame.input);
+    else if ('tell' in frame) this.#told(frame.tell, frame.input);
+    else this.#answered(frame);
   }
 
   #called(name: string, id: number, input: unknown): void {
@@ -246,16 +293,19 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
       return;
     }
     const { output } = kind;
-    Promise.try((): unknown => handler(parsed.data as never))
-      .then((value) => ({ answer: id, output: encode(output, value, name) }))
-      .then((message) => this.#send(message))
-      .catch((cause: unknown) => {
-        const { code, message } = toVpnError(cause);
-        this.#send({ answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } });
-      })
-      .finally(() => {
-        this.#inFlight -= 1;
-      });
+    Promise.try((): unknown => handler(parsed.data as never)).then(
+      (value) => this.#answer(id, () => ({ answer: id, output: encode(output, value, name) })),
+      (cause: unknown) => this.#answer(id, () => refusalOf(id, cause)),
+    );
+  }
+
+  #answer(id: number, answer: () => Frame): void {
+    this.#inFlight -= 1;
+    try {
+      this.#send(answer());
+    } catch (cause) {
+      this.#send(refusalOf(id, cause));
+    }
   }
 
   #told(name: string, input: unknown): void {
@@ -278,6 +328,7 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
       return;
     }
     this.#waiting.delete(message.answer);
+    clearTimeout(waiting.late);
     if (message.error !== undefined) {
       const { code, message: words } = message.error;
       const known = ERROR_CODES.find((candidate): candidate is ErrorCode => candidate === code);
@@ -303,16 +354,54 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
 
   #end(error: VpnError | undefined): void {
     if (this.#isClosed) return;
+    if (error === undefined) this.#writeSaid();
     this.#isClosed = true;
-    this.#chunks = [];
-    this.#bufferedBytes = 0;
+    this.#said = [];
+    this.#saidBytes = 0;
+    this.#rest = [];
+    this.#restBytes = 0;
     if (error === undefined) this.#socket.end();
     else this.#socket.destroy();
     this.#socket.unref();
-    for (const { reject } of this.#waiting.values()) reject(gone('a call'));
+    for (const { late, reject } of this.#waiting.values()) {
+      clearTimeout(late);
+      reject(gone('a call'));
+    }
     this.#waiting.clear();
     this.#options.closed(error);
   }
+}
+
+/** Whether it is one, and nothing else is in it. */
+function readFrame(value: unknown): Frame | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const frame = value as Readonly<Record<string, unknown>>;
+  const members = Object.keys(frame).length;
+  const { call, tell, answer, error } = frame;
+  if ('call' in frame)
+    return isName(call) && isCount(frame.id) && 'input' in frame && members === 3 ? (value as Frame) : undefined;
+  if ('tell' in frame) return isName(tell) && 'input' in frame && members === 2 ? (value as Frame) : undefined;
+  if (!isCount(answer) || members !== 2) return undefined;
+  return 'output' in frame || isError(error) ? (value as Frame) : undefined;
+}
+
+function isName(value: unknown): boolean {
+  return typeof value === 'string' && value.length <= MAX_NAME;
+}
+
+function isCount(value: unknown): boolean {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function isError(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Object.keys(value).length !== 2) return false;
+  const { code, message } = value as Readonly<Record<string, unknown>>;
+  return isName(code) && typeof message === 'string' && message.length <= 2 * MAX_ERROR_TEXT;
+}
+
+function refusalOf(id: number, cause: unknown): Frame {
+  const { code, message } = toVpnError(cause);
+  return { answer: id, error: { code, message: message.slice(0, MAX_ERROR_TEXT) } };
 }
 
 function encode(schema: z.ZodType, value: unknown, name: string): unknown {

@@ -118,6 +118,8 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   #heardAt: number;
   /** Somebody may have to type: the login takes longer than one between machines. */
   #isWaitingForPerson = false;
+  /** Auth may keep something for an answer of the person. */
+  #isWaitedFor = false;
   /** What a person who was sent to a provider may take on top of that. */
   #providerSeconds = 0;
   #isData = false;
@@ -238,7 +240,7 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   }
 
   #afterClosed(error: VpnError | undefined): void {
-    if (this.#session === undefined) this.#host.auth.forget(this.#peer.binding);
+    if (this.#session === undefined && this.#isWaitedFor) this.#host.auth.forget(this.#peer.binding);
     try {
       if (error === undefined && !this.#isEnding) this.#decoder.end();
     } catch (truncated) {
@@ -409,6 +411,8 @@ export class Connection implements FrameSink, ChannelHandler, SlotConnection {
   #ask(challenge: Challenge): LoginServerOutput {
     this.#enter('step');
     this.#isWaitingForPerson = asksPeople(challenge.steps);
+    this.#isWaitedFor ||= this.#isWaitingForPerson;
+    if (this.#isWaitedFor && this.channel.isClosed) this.#host.auth.forget(this.#peer.binding);
     this.#providerSeconds = Math.max(0, ...challenge.steps.map(({ seconds = 0 }) => seconds));
     return this.#login.challenge(challenge);
   }
