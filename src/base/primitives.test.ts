@@ -28,6 +28,19 @@ test('equal compares contents and lengths', () => {
   assert.equal(nodePrimitives.equal(bytes(''), bytes('')), true);
 });
 
+test('no two of many random bytes are alike, whatever their length, and they are whose they are', () => {
+  const seen = new Set<string>();
+  for (let at = 0; at < 3000; at += 1) seen.add(hex(nodePrimitives.randomBytes(12 + (at % 3) * 10)));
+  assert.equal(seen.size, 3000);
+  const [one, other] = [nodePrimitives.randomBytes(16), nodePrimitives.randomBytes(16)];
+  const before = hex(other);
+  one.fill(0);
+  nodePrimitives.randomBytes(16);
+  assert.equal(hex(other), before);
+  assert.equal(one.buffer.byteLength, 16);
+  assert.equal(nodePrimitives.randomBytes(10_000).length, 10_000);
+});
+
 test('random bytes have their length and differ', () => {
   assert.equal(nodePrimitives.randomBytes(16).length, 16);
   assert.notDeepEqual(nodePrimitives.randomBytes(16), nodePrimitives.randomBytes(16));

@@ -130,6 +130,31 @@ export function parseDeviceKey(algorithm: DeviceAlgorithm, spki: Uint8Array): Ke
   }
 }
 
+/** Keys that are kept ready. Beyond it the one that was needed longest ago is read again when it is. */
+const MAX_READY_KEYS = 4096;
+
+/** Reads keys of devices, and keeps those that were needed last ready: reading one costs a quarter of verifying with it. */
+export class DeviceKeys {
+  readonly #ready = new Map<string, { readonly encoded: Uint8Array; readonly key: KeyObject | undefined }>();
+
+  /**
+   * As `parseDeviceKey`. It takes the time of reading when `device` is asked for with this key for the first time, whoever
+   * that is: also for those who do not exist, with whatever key stands for them.
+   */
+  read(device: string, algorithm: DeviceAlgorithm, spki: Uint8Array): KeyObject | undefined {
+    const id = `${algorithm} ${device}`;
+    let entry = this.#ready.get(id);
+    this.#ready.delete(id);
+    if (entry === undefined || Buffer.compare(entry.encoded, spki) !== 0) {
+      entry = { encoded: Uint8Array.from(spki), key: parseDeviceKey(algorithm, spki) };
+    }
+    this.#ready.set(id, entry);
+    const [oldest] = this.#ready.keys();
+    if (this.#ready.size > MAX_READY_KEYS && oldest !== undefined) this.#ready.delete(oldest);
+    return entry.key;
+  }
+}
+
 /** Checks a device's signature: r‖s with SHA-256 for P-256, or Ed25519; 64 bytes either way. */
 export function verifyDeviceSignature(
   algorithm: DeviceAlgorithm,

@@ -6,8 +6,9 @@
  * everybody out for a minute. It must not know what a nonce is signed into.
  */
 
-import { randomBytes, timingSafeEqual } from 'node:crypto';
+import { timingSafeEqual } from 'node:crypto';
 import type { Clock } from '../base/clock.ts';
+import { freshBytes } from '../base/primitives.ts';
 
 const NONCE_BYTES = 32;
 export const NONCE_LIFE_MS = 60_000;
@@ -41,7 +42,7 @@ export class Nonces {
       if (expiresAt > now && this.#outstanding.size < this.#limit) break;
       this.#outstanding.delete(oldest);
     }
-    const nonce = randomBytes(NONCE_BYTES);
+    const nonce = freshBytes(NONCE_BYTES);
     this.#outstanding.set(binding, { nonce, expiresAt: now + lifeMs });
     return new Uint8Array(nonce);
   }

@@ -14,6 +14,7 @@ import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:cr
 import { readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { isVpnError, VpnError } from '../base/errors.ts';
+import { freshBytes } from '../base/primitives.ts';
 import { makePrivateFolder, writePrivateFile } from '../base/private-file.ts';
 
 const VERSION = 1;
@@ -69,7 +70,7 @@ export class Vault {
    * @param context which one it is, such as the row's id
    */
   seal(purpose: string, context: string, plain: Uint8Array): Uint8Array {
-    const nonce = randomBytes(NONCE_BYTES);
+    const nonce = freshBytes(NONCE_BYTES);
     const cipher = createCipheriv('aes-256-gcm', this.#key(purpose), nonce, { authTagLength: TAG_BYTES });
     cipher.setAAD(associated(context));
     return Buffer.concat([Uint8Array.of(VERSION), nonce, cipher.update(plain), cipher.final(), cipher.getAuthTag()]);

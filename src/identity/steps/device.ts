@@ -13,7 +13,7 @@ import { deviceIdOf } from '../../protocol/keys.ts';
 import type { DeviceAlgorithm } from '../../protocol/messages.ts';
 import { prepare } from '../../store/prepared.ts';
 import type { Store } from '../../store/store.ts';
-import { parseDeviceKey, verifyDeviceSignature } from '../devices.ts';
+import { DeviceKeys, verifyDeviceSignature } from '../devices.ts';
 import type { Attempt, Finding, LoginStep, Subject } from './step.ts';
 
 const findDevice = prepare((db, { device }: { device: string }) =>
@@ -27,6 +27,7 @@ const findDevice = prepare((db, { device }: { device: string }) =>
 export class DeviceStep implements LoginStep {
   readonly kind = 'device';
   readonly #store: Store;
+  readonly #keys = new DeviceKeys();
   readonly #nobody: Readonly<Record<DeviceAlgorithm, { key: KeyObject; encoded: Uint8Array }>> = {
     p256: lostKey(generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey),
     ed25519: lostKey(generateKeyPairSync('ed25519').publicKey),
@@ -46,7 +47,7 @@ export class DeviceStep implements LoginStep {
     // A worker has compared id and key already, but it is not believed here.
     const isKnown = isSameAlgorithm && encoded !== undefined && deviceIdOf(nodePrimitives, encoded).toHex() === device;
     // Reading a key and verifying with it both take time that must not tell whether there was one.
-    const key = parseDeviceKey(algorithm, isKnown ? encoded : nobody.encoded);
+    const key = this.#keys.read(device, algorithm, isKnown ? encoded : nobody.encoded);
     const signed = verifyDeviceSignature(algorithm, key ?? nobody.key, evidence.signedBytes, evidence.signature);
     if (key === undefined || !isKnown) {
       const reason = isSameAlgorithm ? 'the device is unknown or its key is none' : 'the device has another algorithm';
