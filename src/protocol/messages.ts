@@ -298,6 +298,8 @@ export interface Messages {
   drain: z.output<typeof DRAIN>;
 }
 
+const ENCODER = new TextEncoder();
+
 /** The control frames that carry a message; the others carry opaque bytes. */
 export type MessageName = keyof Messages;
 
@@ -350,7 +352,7 @@ export function encodeMessage<N extends MessageName>(name: N, value: Messages[N]
   if (!result.success) {
     throw new VpnError('ERR_INVARIANT', `cannot encode ${name}: ${describe(result.error)}`, { cause: result.error });
   }
-  return encodeFrame(FrameType[name], new TextEncoder().encode(JSON.stringify(result.data)));
+  return encodeFrame(FrameType[name], ENCODER.encode(JSON.stringify(result.data)));
 }
 
 /**
