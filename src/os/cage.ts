@@ -13,6 +13,7 @@
 import { VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { Errno, errnoName, NativeMemory, nativeCalls } from './ffi.ts';
+import { SCHED_IDLE } from './idle.ts';
 import {
   type AllowedWays,
   type ArgumentCondition,
@@ -306,6 +307,8 @@ const STARTING: Rules = [
   'waitid',
   'setsid',
   'setpriority',
+  // The hasher gives way to all others.
+  ['sched_setscheduler', { argument: 0, oneOf: [0] }, { argument: 1, oneOf: [SCHED_IDLE] }],
   'kill',
   'tgkill',
   ['prlimit64', { argument: 0, oneOf: [0] }],

@@ -112,6 +112,7 @@ const NUMBERS = {
   getpriority: [140, 141],
   setpriority: [141, 140],
   sched_getparam: [143, 121],
+  sched_setscheduler: [144, 119],
   sched_getscheduler: [145, 120],
   sched_get_priority_max: [146, 125],
   sched_get_priority_min: [147, 126],

@@ -4,6 +4,8 @@ import type { Argon2Parameters } from '../../identity/passwords.ts';
 
 /** The argument of a hasher whose parent is in a cage. */
 export const CAGED = 'caged';
+/** The argument of a hasher that runs in idle time only. */
+export const IDLE = 'idle';
 
 /** One at a time; the next comes after the reply. */
 export type HasherRequest =

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { collectLog } from '../../../test/support/log-lines.ts';
 import { isVpnError } from '../../base/errors.ts';
+import { SCHED_IDLE } from '../../os/idle.ts';
 import { HasherProcess } from './hasher.ts';
 import { isHasherReply, isHasherRequest } from './hasher-messages.ts';
 
@@ -21,6 +22,12 @@ async function program(name: string, source: string): Promise<string> {
   return path;
 }
 
+/** The scheduling policy of a thread, the 41st field of its status. */
+const policyOf = (pid: number, thread: string): number => {
+  const status = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8');
+  return Number(status.slice(status.lastIndexOf(')') + 2).split(' ')[41 - 3]);
+};
+
 const isGone = (pid: number): boolean => {
   try {
     process.kill(pid, 0);
@@ -30,9 +37,9 @@ const isGone = (pid: number): boolean => {
   }
 };
 
-test('another process hashes and verifies, at the lowest priority, with nothing in its arguments and environment', async () => {
+test('another process hashes and verifies, in idle time, with nothing in its arguments and environment', async () => {
   const { log } = collectLog();
-  using hasher = new HasherProcess({ log, parameters: CHEAP });
+  using hasher = new HasherProcess({ log, parameters: CHEAP, starvedMs: 60_000 });
   assert.equal(hasher.pid, undefined, 'it starts with the first password');
   const phc = await hasher.hash('correct horse battery');
   assert.match(phc, /^\$argon2id\$v=19\$m=64,t=1,p=1\$/);
@@ -49,9 +56,49 @@ test('another process hashes and verifies, at the lowest priority, with nothing 
     (thread) => readFileSync(`/proc/${pid}/task/${thread}/comm`, 'utf8').trim() === 'libuv-worker',
   );
   assert.ok(workers.length > 0);
-  for (const thread of workers) assert.equal(getPriority(Number(thread)), 19);
+  for (const thread of workers) {
+    assert.equal(getPriority(Number(thread)), 19);
+    assert.equal(policyOf(pid, thread), SCHED_IDLE);
+  }
   const seen = ['cmdline', 'environ'].map((name) => readFileSync(`/proc/${pid}/${name}`, 'utf8')).join('\n');
   assert.ok(!seen.includes('battery') && !seen.includes('PATH='), seen);
+});
+
+test('a password that finds no idle time is checked by another process at once, and so are those after it for a while', async () => {
+  const { log } = collectLog();
+  const echo = await program(
+    'starving',
+    `if (!process.argv.includes('idle')) process.on('message', ({ id }) => process.send({ id, result: String(process.pid) }));
+     else process.on('message', () => {});`,
+  );
+  using hasher = new HasherProcess({ log, parameters: CHEAP, program: echo, starvedMs: 20, busyMs: 60_000 });
+  const [first, second] = await Promise.all([hasher.hash('the first password'), hasher.hash('the second password')]);
+  assert.equal(first, second);
+  assert.equal(await hasher.hash('the third password'), String(hasher.pid));
+});
+
+test('when there may be idle time again, the process that takes part of a busy core ends', async () => {
+  const { log } = collectLog();
+  const echo = await program(
+    'resting',
+    `if (!process.argv.includes('idle')) process.on('message', ({ id }) => process.send({ id, result: String(process.pid) }));
+     else process.on('message', () => {});`,
+  );
+  let time = 0;
+  using hasher = new HasherProcess({
+    log,
+    parameters: CHEAP,
+    program: echo,
+    starvedMs: 20,
+    busyMs: 500,
+    now: () => time,
+  });
+  const busy = await hasher.hash('the first password');
+  time = 499;
+  assert.equal(await hasher.hash('the second password'), busy);
+  time = 500;
+  assert.notEqual(await hasher.hash('the third password'), busy);
+  while (!isGone(Number(busy))) await new Promise(setImmediate);
 });
 
 test('a bounded number waits; one more is ERR_BUSY at once, and the others get their answers', async () => {

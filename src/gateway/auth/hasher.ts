@@ -1,8 +1,9 @@
 /**
- * Hashes passwords in a process of its own, at the lowest priority.
+ * Hashes passwords in a process of its own, in idle time.
  *
  * Hides that process: it is started with the first password, ends with this one, and is started again when it dies. argon2
- * takes a tenth of a second of a core by design; in the gateway's own process it would delay packets twenty-fold. A bounded
+ * takes a tenth of a second of a core by design; in the gateway's own process it would delay packets twenty-fold. Where there is
+ * no idle time for long, another process takes its place for a while, which has its small part of a busy core. A bounded
  * number of passwords wait; one more is ERR_BUSY, so that a storm of logins costs no more than one core's idle time.
  * Passwords go over an inherited socket, never through arguments, the environment or a file.
  */
@@ -14,13 +15,17 @@ import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { ARGON2_PARAMETERS, type Argon2Parameters, type PasswordHasher } from '../../identity/passwords.ts';
 import { cageOfThisProcess } from '../../os/cage.ts';
-import { CAGED, type HasherRequest, isHasherReply } from './hasher-messages.ts';
+import { CAGED, type HasherRequest, IDLE, isHasherReply } from './hasher-messages.ts';
 
 /** From TypeScript in a checkout, from JavaScript in a built package. */
 const PROGRAM = fileURLToPath(new URL(`hasher-child${extname(import.meta.url)}`, import.meta.url));
 const MAX_WAITING = 64;
 /** Longer than the queue can take: a process that hangs must not hang logins. */
 const DEADLINE_MS = 30_000;
+/** A password that takes longer than this has found no idle time. */
+const STARVED_MS = 1000;
+/** For so long there is supposed to be none. */
+const BUSY_MS = 60_000;
 
 interface Waiting {
   readonly request: HasherRequest;
@@ -33,6 +38,10 @@ export interface HasherOptions {
   parameters?: Argon2Parameters;
   maxWaiting?: number;
   deadlineMs?: number;
+  starvedMs?: number;
+  busyMs?: number;
+  /** Monotonic milliseconds. */
+  now?: () => number;
   /** Runs this in place of the real program. */
   program?: string;
 }
@@ -43,12 +52,20 @@ export class HasherProcess implements PasswordHasher, Disposable {
   parameters: Argon2Parameters;
   readonly #maxWaiting: number;
   readonly #deadlineMs: number;
+  readonly #starvedMs: number;
+  readonly #busyMs: number;
+  readonly #now: () => number;
   readonly #program: string;
   readonly #queue: Waiting[] = [];
   #child: ChildProcess | undefined;
   /** One at a time: two would only share the same idle time. */
   #current: Waiting | undefined;
   #deadline: NodeJS.Timeout | undefined;
+  #starved: NodeJS.Timeout | undefined;
+  /** Until then the hasher does not wait for idle time; monotonic milliseconds. */
+  #busyUntil = 0;
+  /** Whether the process at hand waits for idle time. */
+  #isIdle = false;
   #nextId = 1;
   #isClosed = false;
 
@@ -57,6 +74,9 @@ export class HasherProcess implements PasswordHasher, Disposable {
     this.parameters = options.parameters ?? ARGON2_PARAMETERS;
     this.#maxWaiting = options.maxWaiting ?? MAX_WAITING;
     this.#deadlineMs = options.deadlineMs ?? DEADLINE_MS;
+    this.#starvedMs = options.starvedMs ?? STARVED_MS;
+    this.#busyMs = options.busyMs ?? BUSY_MS;
+    this.#now = options.now ?? (() => performance.now());
     this.#program = options.program ?? PROGRAM;
   }
 
@@ -107,7 +127,11 @@ export class HasherProcess implements PasswordHasher, Disposable {
     const next = this.#queue.shift();
     if (next === undefined) return;
     this.#current = next;
-    const child = this.#child ?? this.#start();
+    const wantsIdle = this.#now() >= this.#busyUntil;
+    // It is between two passwords.
+    if (this.#child !== undefined && wantsIdle && !this.#isIdle) this.#drop(this.#child);
+    const child = this.#child ?? this.#start(wantsIdle);
+    if (this.#isIdle) this.#starved = setTimeout(() => this.#starve(next, child), this.#starvedMs).unref();
     this.#deadline = setTimeout(() => {
       this.#log.error('the hasher does not answer; it is started again');
       child.kill('SIGKILL');
@@ -118,8 +142,26 @@ export class HasherProcess implements PasswordHasher, Disposable {
     });
   }
 
-  #start(): ChildProcess {
-    const child = fork(this.#program, cageOfThisProcess() === undefined ? [] : [CAGED], {
+  #drop(child: ChildProcess): void {
+    this.#child = undefined;
+    child.kill('SIGKILL');
+  }
+
+  /** The same password again, to a process that has its part of the processors' time however busy they are. */
+  #starve(request: Waiting, child: ChildProcess): void {
+    this.#log.debug('the hasher finds no idle time');
+    this.#busyUntil = this.#now() + this.#busyMs;
+    this.#drop(child);
+    this.#settle();
+    this.#queue.unshift(request);
+    this.#next();
+  }
+
+  /** @param isIdle it waits for idle time */
+  #start(isIdle: boolean): ChildProcess {
+    this.#isIdle = isIdle;
+    const manner = [...(cageOfThisProcess() === undefined ? [] : [CAGED]), ...(isIdle ? [IDLE] : [])];
+    const child = fork(this.#program, manner, {
       env: {},
       execArgv: ['--disable-warning=ExperimentalWarning'],
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
@@ -157,6 +199,7 @@ export class HasherProcess implements PasswordHasher, Disposable {
 
   #settle(): void {
     clearTimeout(this.#deadline);
+    clearTimeout(this.#starved);
     this.#current = undefined;
   }
 
