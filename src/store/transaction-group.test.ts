@@ -44,6 +44,46 @@ test('transactions that come in one turn share a commit, and see each other in o
   assert.deepEqual(await users(store), ['a', 'b', 'c', 'd']);
 });
 
+test('where commits follow each other closely the next one waits for company, and no more when it finds none', async () => {
+  const store = await openStore(':memory:');
+  let commits = 0;
+  let waits = 0;
+  let time = 0;
+  const others: Promise<unknown>[] = [];
+  let hasCompany = true;
+  const group = new TransactionGroup(
+    async (work) => {
+      await store.db.transaction().execute(work);
+      commits += 1;
+    },
+    {
+      now: () => time,
+      wait: async () => {
+        waits += 1;
+        if (hasCompany) others.push(group.run((db) => add(db, `other${waits}`)));
+      },
+    },
+  );
+  const several = async (label: string, count: number): Promise<void> => {
+    for (let index = 0; index < count; index += 1) await group.run((db) => add(db, `${label}${index}`));
+  };
+  await several('first', 6);
+  assert.equal(waits, 0, 'what one login writes waits for nobody');
+  time += 1000;
+  await several('second', 6);
+  assert.equal(waits, 0, 'nor does the next one a while later');
+  await several('third', 20);
+  await Promise.all(others);
+  assert.equal(waits, 20);
+  assert.equal(commits, 32, 'those that came meanwhile have shared');
+  hasCompany = false;
+  await several('fourth', 65);
+  assert.equal(waits, 21);
+  await several('fifth', 1);
+  assert.equal(waits, 22, 'it is tried again after a while');
+  assert.equal((await users(store)).length, 6 + 6 + 20 + 20 + 65 + 1);
+});
+
 test('a bounded number of transactions share a commit', async () => {
   const { store, group, commits } = await counted();
   const ids = Array.from({ length: 40 }, (_, index) => String(index).padStart(2, '0'));

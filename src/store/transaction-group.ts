@@ -2,10 +2,12 @@
  * One commit for the transactions that wait at the same time.
  *
  * Hides the waiting and the savepoints. To a database in a file a commit costs more than what is committed, and one
- * connection commits one transaction at a time: so those that came in one turn of the event loop go together. Each is still
+ * connection commits one transaction at a time: so those that came in one turn of the event loop go together. Where commits
+ * follow each other closely, the next one waits some milliseconds for company, as long as it finds some. Each is still
  * all or nothing by itself, sees what those before it did, and is answered only when all of it is committed.
  */
 
+import { setTimeout } from 'node:timers/promises';
 import { CompiledQuery, type Transaction } from 'kysely';
 import { prepare } from './prepared.ts';
 import type { Schema } from './schema.ts';
@@ -20,6 +22,22 @@ interface Waiting {
 
 /** In one commit: more would keep the event loop from packets for too long. */
 const MAX_TOGETHER = 16;
+/** Commits with less than this between them follow each other closely. */
+const NEAR_MS = 8;
+/** So many in a row, and the next one waits. What one login writes is less. */
+const MANY_IN_A_ROW = 6;
+const WAIT_MS = 3;
+/** One that has waited for nobody spares so many after it the same. */
+const LONELY_COMMITS = 64;
+
+/** How time goes. */
+export interface GroupTime {
+  /** Monotonic milliseconds. */
+  now(): number;
+  wait(milliseconds: number): Promise<unknown>;
+}
+
+const SYSTEM_TIME: GroupTime = { now: () => performance.now(), wait: (milliseconds) => setTimeout(milliseconds) };
 
 const savepoint = command('savepoint one');
 const release = command('release one');
@@ -29,12 +47,18 @@ const NOTHING = {};
 export class TransactionGroup {
   readonly #transaction: (work: Work<void>) => Promise<void>;
   readonly #waiting: Waiting[] = [];
+  readonly #time: GroupTime;
   /** Of the commits that are under way or about to be. */
   #committing: Promise<void> | undefined;
+  #endedAt = Number.NEGATIVE_INFINITY;
+  #inARow = 0;
+  /** Commits that do not wait whatever happens. */
+  #spared = 0;
 
   /** @param transaction runs one transaction of the database */
-  constructor(transaction: (work: Work<void>) => Promise<void>) {
+  constructor(transaction: (work: Work<void>) => Promise<void>, time: GroupTime = SYSTEM_TIME) {
     this.#transaction = transaction;
+    this.#time = time;
   }
 
   /** Runs `work` in a transaction; an error undoes all of it, and nothing else. */
@@ -54,9 +78,23 @@ export class TransactionGroup {
     while (this.#waiting.length > 0) {
       // What else arrives in this turn comes along; and between two commits others have theirs.
       await new Promise(setImmediate);
+      await this.#waitForCompany();
       await this.#commit(this.#waiting.splice(0, MAX_TOGETHER));
+      this.#endedAt = this.#time.now();
     }
     this.#committing = undefined;
+  }
+
+  async #waitForCompany(): Promise<void> {
+    this.#inARow = this.#time.now() - this.#endedAt < NEAR_MS ? this.#inARow + 1 : 0;
+    if (this.#spared > 0) {
+      this.#spared -= 1;
+      return;
+    }
+    if (this.#inARow < MANY_IN_A_ROW || this.#waiting.length >= MAX_TOGETHER) return;
+    await this.#time.wait(WAIT_MS);
+    // Whoever makes one transaction after the other would only wait for itself.
+    if (this.#waiting.length === 1) this.#spared = LONELY_COMMITS;
   }
 
   /** Never rejects: whatever happens is told to those who wait. */
