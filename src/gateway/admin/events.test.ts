@@ -86,6 +86,36 @@ test('a listener gets all sessions once, and then what has changed', async () =>
   assert.deepEqual((await second.have(2))[0], { all: [session('a', 5), session('c')] });
 });
 
+test('ten thousand sessions come whole, and so does a change of each of them', async () => {
+  await using rig = await open(['sessions']);
+  const all = (sentBytes: number) =>
+    Array.from(
+      { length: 10_000 },
+      (_, index): SessionInfo => ({
+        id: index.toString(16).padStart(8, '0'),
+        user: `a.rather.long.name.of.a.user.${index}`,
+        device: index.toString(16).padStart(32, '0'),
+        addresses: [`10.88.${index >> 8}.${index & 255}`, `fd12:3456:789a::${index.toString(16)}`],
+        peer: `[2001:db8:1234:5678:9abc:def0:1234:5678]:${10_000 + index}`,
+        waiting: false,
+        superPackets: true,
+        channels: 1,
+        streams: 0,
+        since: '2026-03-02T09:30:00.000Z',
+        receivedBytes: 123_456_789,
+        sentBytes,
+        roundTripMs: 12.5,
+      }),
+    );
+  rig.now.sessions = all(1);
+  const listener = await listen(rig.port);
+  await listener.have(1);
+  rig.now.sessions = all(2);
+  await rig.feed.look();
+  const [first, second] = (await listener.have(2)) as [{ all: unknown[] }, { changed: unknown[]; removed: unknown[] }];
+  assert.deepEqual([first.all.length, second.changed.length, second.removed.length], [10_000, 10_000, 0]);
+});
+
 test('who never reads is cut off at a bounded backlog, and others go on', async () => {
   await using rig = await open(['audit']);
   rig.now.records = [{ id: '0' } as AuditRecordInfo];

@@ -17,7 +17,8 @@ const LOOK_MS = 2000;
 const HEALTH_LOOKS = 5;
 const ALIVE_LOOKS = 8;
 const MAX_LISTENERS = 64;
-const MAX_BACKLOG_BYTES = 4 << 20;
+/** More than all sessions of a full gateway at once. */
+const MAX_BACKLOG_BYTES = 8 << 20;
 const MAX_STALL_MS = 15_000;
 const RECORDS_PER_LOOK = 200;
 
