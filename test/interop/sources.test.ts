@@ -7,11 +7,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { after, before, describe, test } from 'node:test';
+import { connect as connectTls } from 'node:tls';
 import { Attribute, Change, Client } from 'ldapts';
 import { ManualClock } from '../../src/base/clock.ts';
 import { parseProfile, withoutToken } from '../../src/control/profile.ts';
 import { formatPrefix } from '../../src/ip/address.ts';
 import { TestAuthority } from '../support/certificates.ts';
+import { TargetNetwork } from '../support/target-network.ts';
 import { exchange, Relay, type SimClient, until, World } from '../support/world.ts';
 import { Freeradius, PROGRAM } from './freeradius.ts';
 import { freePort, Slapd } from './slapd.ts';
@@ -59,6 +61,12 @@ cn: engineers
 member: uid=carol,${BASE}
 `;
 
+function setSource(world: World, user: string, source: string): void {
+  const store = new DatabaseSync(join(world.dir, 'store.sqlite'));
+  store.prepare('update users set source = ? where name = ?').run(source, user);
+  store.close();
+}
+
 describe('accounts of outside sources', { skip }, () => {
   let folder: string;
   let authority: TestAuthority;
@@ -95,11 +103,7 @@ describe('accounts of outside sources', { skip }, () => {
     options: Parameters<World['connected']>[1] = {},
   ): Promise<SimClient> {
     const profile = await world.profile(user);
-    if (source !== undefined) {
-      const store = new DatabaseSync(join(world.dir, 'store.sqlite'));
-      store.prepare('update users set source = ? where name = ?').run(source, user);
-      store.close();
-    }
+    if (source !== undefined) setSource(world, user, source);
     return await world.connected(user, { ...options, profile });
   }
 
@@ -329,6 +333,42 @@ describe('accounts of outside sources', { skip }, () => {
     const [gone] = world.rows("select user, detail from audit where event = 'source.gone' order by id");
     assert.deepEqual([gone?.user, JSON.parse(String(gone?.detail)).sessions], ['bob', 1]);
     assert.deepEqual(world.server.sessions, []);
+  });
+
+  test('a program that uses the proxy by a token is cut off within the recheck time when its account is disabled in the directory', async () => {
+    const clock = new ManualClock();
+    await using network = new TargetNetwork();
+    await network.serve('192.0.2.1', 7, (socket) => void socket.pipe(socket));
+    const login = { recheckSeconds: 10 };
+    const backends = { office: directory([slapd.tlsUrl]) };
+    await using world = await World.open({ clock, network, config: { routes: ['192.0.2.0/24'], login, backends } });
+    const { token } = await world.accessToken('bob');
+    setSource(world, 'bob', 'office');
+    const socket = connectTls({ host: '127.0.0.1', port: world.port, ca: world.ca, servername: 'localhost' });
+    let text = '';
+    socket
+      .on('error', () => {})
+      .on('data', (chunk) => {
+        text += String(chunk);
+      });
+    const credentials = Buffer.from(`bob:${token}`).toString('base64');
+    socket.write(`CONNECT 192.0.2.1:7 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic ${credentials}\r\n\r\n`);
+    await until(() => /^HTTP\/1\.1 200 /.test(text), 'the stream');
+    await using administrator = new Client({ url: slapd.plainUrl });
+    await administrator.bind(`cn=admin,${BASE}`, 'administration');
+    const disabled = new Attribute({ type: 'employeeType', values: ['disabled'] });
+    const entry = `uid=bob,${BASE}`;
+    await administrator.modify(entry, new Change({ operation: 'add', modification: disabled }));
+    await until(
+      () => {
+        clock.advance(100);
+        return socket.closed;
+      },
+      'the end of the stream',
+      15_000,
+    );
+    await administrator.modify(entry, new Change({ operation: 'delete', modification: disabled }));
+    assert.equal(world.rows("select id from audit where event = 'source.gone' and user = 'bob'").length, 1);
   });
 
   test('a directory that is down ends no session, and is told of in the log', async () => {
