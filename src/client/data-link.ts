@@ -41,6 +41,9 @@ export interface DataLinkOptions extends ServiceOptions {
   onFailed: (error: VpnError) => void;
 }
 
+/** Whether there is a data connection: none will be where the server has moved it too often, and data has to go inline. */
+export type DataOpening = 'now' | 'later' | 'never';
+
 /** What proves a data connection. */
 export interface AttachKeys {
   readonly epoch: number;
@@ -102,18 +105,23 @@ export class DataLink {
   }
 
   /**
-   * Dials; resolves with true when the first is there and with false when the server has moved it too often, so that data has to
-   * go inline. The others follow by themselves.
+   * Dials the first; the others follow by themselves, as does it when the way to the server was too bad.
    *
-   * @throws {VpnError} whatever stopped it
+   * @throws {VpnError} what makes trying again useless
    */
-  async open(): Promise<boolean> {
+  async open(): Promise<DataOpening> {
     const [first, ...others] = this.#places;
-    if (first === undefined) return false;
-    const isThere = this.#under(first, this.#attach(first));
-    if (!(await isThere)) return false;
+    if (first === undefined) return 'never';
+    try {
+      if (!(await this.#under(first, this.#attach(first)))) return 'never';
+    } catch (cause) {
+      const error = toVpnError(cause);
+      if (this.#isClosed || isHopeless(error)) throw error;
+      this.#failed(first, error);
+      return 'later';
+    }
     for (const place of others) this.#dial(place);
-    return true;
+    return 'now';
   }
 
   /** Packets go between this link and the connections from now on. */
@@ -195,20 +203,24 @@ export class DataLink {
   }
 
   async #attempt(place: Place): Promise<void> {
-    const { log, now, onFailed } = this.#options;
-    const isChange = place.slot.sending !== undefined;
     try {
       if (!(await this.#attach(place))) throw new VpnError('ERR_PEER_GONE', 'the data connection was moved too often');
     } catch (cause) {
       const error = toVpnError(cause);
       if (this.#isClosed) return;
-      place.notBefore = now() + place.backoff.next(Math.random());
-      const fields = { slot: place.number, code: error.code, reason: error.message };
-      log.warn(isChange ? 'a data connection could not be changed' : 'a data connection could not be dialled', fields);
-      if (recoveryAfterError(error) === 'final' || isVpnError(error, 'ERR_SESSION_UNKNOWN')) onFailed(error);
+      this.#failed(place, error);
+      if (isHopeless(error)) this.#options.onFailed(error);
       // The server has said its last word on the one that there is.
       else if (place.slot.isSwitched) this.#lose(place);
     }
+  }
+
+  #failed(place: Place, { code, message: reason }: VpnError): void {
+    const { log, now } = this.#options;
+    place.notBefore = now() + place.backoff.next(Math.random());
+    const isChange = place.slot.sending !== undefined;
+    const what = isChange ? 'a data connection could not be changed' : 'a data connection could not be dialled';
+    log.warn(what, { slot: place.number, code, reason });
   }
 
   /** Dials one connection and proves that it belongs here. @returns false after two MOVEDs */
@@ -322,6 +334,11 @@ export class DataLink {
     if (waits) place.notBefore = now + place.backoff.next(Math.random());
     else this.#dial(place);
   }
+}
+
+/** Nothing comes of trying again within the session. */
+function isHopeless(error: VpnError): boolean {
+  return recoveryAfterError(error) === 'final' || isVpnError(error, 'ERR_SESSION_UNKNOWN');
 }
 
 /** The next one changes a living connection; a jump replaces it, or whatever the server still holds in its place. */

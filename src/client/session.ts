@@ -22,7 +22,7 @@ import type { Channel } from '../transport/channel.ts';
 import type { TunnelLink } from '../transport/packet-link.ts';
 import { type RekeyCounters, Slot } from '../transport/slot.ts';
 import { ServerConnection, withTimeout } from './connection.ts';
-import { DataLink } from './data-link.ts';
+import { DataLink, type DataOpening } from './data-link.ts';
 import { closedError, type DialogueOptions, type OpenedSession, openDialogue, type ResumeTicket } from './dialogue.ts';
 
 const TICK_MS = 1000;
@@ -130,7 +130,7 @@ export class ClientSession {
       number: CONTROL_SLOT,
       counters: options.counters,
       onSending: (connection) => {
-        if (this.#data === undefined) this.#link?.spread.set(0, connection?.channel);
+        if (this.dataChannels === 0) this.#link?.spread.set(0, connection?.channel);
       },
     });
     this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
@@ -237,19 +237,19 @@ export class ClientSession {
     const isAttached = data.mode === 'attached' && this.accepted.features.includes(Feature.attach);
     if (isAttached) this.#data = this.#createDataLink(data.channels);
     // The second handshake runs while the machine is being set up.
-    const attached = this.#data?.open() ?? Promise.resolve(false);
-    attached.catch(() => {});
+    const opening = this.#data?.open() ?? Promise.resolve('never' as const);
+    opening.catch(() => {});
     const link = await this.#options.openLink(this.#config, this.accepted);
-    let isThere = false;
+    let isThere: DataOpening;
     try {
-      isThere = await attached;
+      isThere = await opening;
     } catch (error) {
       // A session that is gone says why on its control connection.
       if (!this.#isOver && !isVpnError(error, 'ERR_SESSION_UNKNOWN')) throw error;
       throw await withTimeout(this.ended, END_DELAY_MS, 'the server did not say why').then(endError, () => error);
     }
     if (this.#isOver) throw endError(await this.ended);
-    if (isAttached && !isThere) {
+    if (isAttached && isThere === 'never') {
       this.#options.log.warn('the data connection was moved too often; data goes over the control connection');
       this.#data?.close('peer_disconnect');
       this.#data = undefined;
@@ -259,7 +259,8 @@ export class ClientSession {
     this.#link = link;
     for (const control of this.#control.connections) control.receiver = link.createReceiver();
     if (this.#data !== undefined) this.#data.link = link;
-    else link.spread.set(0, this.#control.sending?.channel);
+    // Also as long as there is no data connection yet.
+    if (this.dataChannels === 0) link.spread.set(0, this.#control.sending?.channel);
   }
 
   #createDataLink(channels: number): DataLink {

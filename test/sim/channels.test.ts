@@ -92,6 +92,34 @@ test('REQ-ATTACH-008: a lost data connection costs the session nothing and is di
   assert.equal(world.server.sessions[0]?.id, before?.id);
 });
 
+for (const count of [1, 3]) {
+  test(`REQ-ATTACH-009: a session whose first data connection comes to nothing lives, inline, until it has its ${count}`, async () => {
+    const clock = new ManualClock();
+    await using world = await World.open({ config: { data: { channels: count } } });
+    await using relay = await Relay.open(world.port);
+    relay.takes = 1;
+    const sim = await world.connected('alice', { serverPort: relay.port, clock });
+    const [before] = world.server.sessions;
+    await exchange(world, sim);
+    clock.advance(1000);
+    const failures = () => world.lines.filter(({ msg }) => msg === 'a data connection could not be dialled');
+    await until(() => failures().length >= 2, 'another try in vain');
+    await exchange(world, sim);
+    assert.equal(sim.client.snapshot.channels, 0);
+
+    relay.takes = Number.POSITIVE_INFINITY;
+    clock.advance(30_000);
+    await channels(sim.client, count);
+    await until(() => world.server.sessions[0]?.channels === count, 'the gateway to see them');
+    const carried = relay.connections[0]?.upBytes ?? 0;
+    await exchangeFlows(world, sim, 1000);
+    assert.ok((relay.connections[0]?.upBytes ?? 0) - carried < 1000, 'nothing goes inline any more');
+    const { reconnects, resumes } = sim.client.snapshot;
+    assert.deepEqual([reconnects, resumes, world.server.sessions[0]?.id], [0, 0, before?.id]);
+    assert.equal((await world.status()).counters.logins, 1);
+  });
+}
+
 test('the only data connection of a session may be lost, too', async () => {
   await using world = await World.open();
   await using relay = await Relay.open(world.port);

@@ -365,6 +365,8 @@ export class Relay implements AsyncDisposable {
   readonly connections: RelayedConnection[] = [];
   /** Whether it ends what comes at once. */
   refuses = false;
+  /** How many it takes; what comes after them is ended at once. */
+  takes = Number.POSITIVE_INFINITY;
   /** Whether what comes goes nowhere, and is not told so. */
   holds = false;
   readonly #server: Server;
@@ -378,7 +380,7 @@ export class Relay implements AsyncDisposable {
 
   private constructor(target: number) {
     this.#server = createServer({ noDelay: true }, (near) => {
-      if (this.refuses) {
+      if (this.refuses || this.connections.length >= this.takes) {
         near.resetAndDestroy();
         return;
       }
