@@ -231,7 +231,9 @@ export class VpnClient {
       this.#lastError =
         end.error ?? new VpnError('ERR_PEER_GONE', `the server closed the session: ${end.reason ?? 'no reason'}`);
       if (recovery === 'final') throw this.#lastError;
-      if (this.#isDue) backoff.reset();
+      // A server that goes in order and keeps the session wants its clients back, however often it has gone lately.
+      const isExpected = end.reason === 'shutdown' && this.ticket !== undefined;
+      if (this.#isDue || isExpected) backoff.reset();
       const delayMs = this.#isDue
         ? 0
         : recovery === 'slow'

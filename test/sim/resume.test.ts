@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import { ManualClock } from '../../src/base/clock.ts';
 import { DeviceKey } from '../../src/client/device-key.ts';
 import { withoutToken } from '../../src/control/profile.ts';
+import { FIRST_DELAY_MS } from '../../src/protocol/backoff.ts';
 import { FrameType } from '../../src/protocol/frame.ts';
 import { addressOf, exchange, type RawSession, Relay, type SimClient, until, World } from '../support/world.ts';
 
@@ -71,6 +72,21 @@ test('REQ-RESUME-008: a gateway that starts again takes its sessions up, and nob
   assert.equal(world.server.sessions.find(({ user }) => user === 'alice')?.id, before?.id);
   await exchange(world, sim, 4);
   await exchange(world, other, 4);
+});
+
+test('REQ-RETRY-004: however often a gateway has gone in order lately, its clients are back as soon as after the first time', async () => {
+  await using world = await World.open();
+  const sim = await world.connected('alice');
+  for (const times of [1, 2, 3, 4]) {
+    await world.server.stop();
+    await world.restart();
+    await resumed(sim, times);
+  }
+  const waits = world.lines.flatMap(({ reason, delayMs }) => {
+    return reason === 'the server closed the session: shutdown' ? Number(delayMs) : [];
+  });
+  assert.equal(waits.length, 4);
+  for (const wait of waits) assert.ok(wait <= FIRST_DELAY_MS, `${waits}`);
 });
 
 test('REQ-RESUME-009: after the grace period the session is over, and the client logs in anew', async () => {
