@@ -8,7 +8,7 @@ function compile(text: string, hosts: Record<string, string[]> = {}) {
   const { policy, problems } = readPolicy(`version = 1\n${text}`);
   assert.ok(policy !== undefined, JSON.stringify(problems));
   return kernelRules({
-    classes: [withAddresses(policy.rules, (host) => (hosts[host] ?? []).map(parseIp))],
+    classes: new Map([[0, withAddresses(policy.rules, (host) => (hosts[host] ?? []).map(parseIp))]]),
     allow: 'accept',
     deny: 'drop',
     clients: { 4: 'pool4', 6: 'pool6' },

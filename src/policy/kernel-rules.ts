@@ -16,10 +16,8 @@ export interface KernelRule extends Pick<Rule, 'action' | 'services'> {
 }
 
 export interface KernelRulesInput {
-  /** The rules of each class, in their order. */
-  readonly classes: readonly (readonly KernelRule[])[];
-  /** The number of the first of them. Default 0. */
-  readonly first?: number;
+  /** The rules of each class, in their order, by its number. */
+  readonly classes: ReadonlyMap<number, readonly KernelRule[]>;
   /** What to do with a packet that a rule allows, such as `accept`. */
   readonly allow: string;
   /** What to do with one that a rule denies, or that none allows. */
@@ -60,9 +58,25 @@ export function withAddresses(
 
 /** Lines of the table: sets, then chains. */
 export function kernelRules(input: KernelRulesInput): string[] {
+  const { sets, chains } = written(input);
+  return [...sets.values(), ...chains.values()];
+}
+
+/** Commands that take the same lines out of a table again, once nothing leads to the classes. */
+export function kernelRulesRemoval(table: string, input: KernelRulesInput): string {
+  const { sets, chains } = written(input);
+  return [
+    // One leads to another.
+    ...[...chains.keys()].map((chain) => `flush chain ${table} ${chain}\n`),
+    ...[...chains.keys()].map((chain) => `delete chain ${table} ${chain}\n`),
+    ...[...sets.keys()].map((set) => `delete set ${table} ${set}\n`),
+  ].join('');
+}
+
+function written(input: KernelRulesInput): Writer {
   const writer = new Writer(input);
-  for (const [index, rules] of input.classes.entries()) writer.writeClass((input.first ?? 0) + index, rules);
-  return [...writer.sets, ...writer.chains];
+  for (const [index, rules] of input.classes) writer.writeClass(index, rules);
+  return writer;
 }
 
 /** A range of ports, both ends included. */
@@ -78,8 +92,9 @@ interface Reach {
 }
 
 class Writer {
-  readonly sets: string[] = [];
-  readonly chains: string[] = [];
+  /** Their text, by name. */
+  readonly sets = new Map<string, string>();
+  readonly chains = new Map<string, string>();
   readonly #input: KernelRulesInput;
 
   constructor(input: KernelRulesInput) {
@@ -99,14 +114,15 @@ class Writer {
   }
 
   #chain(name: string, rules: readonly string[]): void {
-    this.chains.push([`\tchain ${name} {`, ...rules.map((rule) => `\t\t${rule}`), '\t}'].join('\n'));
+    this.chains.set(name, [`\tchain ${name} {`, ...rules.map((rule) => `\t\t${rule}`), '\t}'].join('\n'));
   }
 
   /** A set of `elements`; undefined when there are none. */
   #set(name: string, type: string, elements: readonly string[]): string | undefined {
     if (elements.length === 0) return undefined;
     const merging = type.includes('.') ? '' : ' auto-merge;';
-    this.sets.push(`\tset ${name} { type ${type}; flags interval;${merging} elements = { ${elements.join(', ')} }; }`);
+    const held = elements.join(', ');
+    this.sets.set(name, `\tset ${name} { type ${type}; flags interval;${merging} elements = { ${held} }; }`);
     return name;
   }
 

@@ -157,6 +157,7 @@ async function apply(policy: Policy, later: boolean): Promise<void> {
     clients: { 4: 'pool4', 6: 'pool6' },
     admitted: later ? [] : admitted,
     nextMark: () => ++mark,
+    keptClasses: 0,
   });
   const body = [
     `\tset pool4 { type ipv4_addr; flags interval; elements = { ${POOLS[0]} }; }`,

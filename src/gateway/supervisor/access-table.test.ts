@@ -23,6 +23,7 @@ from = ["any"]
 to = ["198.51.100.7"]
 `;
 
+const KEPT = 4;
 let mark = 0;
 
 function tableOf(text: string, admitted: readonly AdmittedLease[], former?: AccessTable): AccessTable {
@@ -36,6 +37,7 @@ function tableOf(text: string, admitted: readonly AdmittedLease[], former?: Acce
     clients: { 4: 'pool4', 6: 'pool6' },
     admitted,
     nextMark: () => ++mark,
+    keptClasses: KEPT,
     former,
   });
 }
@@ -114,6 +116,56 @@ test('what was not carried out is undone, classes too', () => {
   assert.deepEqual(sorted(), before);
   // The class is made again, as it is not in the kernel.
   assert.match(table.admit([client('10.0.0.5', [0, 1, 2])]).commands, /chain class_2 \{/);
+});
+
+/** A policy of so many rules of two services each, so that there can be many classes. */
+function manyRules(count: number): string {
+  const rules = Array.from({ length: count }, (_, at) => {
+    return `[[rules]]\naction = "allow"\nfrom = ["any"]\nto = ["192.0.2.${at}"]\nservices = ["tcp/80"]\n`;
+  });
+  return `version = 1\n${rules.join('')}`;
+}
+
+test('of the classes that nobody is in some are kept, and those that have been empty the longest go', () => {
+  const count = 3 * KEPT;
+  const table = tableOf(manyRules(count), []);
+  const comeAndGo = (rule: number) => {
+    table.admit([client('10.0.0.1', [rule])]);
+    return table.dismiss({ v4: parseIp('10.0.0.1') }).commands;
+  };
+  for (let rule = 0; rule < KEPT; rule++) assert.doesNotMatch(comeAndGo(rule), /chain/);
+  // It is empty again, and not for the longest any more.
+  comeAndGo(0);
+  const removal = comeAndGo(KEPT);
+  assert.deepEqual(removal.trim().split('\n').slice(-5), [
+    'flush chain inet t class_1',
+    'flush chain inet t class_1_clients',
+    'delete chain inet t class_1',
+    'delete chain inet t class_1_clients',
+    'delete set inet t class_1_0_ports4',
+  ]);
+  for (let rule = 0; rule < count; rule++) comeAndGo(rule);
+  assert.equal(table.classes, KEPT);
+  const made = table.lines().filter((line) => /chain class_\d+ /.test(line));
+  assert.equal(made.length, KEPT);
+  // One that comes is not taken for an empty one, and its number is nobody else's.
+  table.admit([client('10.0.0.2', [count - 1])]);
+  assert.equal(table.classes, KEPT);
+  const chains = table.lines().flatMap((line) => /chain (class_\d+) /.exec(line)?.[1] ?? []);
+  assert.equal(new Set(chains).size, chains.length);
+});
+
+test('a class that was not taken out after all is there', () => {
+  const table = tableOf(manyRules(KEPT + 2), []);
+  for (let rule = 0; rule <= KEPT; rule++) {
+    table.admit([client('10.0.0.1', [rule])]);
+    if (rule < KEPT) table.dismiss({ v4: parseIp('10.0.0.1') });
+  }
+  const change = table.dismiss({ v4: parseIp('10.0.0.1') });
+  assert.match(change.commands, /delete chain inet t class_0\n/);
+  change.undo();
+  assert.equal(table.classes, KEPT + 1);
+  assert.doesNotMatch(table.admit([client('10.0.0.2', [0])]).commands, /chain class_\d+ \{/);
 });
 
 test('numbers of rules that are none, or out of order, are refused before anything changes', () => {

@@ -1,8 +1,8 @@
 /**
  * Which rules of the policy each client's packets go through, as a part of the gateway's table of packet rules.
  *
- * Hides classes: clients for whom the same rules are in force share one chain, which is made when the first of them comes.
- * Hides marks, too: what a client's rules let through bears a mark of that client's own, and answers pass only with the
+ * Hides classes: clients for whom the same rules are in force share one chain, which is made when the first of them comes, and stays
+ * a while after the last has gone. Hides marks, too: what a client's rules let through bears a mark of that client's own, and answers pass only with the
  * client's present mark. It gets another one with other rules, so that what the new ones do not allow stops, both ways, and
  * nobody else's connections are disturbed. Text of `nft` commands comes out; who runs them, and when, is not known here. Pure.
  */
@@ -10,7 +10,13 @@
 import { VpnError } from '../../base/errors.ts';
 import { formatIp, type IpAddress } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
-import { classChain, type KernelRule, kernelRules } from '../../policy/kernel-rules.ts';
+import {
+  classChain,
+  type KernelRule,
+  type KernelRulesInput,
+  kernelRules,
+  kernelRulesRemoval,
+} from '../../policy/kernel-rules.ts';
 import { formatDestination } from '../../policy/policy.ts';
 import { formatService } from '../../policy/service.ts';
 import type { Access, AdmittedLease } from '../ipc/ports.ts';
@@ -28,6 +34,8 @@ export interface AccessTableOptions {
   readonly admitted: Iterable<AdmittedLease>;
   /** 1 to 2^32 - 1; never the same twice. */
   nextMark(): number;
+  /** How many classes without clients stay, so that no process is spawned when one of them comes back; default 64. */
+  readonly keptClasses?: number;
   /** The table before this one: whose rules are as they were keeps its mark. */
   readonly former?: AccessTable | undefined;
 }
@@ -38,12 +46,20 @@ export interface AccessChange {
   undo(): void;
 }
 
+interface Class {
+  /** In the name of its chain; never another's. */
+  readonly number: number;
+  /** Addresses in it. */
+  members: number;
+}
+
 interface Member {
   readonly access: Access;
   readonly address: IpAddress;
   readonly mark: number;
 }
 
+const KEPT_CLASSES = 64;
 const TYPE = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 const IP = { 4: 'ip', 6: 'ip6' } as const;
 const VERSIONS = [4, 6] as const;
@@ -64,7 +80,10 @@ export const ANSWER_MATCHES: readonly string[] = VERSIONS.map(
 export class AccessTable {
   readonly #options: AccessTableOptions;
   /** By the rules' numbers. */
-  readonly #classes = new Map<string, number>();
+  readonly #classes = new Map<string, Class>();
+  #nextClass = 0;
+  /** Keys of those that nobody is in, the longest empty first. */
+  readonly #empty = new Set<string>();
   /** Every `user:` and `group:` that some rule of the policy leads to → its sets. */
   readonly #peers = new Map<string, Readonly<Record<4 | 6, string>>>();
   readonly #members = new Map<string, Member>();
@@ -85,16 +104,15 @@ export class AccessTable {
     for (const { lease, access } of options.admitted) this.#put(lease, access, true);
   }
 
-  /** How many classes there are, with those that nobody is in any more. */
+  /** How many classes there are, with those that nobody is in at the moment. */
   get classes(): number {
     return this.#classes.size;
   }
 
   /** Lines of the table: sets, maps and chains, with everybody who is admitted. */
   lines(): string[] {
-    const classes = [...this.#classes.keys()].map((key) => this.#rulesOf(key));
     const members = [...this.#members.values()];
-    const lines = this.#compile(classes, 0);
+    const lines = kernelRules(this.#compiled(this.#classes));
     const inside = new Map<string, string[]>();
     for (const { address, access } of members) {
       for (const sets of this.#setsOf(access)) {
@@ -128,7 +146,7 @@ export class AccessTable {
   /** Puts clients in their classes, in place of those that they were in. @throws {VpnError} ERR_INVARIANT */
   admit(entries: readonly AdmittedLease[]): AccessChange {
     for (const { access } of entries) this.#check(access);
-    const known = this.#classes.size;
+    const firstNew = this.#nextClass;
     const undo = this.#undoFor(entries.flatMap(({ lease }) => addressesOf(lease)));
     const lost = new Set<string>();
     const commands: string[] = [];
@@ -141,22 +159,28 @@ export class AccessTable {
       commands.push(this.#remove(lease));
       this.#put(lease, access, false);
     }
-    if (this.#classes.size > known) {
-      const added = [...this.#classes.keys()].slice(known).map((key) => this.#rulesOf(key));
+    const added = [...this.#classes].filter(([, { number }]) => number >= firstNew);
+    if (added.length > 0) {
       const { table } = this.#options;
-      commands.unshift(`table ${table} {\n${this.#compile(added, known).join('\n')}\n}\n`);
+      commands.unshift(`table ${table} {\n${kernelRules(this.#compiled(added)).join('\n')}\n}\n`);
     }
     for (const { lease } of entries) for (const address of addressesOf(lease)) commands.push(this.#add(address));
     const touched = new Set(entries.flatMap(({ lease }) => addressesOf(lease).map(formatIp)));
     const marked = this.#leadingTo(lost).filter(({ address }) => !touched.has(formatIp(address)));
     const undoMarks = this.#undoFor(marked.map(({ address }) => address));
     commands.push(...marked.map((member) => this.#remark(member)));
+    const removal = this.#removeEmpty();
     return {
-      commands: commands.join(''),
+      commands: commands.join('') + removal.commands,
       undo: () => {
+        removal.undo();
         undoMarks();
         undo();
-        for (const key of [...this.#classes.keys()].slice(known)) this.#classes.delete(key);
+        for (const [key] of added) {
+          this.#classes.delete(key);
+          this.#empty.delete(key);
+        }
+        this.#nextClass = firstNew;
       },
     };
   }
@@ -164,7 +188,38 @@ export class AccessTable {
   /** Takes a client out; without commands for one who is in no class. */
   dismiss(lease: Lease): AccessChange {
     const undo = this.#undoFor(addressesOf(lease));
-    return { commands: this.#remove(lease), undo };
+    const commands = this.#remove(lease);
+    const removal = this.#removeEmpty();
+    return {
+      commands: commands + removal.commands,
+      undo: () => {
+        removal.undo();
+        undo();
+      },
+    };
+  }
+
+  /** Forgets the classes that have been empty the longest, but for some. */
+  #removeEmpty(): AccessChange {
+    const { keptClasses = KEPT_CLASSES } = this.#options;
+    const keys = [...this.#empty].slice(0, Math.max(0, this.#empty.size - keptClasses));
+    const removed = keys.flatMap((key) => {
+      const known = this.#classes.get(key);
+      return known === undefined ? [] : [[key, known] as const];
+    });
+    for (const key of keys) {
+      this.#classes.delete(key);
+      this.#empty.delete(key);
+    }
+    return {
+      commands: removed.length === 0 ? '' : kernelRulesRemoval(this.#options.table, this.#compiled(removed)),
+      undo: () => {
+        for (const [key, known] of removed) {
+          this.#classes.set(key, known);
+          this.#empty.add(key);
+        }
+      },
+    };
   }
 
   #remove(lease: Lease): string {
@@ -175,7 +230,7 @@ export class AccessTable {
       const member = this.#members.get(element);
       if (member === undefined) continue;
       const { version } = address;
-      this.#members.delete(element);
+      this.#seat(element, undefined);
       commands.push(`delete element ${table} access${version} { ${element} }\n`, this.#unmark(member));
       for (const sets of this.#setsOf(member.access)) {
         commands.push(`delete element ${table} ${sets[version]} { ${element} }\n`);
@@ -214,7 +269,7 @@ export class AccessTable {
 
   #remark(member: Member): string {
     const next = { ...member, mark: this.#options.nextMark() };
-    this.#members.set(formatIp(member.address), next);
+    this.#seat(formatIp(member.address), next);
     return this.#unmark(member) + this.#mark(next);
   }
 
@@ -233,21 +288,40 @@ export class AccessTable {
   #undoFor(addresses: readonly IpAddress[]): () => void {
     const before = addresses.map((address) => [formatIp(address), this.#members.get(formatIp(address))] as const);
     return () => {
-      for (const [element, member] of before) {
-        if (member === undefined) this.#members.delete(element);
-        else this.#members.set(element, member);
-      }
+      for (const [element, member] of before) this.#seat(element, member);
     };
   }
 
   #put(lease: Lease, access: Access, mayKeep: boolean): void {
     this.#check(access);
     const key = keyOf(access);
-    if (!this.#classes.has(key)) this.#classes.set(key, this.#classes.size);
+    if (!this.#classes.has(key)) {
+      this.#classes.set(key, { number: this.#nextClass, members: 0 });
+      this.#nextClass += 1;
+    }
     for (const address of addressesOf(lease)) {
       const kept = mayKeep ? this.#keptMark(address, access) : undefined;
-      this.#members.set(formatIp(address), { access, address, mark: kept ?? this.#options.nextMark() });
+      this.#seat(formatIp(address), { access, address, mark: kept ?? this.#options.nextMark() });
     }
+  }
+
+  /** Whose an address is, and so how many are in each class. @param member undefined: nobody's */
+  #seat(element: string, member: Member | undefined): void {
+    const former = this.#members.get(element);
+    if (member === undefined) this.#members.delete(element);
+    else {
+      this.#members.set(element, member);
+      this.#count(keyOf(member.access), 1);
+    }
+    if (former !== undefined) this.#count(keyOf(former.access), -1);
+  }
+
+  #count(key: string, more: number): void {
+    const known = this.#classes.get(key);
+    if (known === undefined) return;
+    known.members += more;
+    if (known.members === 0) this.#empty.add(key);
+    else this.#empty.delete(key);
   }
 
   /** The mark that a client had, when what it may reach is the same; that of others' addresses is not known. */
@@ -282,7 +356,7 @@ export class AccessTable {
   }
 
   #chainOf(access: Access): string {
-    return classChain(this.#classes.get(keyOf(access)) ?? 0);
+    return classChain(this.#classes.get(keyOf(access))?.number ?? 0);
   }
 
   #setsOf({ peers }: Access): Readonly<Record<4 | 6, string>>[] {
@@ -294,9 +368,10 @@ export class AccessTable {
     return indexes.flatMap((index) => this.#options.rules[index] ?? []);
   }
 
-  #compile(classes: readonly (readonly KernelRule[])[], first: number): string[] {
+  #compiled(classes: Iterable<readonly [key: string, of: Class]>): KernelRulesInput {
     const { allow, deny, clients } = this.#options;
-    return kernelRules({ classes, first, allow, deny, clients, peers: this.#peers });
+    const rules = new Map([...classes].map(([key, { number }]) => [number, this.#rulesOf(key)]));
+    return { classes: rules, allow, deny, clients, peers: this.#peers };
   }
 }
 
