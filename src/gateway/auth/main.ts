@@ -100,10 +100,11 @@ const channel = new IpcChannel({
       enterCage('auth', { log });
       return {};
     },
-    begin: async ({ facts: { port, ...given } }) => {
+    begin: async ({ facts: { port, ...given }, drainSeconds }) => {
       const { service } = running();
       facts = given;
       await service.begin({ supervisor, port, useCredentials: (what) => supervisor.useCredentials(what) });
+      if (drainSeconds !== undefined) service.drain(drainSeconds, () => supervisor.stop());
       const workers = joinedWorkers(service, running().log);
       new DescriptorReceiver(WORKERS_FD, (bytes, fd) => {
         const newcomer = decodeNewcomer(bytes);
@@ -119,6 +120,7 @@ const channel = new IpcChannel({
       const api = gatewayApi(service, facts, {
         readConfig: () => supervisor.readConfig(),
         stop: () => supervisor.stop(),
+        drained: (seconds) => supervisor.drained(seconds),
         report: () => supervisor.report(),
         replaceWorkers: () => supervisor.replaceWorkers(),
         admin: () => adminPage,

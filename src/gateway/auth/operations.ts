@@ -37,6 +37,8 @@ export interface GatewayControl {
   readConfig(): Promise<GatewayConfig>;
   /** Begins to stop; the answer to whoever asked is still to be sent. */
   stop(): void;
+  /** The gateway is drained, and stops in so many seconds; told where that has to outlive auth. */
+  drained?(seconds: number): void;
   report(): Promise<HostReport>;
   /** Puts other processes in the place of the workers, one after the other; returns how many. */
   replaceWorkers(): Promise<number>;
@@ -81,7 +83,9 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
       return { sessions: reports.reduce((sum, { report }) => sum + (report?.sessions ?? 0), 0) };
     },
     'server.drain': async ({ seconds = 300 }) => {
-      return drainInfo(service.drain(seconds, () => control.stop()));
+      const progress = service.drain(seconds, () => control.stop());
+      control.drained?.(seconds);
+      return drainInfo(progress);
     },
     'server.replaceWorkers': async () => ({ replaced: await control.replaceWorkers() }),
     'server.history': async () => service.history.report(),

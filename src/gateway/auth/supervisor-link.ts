@@ -126,6 +126,10 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles, PolicyFi
     return (await this.#channel().call('replaceWorkers', {})).replaced;
   }
 
+  drained(seconds: number): void {
+    this.#channel().tell('drained', { seconds });
+  }
+
   stop(): void {
     this.#channel().tell('stop', {});
   }

@@ -518,8 +518,8 @@ export const supervisorToAuth = {
     }),
     output: nothing,
   },
-  /** The host is as it must be. Answered when workers may come. */
-  begin: { input: z.strictObject({ facts }), output: nothing },
+  /** The host is as it must be. Answered when workers may come. With a time: the gateway is drained, and stops then. */
+  begin: { input: z.strictObject({ facts, drainSeconds: seconds.exactOptional() }), output: nothing },
   /** Workers serve clients: the control API is answered from now on. */
   serve: { input: nothing, output: nothing },
   /** Read the configuration again. */
@@ -604,6 +604,8 @@ export const authToSupervisor = {
   replace: { input: z.strictObject({ worker, pid: u32, isSilent: z.boolean() }) },
   /** Other processes in the place of all workers, one after the other. */
   replaceWorkers: { input: nothing, output: z.strictObject({ replaced: z.int().min(0) }) },
+  /** The gateway is drained, and stops in so long: whoever is auth next goes on with it. */
+  drained: { input: z.strictObject({ seconds }) },
   /** Somebody wants the gateway to stop. */
   stop: { input: nothing },
 } as const satisfies Contract;

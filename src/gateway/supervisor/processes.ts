@@ -97,6 +97,8 @@ export class GatewayProcesses {
   #lastRead: { texts: CredentialTexts; of: 'current' | 'next' } | undefined;
   #since = Date.now();
   #stopping: Promise<void> | undefined;
+  /** When a drained gateway stops, monotonic. */
+  #drainedAt: number | undefined;
 
   /**
    * Starts a gateway; resolves when clients can connect. On an error nothing stays.
@@ -300,9 +302,14 @@ export class GatewayProcesses {
       congestion: this.#host.congestion,
       devices: devicesOf(this.#host).map(deviceFacts),
     };
-    await auth.whileAlive(auth.channel.call('begin', { facts }));
+    await auth.whileAlive(auth.channel.call('begin', { facts, ...this.#drain }));
     await this.#workers.join();
     await auth.whileAlive(auth.channel.call('serve', {}));
+  }
+
+  get #drain(): { drainSeconds?: number } {
+    if (this.#drainedAt === undefined) return {};
+    return { drainSeconds: Math.max(0, Math.round((this.#drainedAt - systemClock.now()) / 1000)) };
   }
 
   #startAuth(): void {
@@ -407,6 +414,9 @@ export class GatewayProcesses {
       useCredentials: ({ what }) => done(this.#useCredentials(what)),
       replace: ({ worker, pid, isSilent }) => {
         this.#workers.cutOff(worker, pid, isSilent ? 'it has closed its channel to auth' : 'auth has cut it off');
+      },
+      drained: ({ seconds }) => {
+        this.#drainedAt = systemClock.now() + seconds * 1000;
       },
       replaceWorkers: async () => ({ replaced: await this.#workers.replaceAll() }),
       stop: () => {
