@@ -548,7 +548,7 @@ export function parseEndpoint(text: string): { address: string; port: number } |
   return isIP(address) !== (v6 === undefined ? 4 : 6) || port > 65_535 ? undefined : { address, port };
 }
 
-/** Keys that `reload` applies to a running gateway; the others need a restart. */
+/** Keys that `reload` applies to a running gateway; the others need a restart, but for a `pool` that grows. */
 export const RELOADABLE_KEYS: readonly (keyof GatewayConfig)[] = [
   'certFile',
   'keyFile',

@@ -234,3 +234,76 @@ test('three shares have the four blocks between them, and a small pool leaves sh
   );
   assert.equal(small.shareOf(small.lease('a', 3)), 0);
 });
+
+const grown = (from: readonly string[], to: readonly string[], shares: number): LeasePool => {
+  const [before, after] = [from, to].map((texts) => {
+    const prefixes = texts.map(parsePrefix);
+    const v4 = prefixes.find(({ address }) => address.version === 4);
+    const v6 = prefixes.find(({ address }) => address.version === 6);
+    return { ...(v4 && { v4 }), ...(v6 && { v6 }) };
+  });
+  const made = new LeasePool({ ...before, shares });
+  if (after !== undefined) made.grow(after);
+  return made;
+};
+
+test('a pool that grows keeps its leases, its gateway and its shares, and leases what is new', () => {
+  const small = new LeasePool({ v4: parsePrefix('10.0.0.0/28'), v6: parsePrefix('fd00::/64'), shares: 2 });
+  const blocks = [small.prefixesOf(0), small.prefixesOf(1)].map((prefixes) => prefixes.map(formatPrefix));
+  const leases = Array.from({ length: small.size }, (_, at) => small.lease(`${at}`, at % 2));
+  const before = leases.map((lease) => [text(lease), small.shareOf(lease)]);
+  small.grow({ v4: parsePrefix('10.0.0.0/26'), v6: parsePrefix('fd00::/64') });
+  assert.equal(small.size, 61);
+  assert.deepEqual(
+    leases.map((lease) => [text(lease), small.shareOf(lease)]),
+    before,
+  );
+  for (const share of [0, 1]) {
+    assert.deepEqual(small.prefixesOf(share).map(formatPrefix).slice(0, 2), blocks[share]);
+  }
+  assert.deepEqual(small.prefixesOf(1).map(formatPrefix).slice(2), [
+    '10.0.0.24/29',
+    'fd00::18/125',
+    '10.0.0.48/28',
+    'fd00::30/124',
+  ]);
+  const more = Array.from({ length: 61 - before.length }, (_, at) => small.lease(`more ${at}`, at % 2));
+  const all = [...leases, ...more].map(text);
+  assert.equal(new Set(all).size, 61);
+  assert.ok(
+    all.includes('10.0.0.15 fd00::f') && all.includes('10.0.0.62 fd00::3e'),
+    'the last one of before, and of now',
+  );
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('late'));
+  assert.equal(small.gateway4 && formatIp(small.gateway4), '10.0.0.1');
+});
+
+test('however often it has grown on the way, a pool is the same', () => {
+  const atOnce = grown(['10.0.0.0/24'], ['10.0.0.0/20'], 3);
+  const steps = grown(['10.0.0.0/24'], ['10.0.0.0/23'], 3);
+  for (const length of [22, 20, 20]) steps.grow({ v4: parsePrefix(`10.0.0.0/${length}`) });
+  for (const share of [0, 1, 2]) {
+    assert.deepEqual(steps.prefixesOf(share).map(formatPrefix), atOnce.prefixesOf(share).map(formatPrefix));
+  }
+  assert.equal(steps.size, atOnce.size);
+});
+
+test('a pool of which one family alone grows is as large as the smaller one', () => {
+  const bound = grown(['10.0.0.0/28', 'fd00::/124'], ['10.0.0.0/24', 'fd00::/124'], 2);
+  assert.equal(bound.size, 14);
+  for (let at = 0; at < 14; at++) bound.lease(`${at}`, 1);
+  fails('ERR_POOL_EXHAUSTED', () => bound.lease('late'));
+});
+
+for (const [to, why] of [
+  [['10.0.1.0/24', 'fd00::/64'], /expected 10\.0\.0\.0\/24 or a larger network that begins alike, got 10\.0\.1\.0\/24/],
+  [['10.0.0.0/25', 'fd00::/64'], /got 10\.0\.0\.0\/25/],
+  [['10.0.0.0/24'], /expected fd00::\/64 or a larger network that begins alike, got none/],
+] as const) {
+  test(`a pool in use does not become ${to}`, () => {
+    assert.throws(
+      () => grown(['10.0.0.0/24', 'fd00::/64'], to, 1),
+      (error) => isVpnError(error, 'ERR_CONFIG_VALUE') && why.test(error.message),
+    );
+  });
+}

@@ -3,12 +3,21 @@
  *
  * Hides how addresses are counted: one index stands for an IPv4 and an IPv6 address with the same host part. An owner
  * gets the index it had last for as long as nobody else needed it. A pool can be cut into shares of equal
- * blocks, from which new owners are served apart; one that is full borrows from the others. Memory is bounded by the leases held at once and
+ * blocks, from which new owners are served apart; one that is full borrows from the others. It can grow, twice as large at a time,
+ * by blocks behind those that it has. Memory is bounded by the leases held at once and
  * the number of owners remembered, however large the prefixes are. Nothing here knows of sessions or time.
  */
 
 import { VpnError } from '../base/errors.ts';
-import { addressAt, formatPrefix, type IpAddress, type Prefix, prefixContains, prefixSize } from './address.ts';
+import {
+  addressAt,
+  formatIp,
+  formatPrefix,
+  type IpAddress,
+  type Prefix,
+  prefixContains,
+  prefixSize,
+} from './address.ts';
 
 /** The addresses of a session: of each family that the pool has. Given back by `release` of this very object. */
 export interface Lease {
@@ -29,8 +38,13 @@ export interface LeasePoolOptions {
 
 /** One part of a pool. */
 interface Block {
+  readonly share: number;
+  /** Where it begins, and how many indexes it has, both of them a power of two or a multiple of it. */
+  readonly base: number;
+  readonly length: number;
+  /** Of those that may be leased. */
   readonly first: number;
-  readonly last: number;
+  last: number;
   /** Free indexes with the owner that had each last, the longest free first. */
   readonly ownerOf: Map<number, string>;
   /** Free indexes that nobody is remembered for. */
@@ -56,16 +70,16 @@ const MIN_BLOCK_SIZE = 8;
 export class LeasePool {
   readonly gateway4: IpAddress | undefined;
   readonly gateway6: IpAddress | undefined;
-  /** How many leases there can be at once. */
-  readonly size: number;
-  readonly #v4: Prefix | undefined;
-  readonly #v6: Prefix | undefined;
+  #v4: Prefix | undefined;
+  #v6: Prefix | undefined;
+  #size = 0;
+  /** Indexes that blocks have been made for, a power of two. */
+  #room = 0;
   readonly #rememberedOwners: number;
   readonly #held = new Map<Lease, Holding>();
-  readonly #blocks: readonly Block[];
+  /** In the order of their indexes. */
+  readonly #blocks: Block[] = [];
   readonly #shares: number;
-  /** Indexes that a block has, a power of two. */
-  readonly #blockSize: number;
   /** What the blocks remember, the other way round. */
   readonly #indexOf = new Map<string, number>();
 
@@ -80,39 +94,83 @@ export class LeasePool {
     this.#rememberedOwners = options.rememberedOwners ?? REMEMBERED_OWNERS;
     this.gateway4 = v4 && gatewayOf(v4, 4);
     this.gateway6 = v6 && gatewayOf(v6, 6);
-    // Indexes are exact as numbers; a pool beyond 2^32 is never full.
-    const last4 = v4 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v4)) - 2;
-    const last6 = v6 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v6)) - 1;
-    this.size = Math.min(last4, last6, 2 ** 32) - GATEWAY_INDEX;
-    const room = 2 ** Math.ceil(Math.log2(this.size + GATEWAY_INDEX + 1));
     this.#shares = Math.max(1, options.shares ?? 1);
+    this.#size = sizeOf(options);
+    const room = roomOf(this.#size);
+    this.#cut(0, room);
+    this.#room = room;
+  }
+
+  /** How many leases there can be at once. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Makes a block for each share, as far as there is room for several, of the indexes from `base` on. */
+  #cut(base: number, room: number): void {
     const wanted = 2 ** Math.ceil(Math.log2(this.#shares));
     const count = Math.max(1, Math.min(wanted, Math.floor(room / MIN_BLOCK_SIZE)));
-    this.#blockSize = room / count;
-    this.#blocks = Array.from({ length: count }, (_, number) => {
-      const first = Math.max(GATEWAY_INDEX + 1, number * this.#blockSize);
-      const last = Math.min((number + 1) * this.#blockSize - 1, this.size + GATEWAY_INDEX);
-      return { first, last, ownerOf: new Map(), free: [], next: first };
-    });
+    const length = room / count;
+    for (let number = 0; number < count; number++) {
+      const start = base + number * length;
+      const first = Math.max(GATEWAY_INDEX + 1, start);
+      const last = Math.min(start + length - 1, this.#size + GATEWAY_INDEX);
+      const share = number % this.#shares;
+      this.#blocks.push({ share, base: start, length, first, last, ownerOf: new Map(), free: [], next: first });
+    }
+  }
+
+  /** Why it cannot become a pool of these prefixes while it is in use; undefined: it can. */
+  whyNotGrown({ v4, v6 }: Pick<LeasePoolOptions, 'v4' | 'v6'>): string | undefined {
+    for (const [own, next] of [
+      [this.#v4, v4],
+      [this.#v6, v6],
+    ] as const) {
+      const isSame = own === undefined || next === undefined ? own === next : isSameOrLarger(own, next);
+      if (isSame) continue;
+      const wanted =
+        own === undefined ? 'no other family' : `${formatPrefix(own)} or a larger network that begins alike`;
+      return `expected ${wanted}, got ${next === undefined ? 'none' : formatPrefix(next)}`;
+    }
+    return undefined;
+  }
+
+  /** Makes room for more, behind what there is; leases stay. @throws {VpnError} ERR_CONFIG_VALUE where that cannot be */
+  grow(prefixes: Pick<LeasePoolOptions, 'v4' | 'v6'>): void {
+    const why = this.whyNotGrown(prefixes);
+    if (why !== undefined) throw new VpnError('ERR_CONFIG_VALUE', `pool: ${why}`);
+    this.#v4 = prefixes.v4;
+    this.#v6 = prefixes.v6;
+    this.#size = sizeOf(prefixes);
+    // What was the last address may be one of many now.
+    for (const block of this.#blocks) {
+      block.last = Math.min(block.base + block.length - 1, this.#size + GATEWAY_INDEX);
+    }
+    for (const room = roomOf(this.#size); this.#room < room; this.#room *= 2) this.#cut(this.#room, this.#room);
+  }
+
+  /** Whether an address lies in it, leased or not. */
+  contains(address: IpAddress): boolean {
+    const prefix = address.version === 4 ? this.#v4 : this.#v6;
+    return prefix !== undefined && prefixContains(prefix, address);
   }
 
   /** The blocks of a share, per family. */
   prefixesOf(share: number): Prefix[] {
     const families = [this.#v4, this.#v6].filter((prefix) => prefix !== undefined);
     if (this.#blocks.length === 1) return share === 0 ? families : [];
-    const bits = Math.log2(this.#blockSize);
-    return this.#blocks.flatMap((_, number) => {
-      if (number % this.#shares !== share) return [];
+    return this.#blocks.flatMap((block) => {
+      if (block.share !== share) return [];
       return families.map((prefix) => ({
-        address: addressAt(prefix, BigInt(number * this.#blockSize)),
-        length: (prefix.address.version === 4 ? 32 : 128) - bits,
+        address: addressAt(prefix, BigInt(block.base)),
+        length: (prefix.address.version === 4 ? 32 : 128) - Math.log2(block.length),
       }));
     });
   }
 
   /** The share that leased addresses belong to. */
   shareOf(lease: Lease): number {
-    return this.#numberOf(this.#held.get(lease)?.index ?? this.#indexFor(lease) ?? 0) % this.#shares;
+    return this.#blockAt(this.#held.get(lease)?.index ?? this.#indexFor(lease) ?? 0).share;
   }
 
   /**
@@ -189,9 +247,8 @@ export class LeasePool {
       this.#blockAt(former).ownerOf.delete(former);
       return former;
     }
-    const isOwn = (_: Block, number: number): boolean => number % this.#shares === share;
-    const others = this.#blocks.filter((block, number) => !isOwn(block, number));
-    const inOrder = [...this.#blocks.filter(isOwn), ...others];
+    const others = this.#blocks.filter((block) => block.share !== share);
+    const inOrder = [...this.#blocks.filter((block) => block.share === share), ...others];
     for (const block of inOrder) {
       // An index used before comes before a fresh one, so that the list of free ones stays short.
       const index = block.free.pop();
@@ -229,12 +286,8 @@ export class LeasePool {
     free.push(index);
   }
 
-  #numberOf(index: number): number {
-    return Math.min(Math.floor(index / this.#blockSize), this.#blocks.length - 1);
-  }
-
   #blockAt(index: number): Block {
-    const block = this.#blocks[this.#numberOf(index)];
+    const block = this.#blocks.findLast(({ base }) => base <= index);
     if (block === undefined) throw new VpnError('ERR_INVARIANT', `there is no block for index ${index}`);
     return block;
   }
@@ -242,6 +295,22 @@ export class LeasePool {
   #describe(): string {
     return [this.#v4, this.#v6].flatMap((prefix) => (prefix === undefined ? [] : [formatPrefix(prefix)])).join(' and ');
   }
+}
+
+/** How many indexes can be leased. They are exact as numbers; a pool beyond 2^32 is never full. */
+function sizeOf({ v4, v6 }: Pick<LeasePoolOptions, 'v4' | 'v6'>): number {
+  const last4 = v4 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v4)) - 2;
+  const last6 = v6 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v6)) - 1;
+  return Math.min(last4, last6, 2 ** 32) - GATEWAY_INDEX;
+}
+
+function roomOf(size: number): number {
+  return 2 ** Math.ceil(Math.log2(size + GATEWAY_INDEX + 1));
+}
+
+/** Whether every address has the same index in the other prefix. */
+function isSameOrLarger(prefix: Prefix, other: Prefix): boolean {
+  return other.length <= prefix.length && formatIp(prefix.address) === formatIp(other.address);
 }
 
 function longestFree(ownerOf: ReadonlyMap<number, string>): number {

@@ -64,10 +64,12 @@ export class PeerSession {
   readonly #gateway: PeerGateway;
   readonly #device: DeviceKey;
   readonly #from: string | undefined;
+  readonly #features: readonly string[];
   #standing: Standing | undefined;
   #socket: TLSSocket | undefined;
 
-  private constructor(gateway: PeerGateway, device: DeviceKey, from?: string) {
+  private constructor(gateway: PeerGateway, device: DeviceKey, from: string | undefined, features: readonly string[]) {
+    this.#features = features;
     this.#gateway = gateway;
     this.#device = device;
     this.#from = from;
@@ -77,14 +79,16 @@ export class PeerSession {
    * Logs in, from the TCP connection to CONFIG. Answers to password and token steps come from the environment.
    *
    * @param from the address of this machine to come from; default: the kernel's choice
+   * @param features what it offers; default: all that it knows
    */
   static async logIn(
     gateway: PeerGateway,
     device: DeviceKey,
     purpose: 'login' | 'enrol',
     from?: string,
+    features: readonly string[] = FEATURES,
   ): Promise<PeerSession> {
-    const peer = new PeerSession(gateway, device, from);
+    const peer = new PeerSession(gateway, device, from, features);
     const { BENCH_PASSWORD: password, BENCH_TOKEN: accessToken } = process.env;
     const token = purpose === 'enrol' ? gateway.profile.token?.reveal() : fromBase64Url(accessToken ?? '');
     const socket = await peer.#dial();
@@ -170,7 +174,7 @@ export class PeerSession {
       exporter: (label: string, context: Uint8Array) => socket.exportKeyingMaterial(32, label, Buffer.from(context)),
       serverId: this.#gateway.serverId ?? new Uint8Array(32),
       serverName: this.#gateway.profile.server.name,
-      features: FEATURES,
+      features: this.#features,
       device: { id, algorithm, publicKey },
     };
   }

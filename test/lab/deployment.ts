@@ -6,7 +6,7 @@
  */
 
 import { readdir, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { type BackgroundProcess, LabError, type RunResult, until } from './process.ts';
 import { missingForLab, type Namespace, Rig } from './rig.ts';
 import { differences, type Snapshot } from './snapshot.ts';
@@ -66,6 +66,7 @@ export interface ServerStatus {
   pid: number;
   sessions: number;
   waiting: number;
+  pool: { prefix: string; used: number; size: string }[];
   devices: { name: string; superPackets: boolean; udpSegmentation: boolean; mtu: number }[];
   certificates: { role: string; name: string; serial: string; file: string }[];
   counters: Record<string, number>;
@@ -91,6 +92,8 @@ export interface DeploymentOptions {
   routes?: readonly string[];
   /** Lines for the end of the configuration: keys first, then tables. */
   settings?: string;
+  /** The gateway's state is on a disk of its own, so large. */
+  diskMegabytes?: number;
 }
 
 /** A gateway with what is around it. Open it with `await using`; the gateway itself is started by `run`. */
@@ -135,6 +138,7 @@ export class Deployment implements AsyncDisposable {
         clients.push(client);
       }
       const deployment = new Deployment(rig, gateway, behind, clients);
+      if (options.diskMegabytes !== undefined) await rig.disk(basename(deployment.state), options.diskMegabytes);
       await deployment.#init(options);
       return deployment;
     } catch (error) {

@@ -7,8 +7,8 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { accessSync, constants, readdirSync, rmSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { accessSync, constants, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { Capture, type CaptureOptions } from './capture.ts';
@@ -180,6 +180,14 @@ export class Rig implements AsyncDisposable {
     }
   }
 
+  /** Makes a folder of this run a small disk of its own, which can be filled. @returns its path */
+  async disk(name: string, megabytes: number): Promise<string> {
+    const path = join(this.folder, name);
+    await mkdir(path);
+    await run(['mount', '-t', 'tmpfs', '-o', `size=${megabytes}m,mode=700`, 'customvpn-lab', path]);
+    return path;
+  }
+
   /** Starts a process on the host itself. */
   async start(argv: readonly string[], options: BackgroundOptions = {}): Promise<BackgroundProcess> {
     const env = { ...this.environment, ...options.env };
@@ -219,6 +227,7 @@ export class Rig implements AsyncDisposable {
       const removed = await run(['ip', 'netns', 'delete', name], { anyStatus: true });
       if (removed.status !== 0) left.push(`+ namespace ${name}: ${removed.stderr.trim()}`);
     }
+    unmountIn(this.folder);
     await rm(this.folder, { recursive: true, force: true });
     for (const signal of ENDING_SIGNALS) process.removeListener(signal, this.#onSignal);
     process.removeListener('exit', this.#onExit);
@@ -231,6 +240,7 @@ export class Rig implements AsyncDisposable {
     for (const started of this.#processes) started.signal('SIGKILL');
     for (const pid of processesOfRun(this.id).keys()) kill(pid);
     for (const name of this.#namespaces) quietly(['ip', 'netns', 'delete', name]);
+    unmountIn(this.folder);
     rmSync(this.folder, { recursive: true, force: true });
   }
 }
@@ -246,8 +256,18 @@ async function sweep(): Promise<void> {
     await run(['ip', 'netns', 'delete', name], { anyStatus: true });
   }
   for (const name of entries(tmpdir())) {
-    if (isOrphan(FOLDER_NAME.exec(name)?.[1])) await rm(join(tmpdir(), name), { recursive: true, force: true });
+    if (!isOrphan(FOLDER_NAME.exec(name)?.[1])) continue;
+    unmountIn(join(tmpdir(), name));
+    await rm(join(tmpdir(), name), { recursive: true, force: true });
   }
+}
+
+/** Takes away the disks in a folder, whoever still has a file of theirs open. */
+function unmountIn(folder: string): void {
+  const points = readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .flatMap((line) => line.split(' ')[1] ?? []);
+  for (const point of points) if (point.startsWith(`${folder}/`)) quietly(['umount', '--lazy', point]);
 }
 
 function isOrphan(pid: string | undefined): boolean {

@@ -6,6 +6,7 @@
  *   node traffic-peer.ts stream ADDRESS PORT SECONDS      the same for so long; also the longest time without a byte
  *   node traffic-peer.ts udp ADDRESS PORT COUNT SIZE      the same in datagrams, one after the other
  *   node traffic-peer.ts udp-burst ADDRESS PORT COUNT SIZE   COUNT datagrams in one call with UDP_SEGMENT
+ *   node traffic-peer.ts flows ADDRESS PORT COUNT         one datagram to each of COUNT ports, from PORT on
  *   node traffic-peer.ts talk ADDRESS PORT                one connection: sends its input, prints `ready` and what comes back
  *   node traffic-peer.ts reach ADDRESS PORT               prints whether a TCP connection is accepted within a second
  *
@@ -210,6 +211,19 @@ async function reach(address: string, port: number): Promise<{ accepted: boolean
   return { accepted: result };
 }
 
+/** To the kernels on the way each is a connection. */
+async function flows(address: string, first: number, count: number): Promise<{ sent: number }> {
+  const socket = createSocket('udp4');
+  // What is refused by ICMP is none of its business.
+  socket.on('error', () => {});
+  for (let number = 0; number < count; number++) {
+    await new Promise<void>((resolve) => socket.send('flow', first + number, address, () => resolve()));
+    if (number % 100 === 99) await delay(5);
+  }
+  socket.close();
+  return { sent: count };
+}
+
 /** One TCP connection that stays: sends each line of standard input, and prints what comes back. */
 async function talk(address: string, port: number): Promise<undefined> {
   const socket = connect({ host: address, port });
@@ -233,13 +247,15 @@ async function main([verb, first = '', ...rest]: readonly string[]): Promise<unk
       return await udp(first, port, count, size);
     case 'udp-burst':
       return await udpBurst(first, port, count, size);
+    case 'flows':
+      return await flows(first, port, count);
     case 'talk':
       return await talk(first, port);
     case 'reach':
       return await reach(first, port);
     default:
       process.exitCode = 64;
-      return { usage: 'serve | tcp | stream | udp | udp-burst | talk | reach; see the top of this file' };
+      return { usage: 'serve | tcp | stream | udp | udp-burst | flows | talk | reach; see the top of this file' };
   }
 }
 

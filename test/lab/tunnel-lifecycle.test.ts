@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, Deployment, labOptions, OUTER, PORT } from './deployment.ts';
+import { BEHIND, type Client, Deployment, INNER, labOptions, OUTER, PORT } from './deployment.ts';
 import { type BackgroundProcess, until } from './process.ts';
 
 const CLOSED_NETWORKS = ['203.0.113.0/24', '2001:db8:ffff::/64'];
@@ -142,6 +142,57 @@ describe('the life of a tunnel', labOptions(), () => {
     await deployment.ask('server', 'reload');
     await first.statusWhen('no refusal', ({ refused }) => refused.length === 0);
     await first.namespace.run(['ip', 'address', 'delete', near.address, 'dev', 'out0']);
+  });
+
+  test('a pool that grows is routed and let through at once, and is as large when auth has started again', async () => {
+    const { pid, reconnects, addresses } = await first.status();
+    const sizes = async () => (await deployment.status).pool.map(({ prefix }) => prefix);
+    const [small4 = '', small6 = ''] = await sizes();
+    const listed = (list: readonly string[]) => `pool = ${JSON.stringify(list)}`;
+    const write = (list: readonly string[]) =>
+      deployment.configure((text) => text.replace(/^pool = .*$/m, listed(list)));
+    const routed = async (address: string) => {
+      const { stdout } = await deployment.gateway.run(['ip', '-j', 'route', 'get', address], { anyStatus: true });
+      return (JSON.parse(stdout || '[]') as { dev: string; prefsrc: string }[])[0];
+    };
+    assert.equal((await routed('10.88.1.200'))?.dev, undefined);
+    await write(['10.88.0.0/23', small6]);
+    const grown = await deployment.ask('server', 'reload');
+    assert.deepEqual(grown, { applied: ['pool'], needsRestart: [], warnings: [] });
+    // The upper half of what is new is the second worker's.
+    for (const [address, device] of [
+      ['10.88.1.20', 'cvpn0'],
+      ['10.88.1.200', (await deployment.status).devices.length > 2 ? 'cvpn0-1' : 'cvpn0'],
+    ] as const) {
+      const { dev, prefsrc } = (await routed(address)) ?? {};
+      assert.deepEqual([dev, prefsrc], [device, INNER.gateway4]);
+    }
+    assert.match((await deployment.gateway.run(['nft', 'list', 'ruleset'])).stdout, /10\.88\.0\.0\/23/);
+    assert.ok(await first.reaches(BEHIND.host4));
+    const same = await first.status();
+    assert.deepEqual([same.pid, same.reconnects, same.addresses], [pid, reconnects, addresses]);
+
+    await write(['10.99.0.0/24', small6]);
+    const refused = await deployment.ask<{ needsRestart: string[]; warnings: string[] }>('server', 'reload');
+    assert.deepEqual(refused.needsRestart, ['pool']);
+    assert.match(refused.warnings.join(), /pool: expected 10\.88\.0\.0\/23 or a larger network/);
+    await write([small4, small6]);
+
+    const children = await deployment.gateway.run(['pgrep', '-f', '-P', String(deployment.server.pid), 'auth/main']);
+    process.kill(Number(children.stdout.trim()), 'SIGKILL');
+    await until(
+      'all processes anew',
+      async () => deployment.server.output.includes('all processes have been started again'),
+      { timeoutMs: 60_000 },
+    );
+    assert.deepEqual(
+      await sizes(),
+      ['10.88.0.0/23', small6],
+      'as the reload has left it, and not as it is written since',
+    );
+    const back = await first.statusWhen('the return', (now) => isConnected(now) && now.reconnects > reconnects, 60_000);
+    assert.deepEqual(back.addresses, addresses);
+    await until('the way', () => first.reaches(BEHIND.host4));
   });
 
   test('a reload of a bad configuration is refused with its line, and changes nothing', async () => {

@@ -105,6 +105,8 @@ class Siege implements AsyncDisposable {
       place: async (_lease, worker) => void siege.placed.push(`to ${worker}`),
       unplace: async () => void siege.placed.push('home'),
       update: async () => {},
+      takeBack: async () => {},
+      reloaded: () => {},
       enforce: async () => {},
       admit: async () => {},
       dismiss: async () => {},

@@ -10,7 +10,8 @@ import type { Clock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { Repeat } from '../../base/repeat.ts';
-import { type IpAddress, ipEquals, parsePrefix, prefixContains } from '../../ip/address.ts';
+import { type IpAddress, ipEquals } from '../../ip/address.ts';
+import type { LeasePool } from '../../ip/lease-pool.ts';
 import { type Decision, decide, type Flow, groupsOf, type Holder, type Surroundings } from '../../policy/access.ts';
 import { requireTests, testedHosts, usablePolicy } from '../../policy/examine.ts';
 import type { Policy } from '../../policy/policy.ts';
@@ -30,7 +31,7 @@ const MAX_HOSTS = 1000;
 const NO_SETTINGS: Settings = {};
 
 export interface AccessDeskParts {
-  readonly pool: readonly string[];
+  readonly pool: LeasePool;
   readonly files: PolicyFiles;
   readonly resolve: Resolve;
   /** The groups of every account. @throws {VpnError} ERR_STORE */
@@ -70,7 +71,6 @@ interface InForce extends ReadyPolicy {
 export class AccessDesk {
   readonly #parts: AccessDeskParts;
   readonly #log: Logger;
-  readonly #pool: readonly ReturnType<typeof parsePrefix>[];
   readonly #tick: Repeat;
   readonly #minute: Repeat;
   #supervisor: SupervisorPort | undefined;
@@ -90,7 +90,6 @@ export class AccessDesk {
   constructor(parts: AccessDeskParts) {
     this.#parts = parts;
     this.#log = parts.log.child({ component: 'policy' });
-    this.#pool = parts.pool.map(parsePrefix);
     const failed = (error: unknown): void => {
       this.#problem = toVpnError(error).message;
       this.#log.error('a change of access did not take effect; the old rules stay', { error });
@@ -391,7 +390,7 @@ export class AccessDesk {
   #surroundings(names: HostNames | undefined): Surroundings {
     return {
       addressesOf: (host) => names?.found.get(host) ?? [],
-      isOfClients: (address) => this.#pool.some((prefix) => prefixContains(prefix, address)),
+      isOfClients: (address) => this.#parts.pool.contains(address),
       holderOf: (address) => {
         const session = this.sessionAt(address);
         return session === undefined ? undefined : holderOf(session);

@@ -81,10 +81,11 @@ const channel = new IpcChannel({
   in: supervisorToAuth,
   handlers: {
     alive: async () => ({}),
-    prepare: async ({ config, workers, state, identity, showsDenied, page }) => {
+    prepare: async ({ config, firstPool, workers, state, identity, showsDenied, page }) => {
       const log = createLogger(config.log);
       const service = await AuthService.open({
         config,
+        firstPool,
         workers,
         stateDir: state,
         files: supervisor,

@@ -28,7 +28,7 @@ import { loadPage, type PageFiles, type PageSource, pageFiles } from '../admin/f
 import { History } from '../admin/history.ts';
 import { type Administration, auditInfo, type Concerned, createAdministration } from '../administration.ts';
 import { CertificateEnds, endOfSession, endsOf } from '../certificate-ends.ts';
-import { checkCertificateStep, type GatewayConfig, parseEndpoint, RELOADABLE_KEYS } from '../config.ts';
+import { checkCertificateStep, type GatewayConfig, parseEndpoint } from '../config.ts';
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
 import { type DialNetwork, HostDialNetwork } from '../dialler.ts';
@@ -43,7 +43,8 @@ import type {
   WorkerPort,
 } from '../ipc/ports.ts';
 import { type PolicyFiles, policyFiles } from '../policy-files.ts';
-import { openPool } from '../pool.ts';
+import { openPool, prefixesOf } from '../pool.ts';
+import { planReload } from '../reload.ts';
 import { GatewayState } from '../state.ts';
 import type { StreamFacts } from '../stream-policy.ts';
 import { checkTap } from '../tap-config.ts';
@@ -81,6 +82,8 @@ export interface AuthServiceOptions {
   config: GatewayConfig;
   /** How many workers there are; each leases from a share of the pool. */
   workers: number;
+  /** The pool that the gateway started with; default: that of the configuration. */
+  firstPool?: readonly string[] | undefined;
   /** Undefined: users and sessions live in memory. */
   stateDir: string | undefined;
   /** Reads certificates; default: from the files themselves. */
@@ -167,7 +170,7 @@ export class AuthService {
   static async open(options: AuthServiceOptions): Promise<AuthService> {
     const { config, clock, log, stateDir } = options;
     await using undo = new AsyncDisposableStack();
-    const pool = openPool(config, options.workers);
+    const pool = openPool(config, options.workers, options.firstPool);
     const hasher = undo.use(new HasherProcess({ log, parameters: argon2Of(config) }));
     const state = undo.use(
       stateDir === undefined
@@ -186,7 +189,7 @@ export class AuthService {
     const loaded = await readCredentials(config, files, clock.wallNow());
     const names = new HostDialNetwork();
     const access = new AccessDesk({
-      pool: config.pool,
+      pool,
       files: options.policyFiles ?? policyFiles,
       resolve: (name) => (options.network ?? names).resolve(name),
       groups: async () => new Map((await state.accounts.list()).map(({ name, groups }) => [name, groups])),
@@ -731,10 +734,7 @@ export class AuthService {
   ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
     const { host, credentials, recheck, ends } = this.#live();
     const former = this.#config;
-    const keys = [...new Set([...Object.keys(former), ...Object.keys(next)])] as (keyof GatewayConfig)[];
-    const changed = keys.filter((key) => JSON.stringify(next[key]) !== JSON.stringify(former[key]));
-    const applied = changed.filter((key) => RELOADABLE_KEYS.includes(key));
-    const merged: GatewayConfig = { ...former, ...Object.fromEntries(applied.map((key) => [key, next[key]])) };
+    const { merged, applied, needsRestart, isOfHost, ...plan } = planReload(former, next);
     const loaded = await readCredentials(merged, this.#files, this.#clock.wallNow());
     checkLoginSources(merged);
     checkCertificateStep(merged);
@@ -746,17 +746,21 @@ export class AuthService {
     await this.#askPolicy(hooks, policy);
     const formerPolicy = this.#access.inForce;
     const losers = await this.#access.enforce(policy);
+    let isHostChanged = false;
     try {
-      if (applied.some((key) => ['routes', 'services', 'policyFile'].includes(key)))
-        await host.supervisor.update(merged);
+      if (isOfHost) await host.supervisor.update(merged);
+      isHostChanged = isOfHost;
       await credentials.take(loaded);
     } catch (error) {
+      if (isHostChanged) await host.supervisor.takeBack(former);
       await this.#access.enforce(formerPolicy);
       throw error;
     }
     undo.move();
     this.#hooks = hooks;
     formerHooks?.stop().catch((error: unknown) => this.#log.warn('the former hooks did not end', { error }));
+    if (applied.includes('pool')) this.#pool.grow(prefixesOf(merged.pool));
+    host.supervisor.reloaded();
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
     this.#config = merged;
     this.#configureLogins(merged);
@@ -771,9 +775,10 @@ export class AuthService {
     await this.#policyChanges.keep(policy);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
-    const warnings = [...this.#policyDesk.cutOff(losers), ...this.#policyDesk.cutsWay(via, merged)];
+    const desk = this.#policyDesk;
+    const warnings = [...plan.warnings, ...desk.cutOff(losers), ...desk.cutsWay(via, merged)];
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
-    return { applied, needsRestart: changed.filter((key) => !applied.includes(key)), warnings };
+    return { applied, needsRestart, warnings };
   }
 
   /** Operators have put another policy in force; streams that it does not have are ended by `access`. */

@@ -42,6 +42,15 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles, PolicyFi
     this.#policyFile = policyFile ?? '';
   }
 
+  async takeBack({ policyFile }: GatewayConfig): Promise<void> {
+    await this.#channel().call('takeBack', {});
+    this.#policyFile = policyFile ?? '';
+  }
+
+  reloaded(): void {
+    this.#channel().tell('reloaded', {});
+  }
+
   /** The text of the policy; what is said of a policy afterwards is of this one. */
   async readPolicy({ policyFile }: GatewayConfig): Promise<string | undefined> {
     this.#policyFile ??= policyFile ?? '';

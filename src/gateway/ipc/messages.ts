@@ -509,6 +509,8 @@ export const supervisorToAuth = {
   prepare: {
     input: z.strictObject({
       config,
+      /** The pool that the gateway started with. */
+      firstPool: z.array(text(64)).max(16),
       workers: z.int().min(1).max(255),
       state: text(4096),
       identity,
@@ -586,8 +588,12 @@ export const authToSupervisor = {
   enforce: { input: z.strictObject({ revision: revision.nullable() }), output: nothing },
   admit: { input: z.strictObject({ revision, admitted }), output: nothing },
   dismiss: { input: z.strictObject({ lease }), output: nothing },
-  /** Puts routes and services of the next one in force. */
+  /** Puts routes, services and pools of the next one in force. */
   apply: { input: nothing, output: nothing },
+  /** Puts back what `apply` has replaced last. */
+  takeBack: { input: nothing, output: nothing },
+  /** The next one is in force, as far as a gateway that runs can take it. */
+  reloaded: { input: nothing },
   readCredentials: {
     input: z.strictObject({ what: kind, of: z.enum(['current', 'next']) }),
     output: z.strictObject({

@@ -329,8 +329,12 @@ export interface SupervisorPort {
   place(lease: Lease, worker: number, place: Place): Promise<void>;
   /** They go where their share says again. @throws {VpnError} ERR_HOST_APPLY */
   unplace(lease: Lease): Promise<void>;
-  /** Applies changed routes and services. @throws {VpnError} ERR_HOST_APPLY; the old rules stay */
+  /** Applies changed routes, services and pools. @throws {VpnError} ERR_HOST_APPLY; the host stays as it was */
   update(config: GatewayConfig): Promise<void>;
+  /** What `update` has applied last is not to be after all, but what was before it. @throws {VpnError} ERR_HOST_APPLY */
+  takeBack(former: GatewayConfig): Promise<void>;
+  /** The whole of the configuration that was read last is in force now, as far as it can be. */
+  reloaded(): void;
   /**
    * Puts a policy in force for packets, in place of the one before; without one routes say where clients may go.
    *

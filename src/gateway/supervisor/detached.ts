@@ -43,6 +43,10 @@ export class DetachedSupervisor implements Supervisor {
 
   async update(): Promise<void> {}
 
+  async takeBack(): Promise<void> {}
+
+  reloaded(): void {}
+
   async place(): Promise<void> {}
 
   async unplace(): Promise<void> {}

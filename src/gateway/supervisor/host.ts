@@ -13,7 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp, formatPrefix, type IpAddress, type Prefix, parsePrefix, prefixContains } from '../../ip/address.ts';
+import { formatIp, formatPrefix, type IpAddress, parsePrefix } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
 import { openLogGroup } from '../../os/nflog.ts';
@@ -25,6 +25,7 @@ import { withAddresses } from '../../policy/kernel-rules.ts';
 import { EMPTY_POLICY } from '../../policy/policy.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AdmittedLease, Enforcement, HostReport, Place } from '../ipc/ports.ts';
+import { openPool, prefixesOf } from '../pool.ts';
 import { type AccessChange, AccessTable } from './access-table.ts';
 import type { WorkerHost } from './open-host.ts';
 import {
@@ -139,6 +140,9 @@ export class GatewayHost implements WorkerHost {
   readonly #routes: RouteBatch;
   readonly #taken = new Set<WorkerDescriptors>();
   readonly #closed = new Set<number>();
+  #pool: LeasePool;
+  /** The rules that were made first, as the journal knows them. */
+  #firstRules = '';
   /** Device of each address that lives elsewhere than its share says, by address as text. */
   readonly #placed = new Map<string, { address: IpAddress; device: number }>();
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
@@ -163,6 +167,7 @@ export class GatewayHost implements WorkerHost {
   ) {
     this.#options = options;
     this.#config = options.config;
+    this.#pool = options.pool;
     this.#log = options.log.child({ component: 'supervisor' });
     this.port = parts.port;
     this.congestion = parts.congestion;
@@ -279,12 +284,8 @@ export class GatewayHost implements WorkerHost {
 
   /** Nobody can be given rights over addresses that are no client's. */
   #checkLease({ v4, v6 }: Lease): void {
-    const pools = prefixesOf(this.#config);
-    for (const [address, pool] of [
-      [v4, pools.v4],
-      [v6, pools.v6],
-    ] as const) {
-      if (address === undefined || (pool !== undefined && prefixContains(pool, address))) continue;
+    for (const address of [v4, v6]) {
+      if (address === undefined || this.#pool.contains(address)) continue;
       throw new VpnError('ERR_INVARIANT', `${formatIp(address)} is no client's address`);
     }
   }
@@ -292,8 +293,21 @@ export class GatewayHost implements WorkerHost {
   update(config: GatewayConfig): Promise<void> {
     // In turn with the moves of hosts: the new table must hold those that were made, and none may be lost between.
     return this.#change(async () => {
+      const former = { pool: this.#pool, config: this.#config };
       const generation = nextGeneration(this.#generation);
-      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(config, generation)));
+      const isOtherPool = config.pool.join() !== former.config.pool.join();
+      if (isOtherPool) {
+        const pool = openPool(config, this.workers.length, this.#options.config.pool);
+        await this.#host.become(this.#wanted(config, pool));
+        this.#pool = pool;
+      }
+      try {
+        await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(config, generation)));
+      } catch (error) {
+        this.#pool = former.pool;
+        if (isOtherPool) await this.#host.become(this.#wanted(former.config, former.pool));
+        throw error;
+      }
       this.#generation = generation;
       this.#config = config;
     });
@@ -333,7 +347,7 @@ export class GatewayHost implements WorkerHost {
 
   /** The device that an address is routed to by the share it lies in. */
   #home(address: IpAddress): number {
-    return this.#options.pool.shareOf(address.version === 4 ? { v4: address } : { v6: address }) * DEVICES_PER_WORKER;
+    return this.#pool.shareOf(address.version === 4 ? { v4: address } : { v6: address }) * DEVICES_PER_WORKER;
   }
 
   async #settle(address: IpAddress, device: number): Promise<void> {
@@ -361,7 +375,7 @@ export class GatewayHost implements WorkerHost {
 
   /** The host speaks to every client from the gateway's own address, whichever device it lives on. */
   #sourceOf({ version }: IpAddress): { source?: string } {
-    const { gateway4, gateway6 } = this.#options.pool;
+    const { gateway4, gateway6 } = this.#pool;
     const gateway = version === 4 ? gateway4 : gateway6;
     return gateway === undefined ? {} : { source: formatIp(gateway) };
   }
@@ -420,18 +434,22 @@ export class GatewayHost implements WorkerHost {
    * @throws {VpnError} ERR_HOST_APPLY, ERR_PRIVILEGE
    */
   async configure(): Promise<void> {
-    const config = this.#config;
-    const { pool } = this.#options;
+    this.#firstRules = gatewayRuleset(this.#rules(this.#config, this.#generation));
+    await this.#host.applyAll(this.#wanted(this.#config, this.#pool));
+  }
+
+  /** What the host has to have with these pools. Rules are replaced by themselves, and go as they came. */
+  #wanted(config: GatewayConfig, pool: LeasePool): HostChange[] {
     const device = this.#deviceName(0) ?? '';
-    const { v4, v6 } = prefixesOf(config);
+    const { v4, v6 } = prefixesOf(config.pool);
     const gateways = [pool.gateway4, pool.gateway6].filter((address) => address !== undefined);
     const shares = this.workers.slice(1).flatMap(({ primary }, index) =>
       pool.prefixesOf(index + 1).map((prefix): HostChange => {
         return { kind: 'route', prefix: formatPrefix(prefix), device: primary.name, ...this.#sourceOf(prefix.address) };
       }),
     );
-    await this.#host.applyAll([
-      { kind: 'nft', table: GATEWAY_TABLE, body: gatewayRuleset(this.#rules(config, this.#generation)) },
+    return [
+      { kind: 'nft', table: GATEWAY_TABLE, body: this.#firstRules },
       ...this.#deviceNames.map(
         (name): HostChange => ({
           kind: 'link',
@@ -451,12 +469,12 @@ export class GatewayHost implements WorkerHost {
       ...shares,
       ...(v4 === undefined ? [] : [{ kind: 'sysctl', key: 'net.ipv4.ip_forward', value: '1' } satisfies HostChange]),
       ...(v6 === undefined ? [] : [{ kind: 'forwarding6' } satisfies HostChange]),
-    ]);
+    ];
   }
 
   #rules(config: GatewayConfig, generation: number, access = this.#access): RulesetInput {
-    const { pool } = this.#options;
-    const { v4, v6 } = prefixesOf(config);
+    const pool = this.#pool;
+    const { v4, v6 } = prefixesOf(config.pool);
     const placed = [...this.#placed.values()];
     const hostsOf = (device: number) => placed.flatMap((host) => (host.device === device ? [host.address] : []));
     return {
@@ -503,14 +521,6 @@ export function journalOf(stateDir: string | undefined): string {
   return stateDir === undefined
     ? join(tmpdir(), `customvpn-${process.pid}.journal`)
     : join(stateDir, 'run', 'host.journal');
-}
-
-function prefixesOf(config: GatewayConfig): { v4: Prefix | undefined; v6: Prefix | undefined } {
-  const prefixes = config.pool.map(parsePrefix);
-  return {
-    v4: prefixes.find(({ address }) => address.version === 4),
-    v6: prefixes.find(({ address }) => address.version === 6),
-  };
 }
 
 function addressesOf({ v4, v6 }: Lease): IpAddress[] {

@@ -5,7 +5,7 @@ import { isBridging } from '../tap-config.ts';
 import { BridgeHost } from './bridge-host.ts';
 import { GatewayHost, type GatewayHostOptions, type WorkerDescriptors } from './host.ts';
 
-export interface WorkerHost extends SupervisorPort {
+export interface WorkerHost extends Omit<SupervisorPort, 'takeBack' | 'reloaded'> {
   readonly port: number;
   /** The congestion control in force on the listening sockets. */
   readonly congestion: string;

@@ -34,6 +34,7 @@ import { authToSupervisor, LIMITS_OF_AUTH, supervisorToAuth } from '../ipc/messa
 import { statePaths } from '../layout.ts';
 import { mayEditPolicy } from '../policy-files.ts';
 import { openPool } from '../pool.ts';
+import { planReload, withHostKeys } from '../reload.ts';
 import { isOpen } from '../unix-users.ts';
 import { authFiles } from './auth-files.ts';
 import { Child, descriptorsOfChild, programOf } from './child.ts';
@@ -92,6 +93,8 @@ export class GatewayProcesses {
   #auth: { child: AuthChild; workers: DescriptorSender; fd: number; unwatch(): void } | undefined;
   #config: GatewayConfig;
   #next: GatewayConfig | undefined;
+  /** What `apply` has replaced last. */
+  #replaced: GatewayConfig | undefined;
   readonly #policy = new PolicyStage();
   #credentials: CredentialTexts;
   #lastRead: { texts: CredentialTexts; of: 'current' | 'next' } | undefined;
@@ -277,13 +280,15 @@ export class GatewayProcesses {
 
   /** Joins what has been started, and meanwhile makes the host ready. */
   async #startAll(makeReady: () => Promise<void>): Promise<void> {
-    const { config, workers, stateDir: state, version } = this.#options;
+    const { config: first, workers, stateDir: state, version } = this.#options;
     const auth = this.#auth?.child;
     if (auth === undefined) throw new VpnError('ERR_INVARIANT', 'auth has ended before anything could begin');
     const prepare = async (): Promise<void> => {
       const page = await this.#page;
       const start = {
-        config,
+        // As a reload has left it.
+        config: this.#config,
+        firstPool: [...first.pool],
         workers,
         state,
         identity: this.#identities.auth,
@@ -316,7 +321,7 @@ export class GatewayProcesses {
     const [near, far] = socketPair('packets');
     const { stateDir, authProgram = programOf('auth') } = this.#options;
     const { certs } = statePaths(stateDir);
-    const files = authFiles(this.#options.config, stateDir);
+    const files = authFiles(this.#config, stateDir);
     const inherited = [
       far,
       this.#control.fd,
@@ -402,6 +407,10 @@ export class GatewayProcesses {
         return this.#next;
       },
       apply: () => done(this.#apply()),
+      takeBack: () => done(this.#takeBack()),
+      reloaded: () => {
+        if (this.#next !== undefined) this.#config = planReload(this.#config, this.#next).merged;
+      },
       readCredentials: async ({ what, of }) => {
         const texts = await readCredentialTexts(this.#configOf(of), this.#own, what);
         this.#lastRead = { texts, of };
@@ -449,9 +458,19 @@ export class GatewayProcesses {
   }
 
   async #apply(): Promise<void> {
-    const { routes, services, policyFile } = this.#next ?? this.#config;
-    const { policyFile: _, ...former } = this.#config;
-    const config = { ...former, routes, services, ...(policyFile === undefined ? {} : { policyFile }) };
+    const former = this.#config;
+    const { merged } = planReload(former, this.#next ?? former);
+    const config = withHostKeys(former, merged);
+    await this.#host.update(config);
+    this.#replaced = former;
+    this.#config = config;
+  }
+
+  async #takeBack(): Promise<void> {
+    const former = this.#replaced;
+    if (former === undefined) throw new VpnError('ERR_INVARIANT', 'nothing has been applied');
+    this.#replaced = undefined;
+    const config = withHostKeys(this.#config, former);
     await this.#host.update(config);
     this.#config = config;
   }

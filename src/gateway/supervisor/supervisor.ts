@@ -88,6 +88,12 @@ export class HostSupervisor implements Supervisor {
     return this.#host.update(config);
   }
 
+  takeBack(former: GatewayConfig): Promise<void> {
+    return this.#host.update(former);
+  }
+
+  reloaded(): void {}
+
   enforce(enforcement: Enforcement | undefined): Promise<void> {
     return this.#host.enforce(enforcement);
   }
