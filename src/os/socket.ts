@@ -149,6 +149,11 @@ export function pathMtu(fd: number, version: 4 | 6): number | undefined {
   return value.view.getInt32(0, true);
 }
 
+/** Another descriptor of the same thing, the caller's to close. @throws {VpnError} ERR_SYSCALL */
+export function duplicateFd(fd: number): number {
+  return checkResult(nativeCalls().fcntl(fd, F_DUPFD_CLOEXEC, 0n), 'duplicating a descriptor', 'fcntl F_DUPFD_CLOEXEC');
+}
+
 /** Closes a descriptor that this room has opened and nobody has taken over. */
 export function closeFd(fd: number): void {
   nativeCalls().close(fd);
@@ -427,8 +432,7 @@ export class UnsentGate {
       unsentResult = { memory, value: new Int32Array(memory.bytes.buffer) };
     }
     this.#result = unsentResult;
-    const what = 'watching a connection';
-    this.#fd = checkResult(this.#calls.fcntl(fd, F_DUPFD_CLOEXEC, 0n), what, 'fcntl F_DUPFD_CLOEXEC');
+    this.#fd = duplicateFd(fd);
     try {
       this.#poll = new Poll(this.#fd);
     } catch (error) {

@@ -18,6 +18,7 @@ const NONBLOCK_CLOEXEC = 0x800 | 0x80000;
 const PATH_BYTES = 108;
 const BACKLOG = 128;
 
+const SIOCOUTQ = 0x5411n;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const SO_PEERCRED = 17;
@@ -113,9 +114,16 @@ export class DescriptorSender {
   readonly #calls: NativeCalls = nativeCalls();
   readonly #fd: number;
   readonly #message = new Message(MAX_DESCRIPTOR_PACKET_BYTES);
+  readonly #unread = new NativeMemory(4);
 
   constructor(fd: number) {
     this.#fd = fd;
+  }
+
+  /** Whether the receiver has not read all that was sent. */
+  get hasUnread(): boolean {
+    const { address, view } = this.#unread;
+    return this.#calls.ioctl(this.#fd, SIOCOUTQ, address) >= 0 && view.getInt32(0, true) > 0;
   }
 
   /**

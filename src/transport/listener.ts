@@ -17,6 +17,7 @@ import type { Logger } from '../base/log.ts';
 import { encodeGreeting } from '../protocol/frame.ts';
 import { encodeMessage } from '../protocol/messages.ts';
 import { rejectCodeOf } from '../protocol/reasons.ts';
+import { AcceptPause } from './accept-pause.ts';
 import { readHolder } from './certificate-facts.ts';
 import { Channel, type ChannelFacts } from './channel.ts';
 import { type Endpoint, localEnd, remoteEnd, sourceOf } from './endpoint.ts';
@@ -189,6 +190,7 @@ export class Listener {
   readonly #tcp: TcpServer;
   readonly #tls: TlsServer;
   readonly #frontDoor: FrontDoor;
+  #pause: AcceptPause | undefined;
   readonly #connections = new Set<Connection>();
   /** Also those whose socket has just closed: Node reports some failures after that. */
   readonly #known = new WeakMap<object, Connection>();
@@ -286,6 +288,7 @@ export class Listener {
     for (const { raw } of this.#handshakes.close()) raw.destroy();
     this.#frontDoor.close();
     for (const raw of this.#unnamed) raw.destroy();
+    this.#pause?.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -317,8 +320,13 @@ export class Listener {
       throw listenError(cause, address ?? '::', port);
     }
     this.#tcp.off('error', opened.reject);
+    if (fd !== undefined) this.#pause = new AcceptPause(this.#tcp, fd, BACKLOG);
     this.#tcp.on('error', (error) => {
-      this.#lines.write('warn', 'accept', 'a connection could not be accepted', { error });
+      const isPaused = this.#pause?.failed(error) === true;
+      const what = isPaused
+        ? 'this process has no descriptor left: connections wait'
+        : 'a connection could not be accepted';
+      this.#lines.write('warn', 'accept', what, { error });
     });
   }
 

@@ -301,6 +301,16 @@ describe('a gateway of several processes', labOptions(), () => {
     assert.match(refused.output, /shutting down|takes nobody new/);
     await refused.stop();
     assert.ok(await first.reaches(BEHIND.host4), 'who was there before');
+    // Whoever is auth next goes on with it.
+    const auth = (await childrenOf(deployment.server.pid)).find(({ part }) => part === 'auth');
+    assert.ok(auth);
+    process.kill(auth.pid, 'SIGKILL');
+    const starts = () => deployment.server.output.split('all processes have been started again').length;
+    const before = starts();
+    await until('another auth', async () => starts() > before, { timeoutMs: 60_000 });
+    assert.ok((await deployment.status).warnings.some((warning) => warning.includes('the gateway is drained')));
+    await first.statusWhen('the client to be back', ({ state }) => state === 'connected', 60_000);
+    await until('the way through', () => first.reaches(BEHIND.host4), { timeoutMs: 60_000 });
     const children = await childrenOf(deployment.server.pid);
     await first.down();
     assert.equal(await deployment.server.exited, 0);

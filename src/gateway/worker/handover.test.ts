@@ -179,6 +179,38 @@ test('a worker that stops takes nothing any more, and its senders know', linux, 
   for (const fd of [way, late]) closeFd(fd);
 });
 
+/** The beginning of a TLS connection that asks for a tunnel at whichever worker. */
+function helloForAny(): Buffer {
+  const name = Buffer.from('customvpn/1');
+  const names = Buffer.of(0, name.length + 1, name.length, ...name);
+  const alpn = Buffer.of(0, 16, 0, names.length, ...names);
+  const rest = Buffer.of(0, 0, 2, 0x13, 1, 1, 0, 0, alpn.length, ...alpn);
+  return Buffer.concat([Buffer.of(0x16, 3, 1, 0, 0, 1, 0, 0, 0, 3, 3), new Uint8Array(32), rest]);
+}
+
+test('a worker that does not take what it is given gets nobody more in turn, until it does', linux, async () => {
+  await using rig = await Rig.open();
+  let now = 0;
+  const handover = new Handover({ worker: 0, maxInHandshake: () => 100, now: () => now });
+  const [near, far] = socketPair('packets');
+  handover.addWay(1, near);
+  const socket = await rig.connection();
+  const remote = { address: '192.0.2.9', port: 1 };
+  const give = (): boolean => handover.give(socket, helloForAny(), remote, true);
+  assert.deepEqual([give(), give(), give(), give()], [false, true, false, true], 'itself first, and in turn');
+  now = 10_000;
+  assert.deepEqual([give(), give(), give(), give()], [false, false, false, false]);
+  let taken = 0;
+  const receiver = new DescriptorReceiver(far, (_packet, descriptor) => {
+    taken += 1;
+    closeFd(descriptor);
+  });
+  while (taken < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.ok([give(), give()].includes(true));
+  await receiver.close();
+  closeFd(near);
+});
+
 test('descriptors of auth come by a way of their own, and other workers have no part in it', linux, async () => {
   await using rig = await Rig.open();
   const came: string[] = [];

@@ -9,7 +9,7 @@
  * by it, is between the two. What comes from another worker is believed no more than what comes from the network: it is a
  * connection, whatever is said of it, and so many of one sender may come in a second and be in their handshake; others wait on the
  * way. One that cannot be given away, because nobody is there or too many are on the way, stays, and its client is told where its
- * session is.
+ * session is. A worker that does not take what it has been given is passed over: new clients must not wait for one that hangs.
  *
  *     u8 counted | u16 port | u8 length | address | what has been read
  */
@@ -27,6 +27,8 @@ const DIALLED_BYTES = 16;
 /** A core accepts fewer. More wait, and then the sender keeps its own. */
 const PACKETS_PER_SECOND = 1000;
 const REFILL_MS = 100;
+/** A worker that has left something unread for so long gets nobody more in turn. */
+const BEHIND_MS = 1000;
 const PACKETS_PER_REFILL = (PACKETS_PER_SECOND * REFILL_MS) / 1000;
 /** Where none of a sender's handshakes comes to its end for so long, one makes room for one on the way. */
 const PATIENCE_MS = 1000;
@@ -39,13 +41,24 @@ export interface HandoverOptions {
   worker: number;
   /** How many connections of one sender may be in their handshake at once; asked for each. */
   maxInHandshake: () => number;
+  /** Monotonic milliseconds. */
+  now?: () => number;
+}
+
+/** The way to another worker. */
+interface Way {
+  readonly fd: number;
+  readonly sender: DescriptorSender;
+  /** When something was given that was the first unread one. */
+  unreadSince: number;
 }
 
 export class Handover {
   /** Told of connections that auth has made, by the number of the question; the descriptor is whoever's it is told. */
   onDialled: (id: string, fd: number) => void = (_id, fd) => closeFd(fd);
   readonly #options: HandoverOptions;
-  readonly #ways = new Map<number, { readonly fd: number; readonly sender: DescriptorSender }>();
+  readonly #now: () => number;
+  readonly #ways = new Map<number, Way>();
   readonly #senders = new Map<number, Inbound>();
   #dialled: DescriptorReceiver | undefined;
   /** Whose turn it is: 0 is this worker. */
@@ -55,12 +68,13 @@ export class Handover {
 
   constructor(options: HandoverOptions) {
     this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
   }
 
   /** The way to another worker, in place of the one to the process that it was before. The descriptor is this one's from now on. */
   addWay(worker: number, fd: number): void {
     const former = this.#ways.get(worker);
-    this.#ways.set(worker, { fd, sender: new DescriptorSender(fd) });
+    this.#ways.set(worker, { fd, sender: new DescriptorSender(fd), unreadSince: 0 });
     if (former !== undefined) closeFd(former.fd);
   }
 
@@ -108,13 +122,20 @@ export class Handover {
     const length = HEADER_BYTES + address.length + start.length;
     if (way === undefined || address.length > 255 || length > MAX_DESCRIPTOR_PACKET_BYTES) return false;
     const head = Buffer.of(isCounted ? 1 : 0, remote.port >> 8, remote.port & 0xff, address.length);
+    if (!way.sender.hasUnread) way.unreadSince = this.#now();
     return way.sender.send(Buffer.concat([head, address, start]), socketFd(raw));
   }
 
-  #inTurn(): number | undefined {
-    const turn = this.#turn;
-    this.#turn = (turn + 1) % (this.#ways.size + 1);
-    return turn === 0 ? this.#options.worker : [...this.#ways.keys()][turn - 1];
+  #inTurn(): number {
+    const ways = [...this.#ways];
+    for (let tries = 0; tries < ways.length; tries++) {
+      const turn = this.#turn;
+      this.#turn = (turn + 1) % (ways.length + 1);
+      const [worker, way] = ways[turn - 1] ?? [];
+      if (worker === undefined || way === undefined) break;
+      if (!way.sender.hasUnread || this.#now() - way.unreadSince < BEHIND_MS) return worker;
+    }
+    return this.#options.worker;
   }
 }
 
