@@ -102,9 +102,10 @@ export async function spawnClient(run: ClientRun, folder: string, logFile: strin
 }
 
 /** The words that say the same to the client in the background. */
-function tunnelArguments({ mode, lan, overlap, isAsked, killSwitch, portalMs }: TunnelFlags): string[] {
+function tunnelArguments({ mode, lan, overlap, isAsked, killSwitch, portalMs, networks = [] }: TunnelFlags): string[] {
   return [
     ...(killSwitch === true ? ['--kill-switch'] : []),
+    ...networks.flatMap((network) => ['--network', network]),
     ...(portalMs === undefined ? [] : ['--portal', `${Math.ceil(portalMs / 1000)}s`]),
     ...(mode === undefined ? [] : [`--${mode}`]),
     ...(lan === undefined ? [] : [lan ? '--lan' : '--no-lan']),

@@ -26,6 +26,7 @@ import { GatewayState, placeOfStore } from '../src/gateway/state.ts';
 import { openBackend } from '../src/identity/backends/open.ts';
 import { ProcessTree } from '../src/os/process-tree.ts';
 import { gatewayUnit } from '../src/os/systemd-unit.ts';
+import type { GatewayNetworks } from '../src/policy/sites.ts';
 import { backUp, restore } from '../src/store/backup.ts';
 import { configFileOf, presentConfigFileOf } from './gateway-source.ts';
 import type { PolicyWorld } from './policy.ts';
@@ -89,13 +90,20 @@ export async function unitOf({ state, config }: GatewaySource, program: string):
   return gatewayUnit({ program, state: resolve(state), ...(config === undefined ? {} : { config: resolve(config) }) });
 }
 
+/** The networks of the gateway of a state directory; none where there is no gateway. */
+export async function gatewayNetworks(state: string): Promise<GatewayNetworks> {
+  if (!existsSync(statePaths(state).config)) return { pool: [], routes: [] };
+  const { pool, routes } = await readGatewayConfig(await presentConfigFileOf({ state }));
+  return { pool, routes };
+}
+
 /** What the gateway of a state directory adds to a policy; nothing where there is none. */
 export async function policyWorld(state: string): Promise<PolicyWorld> {
-  if (!existsSync(statePaths(state).config)) return { pool: [], groupsOfUser: () => [] };
-  const { pool } = await readGatewayConfig(await presentConfigFileOf({ state }));
+  const networks = await gatewayNetworks(state);
+  if (networks.pool.length === 0) return { ...networks, groupsOfUser: () => [] };
   await using gateway = await openGateway({ state });
   const groups = new Map((await gateway['user.list']({})).map((user) => [user.name, user.groups]));
-  return { pool, groupsOfUser: (user) => groups.get(user) ?? [] };
+  return { ...networks, groupsOfUser: (user) => groups.get(user) ?? [] };
 }
 
 /** Which processes of a gateway still run. */

@@ -25,8 +25,9 @@ export async function main(): Promise<void> {
     restoreStore: async (source, file, force) => (await gateway()).restoreStore(source, file, force),
     bundle: async (source, folder, log) => (await import('./bundle.ts')).bundle(source, folder, log, version),
     gatewayUnit: async (source) => (await gateway()).unitOf(source, join(root, 'bin', 'customvpn')),
-    checkPolicy: async (file) => (await policy()).checkPolicy(file),
     readPolicy: async (file) => (await policy()).readPolicyText(file),
+    checkPolicy: async (file, state) =>
+      (await policy()).checkPolicy(file, await (await gateway()).gatewayNetworks(state)),
     testPolicy: async (file, state) => (await policy()).testPolicy(file, await (await gateway()).policyWorld(state)),
     schemaOfPolicy: async () => (await policy()).schemaOfPolicy(),
     runGateway: async (source) => (await import('./serve.ts')).runGateway(source, version),

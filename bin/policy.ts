@@ -12,6 +12,7 @@ import { type Problem, policyJsonSchema } from '../src/policy/document.ts';
 import { readExpectations, tryExpectation } from '../src/policy/expectation.ts';
 import { type Policy, readPolicy } from '../src/policy/policy.ts';
 import { reviewPolicy } from '../src/policy/review.ts';
+import { checkNetworks } from '../src/policy/sites.ts';
 
 /** Names that are looked up at once. */
 const CONCURRENCY = 16;
@@ -22,22 +23,27 @@ const LOOKUP_MS = 10_000;
 export interface PolicyWorld {
   /** Addresses that clients get. */
   readonly pool: readonly string[];
+  /** What clients reach through it. */
+  readonly routes: readonly string[];
   groupsOfUser(user: string): readonly string[];
 }
 
 /** `policy check`. */
-export async function checkPolicy(file: string): Promise<PolicyCheck> {
+export async function checkPolicy(file: string, world: Pick<PolicyWorld, 'pool' | 'routes'>): Promise<PolicyCheck> {
   const { policy, problems } = await read(file);
+  // Without a gateway nobody knows its networks.
+  const misfits = policy === undefined || world.pool.length === 0 ? [] : checkNetworks(policy, world);
   const { expectations, unreadable } =
     policy === undefined ? { expectations: [], unreadable: [] } : readExpectations(policy);
   return {
     file,
-    good: policy !== undefined && unreadable.length === 0,
+    good: policy !== undefined && unreadable.length === 0 && !misfits.some(({ severity }) => severity === 'error'),
     rules: policy?.rules.length ?? 0,
     tests: expectations.length,
     problems: [
       ...problems,
       ...(policy === undefined ? [] : reviewPolicy(policy)),
+      ...misfits,
       ...unreadable.map(({ line, message }): Problem => ({ severity: 'error', line, column: 1, message })),
     ].toSorted((a, b) => a.line - b.line),
   };
@@ -50,7 +56,7 @@ export async function checkPolicy(file: string): Promise<PolicyCheck> {
  */
 export async function testPolicy(file: string, world: PolicyWorld): Promise<PolicyTrial> {
   const { policy } = await read(file);
-  const { problems, good } = await checkPolicy(file);
+  const { problems, good } = await checkPolicy(file, world);
   if (policy === undefined || !good) {
     const first = problems.find(({ severity }) => severity === 'error');
     throw new VpnError(

@@ -21,6 +21,7 @@ export function formatStatus(status: ClientStatus): string {
       ['addresses', status.addresses.join(', ')],
       ['device', status.device === null ? undefined : `${status.device}${deviceKind(status)}`],
       ['routes', status.mode === 'full' ? 'all traffic' : status.routes.join(', ') || 'none'],
+      ['behind it', status.networks.map(networkWords).join(', ') || undefined],
       ['for', enclosedWords(status)],
       ['dns', dnsWords(status)],
       ['kill switch', KILL_SWITCH_WORDS[status.killSwitch]],
@@ -35,6 +36,10 @@ export function formatStatus(status: ClientStatus): string {
     ...status.notes.map((note) => `${warning('note')} ${note}`),
     ...status.refused.map(({ item, why }) => `${warning('refused')} ${item}: ${why}`),
   ].join('\n');
+}
+
+function networkWords({ network, seenAs }: ClientStatus['networks'][number]): string {
+  return network === seenAs ? network : `${network} (seen as ${seenAs})`;
 }
 
 /** What was agreed with the server; nothing yet while there is no session. */

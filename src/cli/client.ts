@@ -2,6 +2,7 @@
  * `customvpn client …`: connect, disconnect, look.
  */
 
+import { isIP } from 'node:net';
 import { Command, Option } from 'commander';
 import { VpnError } from '../base/errors.ts';
 import type { ClientApi } from '../control/operations.ts';
@@ -31,6 +32,7 @@ interface UpOptions {
   lan?: boolean;
   overlap?: 'local' | 'tunnel' | 'stop' | 'ask';
   killSwitch?: boolean;
+  network?: string[];
   portal?: number;
 }
 
@@ -56,6 +58,10 @@ export function clientCommand(host: CliHost): Command {
       ).choices(['local', 'tunnel', 'stop', 'ask']),
     )
     .option('--kill-switch', 'with a full tunnel: nothing leaves outside it until `client down`, whatever happens')
+    .option(
+      '--network <cidr...>',
+      'networks behind this machine that others are to reach through it, as far as the gateway grants it',
+    )
     .option(
       '--portal <time>',
       'open what the login page of a hotspot needs for so long, such as 5m, outside the tunnel',
@@ -157,7 +163,7 @@ export function clientCommand(host: CliHost): Command {
   return command;
 }
 
-function tunnelFlags({ full, split, lan, overlap, killSwitch, portal }: UpOptions): TunnelFlags {
+function tunnelFlags({ full, split, lan, overlap, killSwitch, network, portal }: UpOptions): TunnelFlags {
   const isAsked = overlap === 'ask' || (overlap === undefined && isInteractive());
   return {
     ...(full === true ? { mode: 'full' } : split === true ? { mode: 'split' } : {}),
@@ -165,8 +171,16 @@ function tunnelFlags({ full, split, lan, overlap, killSwitch, portal }: UpOption
     ...(overlap === undefined || overlap === 'ask' ? {} : { overlap }),
     isAsked,
     ...(killSwitch === undefined ? {} : { killSwitch }),
+    ...(network === undefined ? {} : { networks: network.map(networkText) }),
     ...(portal === undefined ? {} : { portalMs: portal }),
   };
+}
+
+/** @throws {VpnError} ERR_USAGE */
+function networkText(text: string): string {
+  const [address = '', length = ''] = text.split('/');
+  if (isIP(address) !== 0 && /^\d{1,3}$/.test(length) && Number(length) >= 8) return text;
+  throw new VpnError('ERR_USAGE', `--network: expected a network such as 10.20.0.0/16, got ${JSON.stringify(text)}`);
 }
 
 function tellPortal(milliseconds: number): void {

@@ -44,6 +44,8 @@ export interface TunnelFlags {
   isAsked?: boolean;
   /** Nothing leaves outside the tunnel until `down`. */
   killSwitch?: boolean;
+  /** Networks behind this machine that others are to reach through it. */
+  networks?: readonly string[];
   /** From the start, what a captive portal needs is open for so long. */
   portalMs?: number;
 }
@@ -227,9 +229,10 @@ export interface CliHost {
   bundle(source: GatewaySource, folder: string, log: string | undefined): Promise<BundleResult>;
   /** The text of a systemd unit that runs this gateway. */
   gatewayUnit(source: GatewaySource): Promise<string>;
-  checkPolicy(file: string): Promise<PolicyCheck>;
   /** The text of a policy file. */
   readPolicy(file: string): Promise<string>;
+  /** Checks a policy file; also against the networks of the gateway of a state directory, where there is one. */
+  checkPolicy(file: string, state: string): Promise<PolicyCheck>;
   /** Tries the tests of a policy file; with the users and addresses of the gateway of a state directory, where there is one. */
   testPolicy(file: string, state: string): Promise<PolicyTrial>;
   /** JSON Schema of a policy file. */

@@ -23,10 +23,18 @@ export function policyCommand(host: CliHost): Command {
     .command('check')
     .description('say what is wrong in a policy file, and what is probably not meant')
     .argument('<file>')
+    .addOption(gatewayState())
     .addOption(jsonOutput())
-    .addHelpText('after', '\nExample:\n  customvpn policy check policy.toml')
-    .action(async (file: string, options: OutputOptions) => {
-      const check = await host.checkPolicy(file);
+    .addHelpText(
+      'after',
+      `
+Where there is a gateway, it is also said what does not fit its networks.
+
+Example:
+  customvpn policy check policy.toml`,
+    )
+    .action(async (file: string, options: OutputOptions & { state: string }) => {
+      const check = await host.checkPolicy(file, options.state);
       print(check, options, formatCheck);
       if (!check.good) process.exitCode = BAD_POLICY_STATUS;
     });
@@ -186,7 +194,7 @@ function formatVersion({ version, at, by, note, isInForce, hasText }: PolicyVers
     .trimEnd();
 }
 
-function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): string {
+function formatShown({ file, since, rules, tests, hosts, sites, user }: PolicyInfo): string {
   if (file === null) {
     return 'there is no policy: routes and services say what clients reach; name a file as policyFile in the configuration';
   }
@@ -195,8 +203,9 @@ function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): st
     ['in force since', since ?? ''],
     ['rules', `${rules}, with ${count(tests, 'test')}`],
     ...hosts.map(({ name, addresses }): [string, string] => [name, addresses.join(', ') || bad('cannot be looked up')]),
+    ...sites.map((site): [string, string] => [`site ${site.name}`, siteWords(site)]),
   ]);
-  const own = (user ?? []).map(({ session, addresses, groups, rules: inForce, settings }) =>
+  const own = (user ?? []).map(({ session, addresses, kept, networks, groups, rules: inForce, settings }) =>
     [
       '',
       session === ''
@@ -204,6 +213,8 @@ function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): st
         : `session ${session}  ${addresses.join(', ')}`,
       facts([
         ['groups', groups.join(', ') || '-'],
+        ['kept for it', kept.join(', ') || undefined],
+        ['behind it', networks.join(', ') || undefined],
         ...Object.entries(settings).map(([key, value]): [string, string] => [key, String(value)]),
       ]),
       ...inForce.map(
@@ -214,6 +225,12 @@ function formatShown({ file, since, rules, tests, hosts, user }: PolicyInfo): st
     ].join('\n'),
   );
   return [head, ...own].join('\n');
+}
+
+function siteWords({ networks, openTo, users }: PolicyInfo['sites'][number]): string {
+  const list = networks.map(({ network, seenAs }) => (network === seenAs ? network : `${seenAs} (there ${network})`));
+  const open = openTo.length === 0 ? '' : `; open to ${openTo.join(', ')}`;
+  return `${list.join(', ')}${open}; ${users.length === 0 ? bad('nobody is there') : `behind ${users.join(', ')}`}`;
 }
 
 function some(texts: readonly string[]): string {

@@ -131,7 +131,7 @@ Example:
                 session.id,
                 session.user,
                 session.device,
-                session.addresses.join(' '),
+                [...session.addresses, ...(session.networks ?? [])].join(' '),
                 session.peer,
                 session.waiting ? 'waits for its client' : 'up',
                 formatAge(session.since),

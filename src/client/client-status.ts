@@ -44,6 +44,10 @@ export function statusOf(snapshot: ClientSnapshot, profile: Profile, host: Shown
     routes: (config?.routes.map(formatPrefix) ?? []).filter(
       (route) => !snapshot.refused.some(({ item }) => item === `routes ${route}`),
     ),
+    networks: (config?.networks ?? []).map(({ network, seenAs }) => ({
+      network: formatPrefix(network),
+      seenAs: formatPrefix(seenAs),
+    })),
     refused: [...snapshot.refused],
     tls: tls === undefined ? null : { protocol: tls.protocol, cipher: tls.cipher, group: tls.group },
     dns: {

@@ -11,9 +11,10 @@ import type { TLSSocket } from 'node:tls';
 import { type Clock, systemClock } from '../base/clock.ts';
 import { toVpnError, VpnError } from '../base/errors.ts';
 import { type Logger, silentLogger } from '../base/log.ts';
-import { formatIp } from '../ip/address.ts';
+import { formatIp, formatPrefix, prefixesOverlap } from '../ip/address.ts';
 import { DROP_REASON_NAMES } from '../ip/drop-reason.ts';
 import { Backoff } from '../protocol/backoff.ts';
+import type { AcceptedConfig, RefusedItem } from '../protocol/config-check.ts';
 import { Feature } from '../protocol/features.ts';
 import type { CloseReason } from '../protocol/messages.ts';
 import type { ProxyBinding } from '../protocol/proxy-binding.ts';
@@ -179,7 +180,11 @@ export class VpnClient {
       user: session?.accepted.user,
       device: machine.device,
       config: session?.config,
-      refused: [...(session?.refused ?? []), ...(session === undefined ? [] : machine.refused)],
+      refused: [
+        ...(session?.refused ?? []),
+        ...(session === undefined ? [] : machine.refused),
+        ...this.#ungranted(session?.config),
+      ],
       tls: session?.channel.facts,
       superPackets: session?.accepted.features.includes(Feature.superPackets) ?? false,
       channels: session?.dataChannels ?? 0,
@@ -195,6 +200,19 @@ export class VpnClient {
         ),
       ),
     };
+  }
+
+  /** What it offers, and has not been given. */
+  #ungranted(config: AcceptedConfig | undefined): RefusedItem[] {
+    if (config === undefined) return [];
+    const offered = this.#options.limits?.networks ?? [];
+    return offered
+      .filter((offer) => !config.networks.some(({ network }) => prefixesOverlap(offer, network)))
+      .map((offer) => {
+        const why =
+          'the gateway does not let this machine carry it: its policy does not say so, or another client has it';
+        return { item: `networks ${formatPrefix(offer)}`, why };
+      });
   }
 
   /** Session after session, resumed where that is possible, until told to stop, or until trying again is useless. */

@@ -280,13 +280,14 @@ class Lives {
   }
 
   /** @throws {VpnError} ERR_CONFLICT when the client that runs was started with something else than is asked for */
-  #checkFlags({ mode, lan, overlap, killSwitch }: TunnelFlags): void {
+  #checkFlags({ mode, lan, overlap, killSwitch, networks }: TunnelFlags): void {
     const { tunnel } = this.#profile;
     const has = { mode: this.#flags.mode ?? tunnel.mode, lan: this.#flags.lan ?? tunnel.lan };
     const isOther =
       (mode !== undefined && mode !== has.mode) ||
       (lan !== undefined && lan !== has.lan) ||
       (overlap !== undefined && overlap !== (this.#flags.overlap ?? tunnel.overlap)) ||
+      (networks !== undefined && networks.join() !== (this.#flags.networks ?? tunnel.networks).join()) ||
       (killSwitch === true && this.#host?.isClosed !== true);
     if (!isOther) return;
     throw new VpnError(
@@ -336,7 +337,8 @@ class Lives {
     return new VpnClient({
       ...optionsForProfile({ profile, path: options.profile, state, key, user, answer: this.#answer, log, version }),
       ...(resume === undefined ? {} : { resume }),
-      limits: pushLimits(profile, this.#flags),
+      // Behind the namespace of a command there is nothing.
+      limits: { ...pushLimits(profile, this.#flags), ...(this.#options.enclosed === true ? { networks: [] } : {}) },
       lookup: (name) => names.lookup(name),
       mark: OWN_MARK,
       explain: (error) =>

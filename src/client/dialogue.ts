@@ -29,6 +29,8 @@ export interface DialogueOptions extends Answerer {
   serverName: string;
   serverVerified: boolean;
   features: readonly string[];
+  /** Networks behind this client that it offers. */
+  networks?: readonly string[];
   /** Told to the server. */
   version: string;
   /** Resumes this session in place of a login. */
@@ -174,6 +176,7 @@ function loginOn(connection: ServerConnection, options: DialogueOptions): Dialog
     serverVerified: options.serverVerified,
     device: { id: device.id, algorithm: device.algorithm, publicKey: device.publicKey },
     ...(user === undefined ? {} : { user }),
+    networks: options.networks ?? [],
     client: { name: 'customvpn', version: options.version, platform: process.platform },
   });
   const wish = (output: LoginClientOutput): Wish => {

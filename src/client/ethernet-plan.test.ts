@@ -11,6 +11,7 @@ import { planEthernet } from './ethernet-plan.ts';
 const ELSEWHERE: HostFacts = {
   attached: [{ prefix: parsePrefix('192.168.1.0/24'), device: 'wlan0' }],
   routed: [],
+  tunnels: [],
   hasIpv6: true,
   isStrict: false,
 };
@@ -42,6 +43,7 @@ function plan(
       mtu: 1500,
       ping: { intervalMs: 20_000, deadMs: 60_000 },
       rekeyMs: 3_600_000,
+      networks: [],
       data: { mode: 'attached', channels: 1 },
       notices: [],
       pins: [],

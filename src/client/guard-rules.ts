@@ -7,11 +7,13 @@
  * - Answers to our marked sockets carry the mark, too, so that a strict reverse path check knows their way.
  * - Only the machine's own address may enter the tunnel: a connection that was open before has another one, and is cut at
  *   once instead of hanging. So is everything of a family that the tunnel does not carry.
+ * - Networks behind the machine may enter, too; those that are seen under other addresses elsewhere are translated, one to one.
  *
  * The last ones are bound to the device: when it goes with a client that crashed, they hold nothing up.
  */
 
 import { formatIp, formatPrefix, type IpAddress, type Prefix } from '../ip/address.ts';
+import type { AcceptedNetwork } from '../protocol/config-check.ts';
 
 export interface GuardInput {
   readonly device: string;
@@ -19,11 +21,13 @@ export interface GuardInput {
   /** This machine's addresses in the tunnel. */
   readonly v4?: IpAddress;
   readonly v6?: IpAddress;
+  /** Networks behind this machine that it carries packets for. */
+  readonly networks: readonly AcceptedNetwork[];
   /** Families of which only a part, or nothing, may enter the tunnel. */
   readonly only: readonly { readonly family: 4 | 6; readonly to: readonly Prefix[] }[];
 }
 
-export function guardRules({ device, mark, v4, v6, only }: GuardInput): string {
+export function guardRules({ device, mark, v4, v6, networks, only }: GuardInput): string {
   const outside = `iifname != "${device}"`;
   const into = `oifname "${device}"`;
   return [
@@ -49,8 +53,8 @@ export function guardRules({ device, mark, v4, v6, only }: GuardInput): string {
     '}',
     'chain own {',
     '  ip6 saddr { ::, fe80::/10 } drop',
-    v4 === undefined ? '  meta nfproto ipv4 goto cut' : `  ip saddr != ${formatIp(v4)} goto cut`,
-    v6 === undefined ? '  meta nfproto ipv6 goto cut' : `  ip6 saddr != ${formatIp(v6)} goto cut`,
+    v4 === undefined ? '  meta nfproto ipv4 goto cut' : `  ip saddr != ${sources(v4, networks)} goto cut`,
+    v6 === undefined ? '  meta nfproto ipv6 goto cut' : `  ip6 saddr != ${sources(v6, networks)} goto cut`,
     '  jump refused',
     '}',
     'chain output {',
@@ -62,7 +66,39 @@ export function guardRules({ device, mark, v4, v6, only }: GuardInput): string {
     '  type filter hook forward priority filter; policy accept;',
     `  ${into} jump refused`,
     '}',
+    ...translation(device, networks),
   ].join('\n');
+}
+
+function sources(own: IpAddress, networks: readonly AcceptedNetwork[]): string {
+  const behind = networks.filter(({ network }) => network.address.version === own.version);
+  if (behind.length === 0) return formatIp(own);
+  return `{ ${[formatIp(own), ...behind.map(({ network }) => formatPrefix(network))].join(', ')} }`;
+}
+
+function translation(device: string, networks: readonly AcceptedNetwork[]): string[] {
+  const translated = networks.filter(({ network, seenAs }) => formatPrefix(network) !== formatPrefix(seenAs));
+  if (translated.length === 0) return [];
+  const rules = (way: 'snat' | 'dnat'): string[] =>
+    ([4, 6] as const).flatMap((version) => {
+      const own = translated.filter(({ network }) => network.address.version === version);
+      if (own.length === 0) return [];
+      const pairs = own.map(({ network, seenAs }) => [formatPrefix(network), formatPrefix(seenAs)] as const);
+      const map = pairs.map(([here, there]) => (way === 'snat' ? `${here} : ${there}` : `${there} : ${here}`));
+      const ip = version === 4 ? 'ip' : 'ip6';
+      const where = way === 'snat' ? `oifname "${device}"` : `iifname "${device}"`;
+      return [`  ${where} ${way} ${ip} prefix to ${ip} ${way === 'snat' ? 's' : 'd'}addr map { ${map.join(', ')} }`];
+    });
+  return [
+    'chain inwards {',
+    '  type nat hook prerouting priority dstnat; policy accept;',
+    ...rules('dnat'),
+    '}',
+    'chain outwards {',
+    '  type nat hook postrouting priority srcnat; policy accept;',
+    ...rules('snat'),
+    '}',
+  ];
 }
 
 function outsideOf(family: 4 | 6, to: readonly Prefix[]): string {

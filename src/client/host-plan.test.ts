@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { formatPrefix, parseIp, parsePrefix } from '../ip/address.ts';
 import type { HostChange } from '../os/host.ts';
-import { attachedIn, type HostFacts, routedIn } from '../os/host-facts.ts';
+import { attachedIn, type HostFacts, routedIn, routesOn } from '../os/host-facts.ts';
 import type { AcceptedConfig } from '../protocol/config-check.ts';
 import { findOverlaps, type HostPlan, OWN_MARK, type PlanInput, planHost, type TunnelWishes } from './host-plan.ts';
 
@@ -16,6 +16,7 @@ const AT_HOME: HostFacts = {
     { prefix: parsePrefix('2001:db8:7::/64'), device: 'wlan0' },
   ],
   routed: [],
+  tunnels: [],
   hasIpv6: true,
   isStrict: false,
 };
@@ -32,6 +33,7 @@ function config(routes: readonly string[], change: Partial<AcceptedConfig> = {})
     mtu: 1500,
     ping: { intervalMs: 20_000, deadMs: 60_000 },
     rekeyMs: 3_600_000,
+    networks: [],
     data: { mode: 'attached', channels: 1 },
     pins: [],
     notices: [],
@@ -264,5 +266,69 @@ test('networks are read from the lists of ip, without loopback, link-local and s
   assert.deepEqual(
     routedIn(routes).map(({ prefix }) => formatPrefix(prefix)),
     ['8.8.8.8/32', '10.9.0.0/16'],
+  );
+  const tunnels = [
+    { dst: '10.9.0.0/16', dev: 'cvpn0', table: 17_238_000 },
+    { dst: '10.88.0.1', dev: 'cvpn0', table: 17_238_000 },
+    { dst: 'default', dev: 'cvpn1', table: 17_238_001 },
+    { dst: 'fe80::/64', dev: 'cvpn1' },
+    { dst: '10.10.0.0/16', dev: 'eth0' },
+  ];
+  assert.deepEqual(
+    routesOn(tunnels, (device) => device.startsWith('cvpn')).map(
+      ({ prefix, device }) => `${formatPrefix(prefix)} ${device}`,
+    ),
+    ['10.9.0.0/16 cvpn0'],
+  );
+});
+
+const BEHIND = {
+  networks: [
+    { network: parsePrefix('192.168.1.0/24'), seenAs: parsePrefix('10.201.1.0/24') },
+    { network: parsePrefix('2001:db8:7::/64'), seenAs: parsePrefix('2001:db8:7::/64') },
+  ],
+};
+
+test('REQ-SITE-005: what is behind the machine stays outside the tunnel, may speak into it, and is translated one to one', () => {
+  const made = plan(config(['10.0.0.0/8', '192.168.0.0/16'], BEHIND));
+  assert.deepEqual(made.refused, [], 'the machine is in that network, and nobody asks who gets it');
+  const rules = rulesOf(made).map(({ to, table, suppressLength }) => [to, table, suppressLength]);
+  assert.deepEqual(rules.slice(0, 1), [['192.168.1.0/24', 'main', 0]]);
+  assert.ok(rules.some(([to, table]) => to === '2001:db8:7::/64' && table === 'main'));
+  const sysctls = made.changes.flatMap((change) => (change.kind === 'sysctl' ? [`${change.key}=${change.value}`] : []));
+  for (const device of ['cvpn3', 'wlan0']) assert.ok(sysctls.includes(`net/ipv4/conf/${device}/forwarding=1`), device);
+  assert.ok(made.changes.some(({ kind }) => kind === 'forwarding6'));
+  const guard = guardOf(made);
+  assert.match(guard, /ip saddr != \{ 10\.88\.0\.2, 192\.168\.1\.0\/24 \} goto cut/);
+  assert.match(guard, /iifname "cvpn3" dnat ip prefix to ip daddr map \{ 10\.201\.1\.0\/24 : 192\.168\.1\.0\/24 \}/);
+  assert.match(guard, /oifname "cvpn3" snat ip prefix to ip saddr map \{ 192\.168\.1\.0\/24 : 10\.201\.1\.0\/24 \}/);
+  assert.doesNotMatch(guard, /nat ip6/, 'a network that is seen as it is is not translated');
+  assert.deepEqual(made.notes, []);
+  const nothing = plan(config(['10.0.0.0/8']));
+  assert.ok(!nothing.changes.some((change) => change.kind === 'sysctl' && change.key.endsWith('/forwarding')));
+  assert.doesNotMatch(guardOf(nothing), /nat/);
+});
+
+test('a network that this machine has no way to is told', () => {
+  const network = parsePrefix('10.77.0.0/16');
+  const { notes } = plan(config(['10.0.0.0/8'], { networks: [{ network, seenAs: network }] }));
+  assert.match(notes.join(), /no way to 10\.77\.0\.0\/16/);
+});
+
+test('a network that another tunnel has, too, is told, with who gets it', () => {
+  const tunnels = [
+    { prefix: parsePrefix('10.0.0.0/8'), device: 'cvpn1' },
+    { prefix: parsePrefix('10.9.0.0/16'), device: 'cvpn3' },
+    { prefix: parsePrefix('172.16.0.0/12'), device: 'cvpn7' },
+  ];
+  const facts = { ...AT_HOME, tunnels };
+  const { notes } = plan(config(['10.9.0.0/16', '172.16.5.0/24', '192.0.2.0/24']), {}, { facts });
+  assert.deepEqual(notes, [
+    '10.9.0.0/16 is in another tunnel, too: cvpn1 has 10.0.0.0/8; cvpn1 gets it, unless its profile names it in tunnel.exclude',
+    '172.16.5.0/24 is in another tunnel, too: cvpn7 has 172.16.0.0/12; cvpn3 gets it, unless its profile names it in tunnel.exclude',
+  ]);
+  assert.deepEqual(
+    plan(config(['0.0.0.0/0', '::/0']), {}, { facts }).notes.filter((note) => note.includes('cvpn1')),
+    [],
   );
 });

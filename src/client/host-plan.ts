@@ -24,7 +24,7 @@ import {
 } from '../ip/address.ts';
 import type { HostChange } from '../os/host.ts';
 import type { HostFacts, NetworkOnDevice } from '../os/host-facts.ts';
-import type { AcceptedConfig, RefusedItem } from '../protocol/config-check.ts';
+import type { AcceptedConfig, AcceptedNetwork, RefusedItem } from '../protocol/config-check.ts';
 import { guardRules } from './guard-rules.ts';
 
 /** The firewall mark of our sockets: `CV`. All clients of a machine share it: none carries another's tunnel. */
@@ -106,9 +106,10 @@ export function modeOf(config: AcceptedConfig, wishes: TunnelWishes): 'full' | '
 export function findOverlaps({ config, wishes, facts }: Pick<PlanInput, 'config' | 'wishes' | 'facts'>): Overlap[] {
   if (modeOf(config, wishes) === 'full') return [];
   const routes = splitRoutes(config, wishes);
+  const outside = [...wishes.exclude, ...config.networks.map(({ network }) => network)];
   return facts.attached.flatMap(({ prefix, device }) => {
     const route = routes.find((wanted) => prefixesOverlap(wanted, prefix));
-    const isExcluded = wishes.exclude.some((excluded) => covers(excluded, prefix));
+    const isExcluded = outside.some((excluded) => covers(excluded, prefix));
     if (route === undefined || isExcluded) return [];
     return [{ prefix, device, route, isPrivate: isPrivateNetwork(prefix) }];
   });
@@ -134,7 +135,11 @@ export function planHost(given: PlanInput): HostPlan {
     prefix.includes(':')
       ? { kind: 'route', device, prefix, table }
       : { kind: 'route', device, prefix, scope: 'global', table };
+  const networks = config.networks.filter(({ network }) => families.some((one) => one === network.address.version));
   const rules = families.flatMap((family): HostChange[] => [
+    ...networks
+      .filter(({ network }) => network.address.version === family)
+      .map(({ network }): HostChange => behindRule(network, LOCAL_PRIORITY + number)),
     ...local
       .filter(({ prefix }) => prefix.address.version === family)
       .map(({ prefix }): HostChange => localRule(prefix, LOCAL_PRIORITY + number)),
@@ -153,6 +158,7 @@ export function planHost(given: PlanInput): HostPlan {
     { kind: 'sysctl', key: 'net/ipv4/conf/all/src_valid_mark', value: '1' },
     // A neighbour whose network is in the tunnel would not be told our address: the check knows no marks of its questions.
     ...(facts.isStrict ? [{ kind: 'sysctl', key: 'net/ipv4/conf/all/rp_filter', value: '2' } as const] : []),
+    ...forwarding(device, networks, facts),
     { kind: 'link', device, up: true, mtu: config.mtu, addressGeneration: 'none', queueLength: QUEUE_LENGTH },
     ...addresses.map(({ address }): HostChange => ({ kind: 'address', device, address: formatIp(address) })),
     {
@@ -163,6 +169,7 @@ export function planHost(given: PlanInput): HostPlan {
         mark: OWN_MARK,
         ...(v4 === undefined ? {} : { v4: v4.address }),
         ...(v6 === undefined ? {} : { v6: v6.address }),
+        networks,
         only: closed.map((family) => ({ family, to: narrowRoutes(config, wishes, family) })),
       }),
     },
@@ -237,6 +244,29 @@ function localRule(prefix: Prefix, priority: number): HostChange {
   };
 }
 
+/** What is behind this machine is not in the tunnel, however broad the tunnel's routes are. */
+function behindRule(network: Prefix, priority: number): HostChange {
+  const family = network.address.version;
+  return { kind: 'rule', family, priority, to: formatPrefix(network), table: 'main', suppressLength: 0 };
+}
+
+/** Packets pass between the tunnel and the devices that lead to what is behind this machine; IPv6 knows only all or none. */
+function forwarding(device: string, networks: readonly AcceptedNetwork[], facts: HostFacts): HostChange[] {
+  const has = (version: 4 | 6): boolean => networks.some(({ network }) => network.address.version === version);
+  const devices = has(4) ? [device, ...new Set(waysTo(networks, facts).map((way) => way.device))] : [];
+  return [
+    ...devices.map((one): HostChange => ({ kind: 'sysctl', key: `net/ipv4/conf/${one}/forwarding`, value: '1' })),
+    ...(has(6) ? [{ kind: 'forwarding6' } as const] : []),
+  ];
+}
+
+/** The devices that lead to networks behind this machine. */
+function waysTo(networks: readonly AcceptedNetwork[], facts: HostFacts): NetworkOnDevice[] {
+  return [...facts.attached, ...facts.routed].filter(({ prefix }) =>
+    networks.some(({ network }) => prefixesOverlap(network, prefix)),
+  );
+}
+
 /** A lease is renewed at the server that gave it, which is in the local network. */
 function dhcpRule(priority: number): HostChange {
   return { kind: 'rule', family: 4, priority, ports: DHCP_PORTS, table: 'main' };
@@ -268,8 +298,13 @@ function takenNote({ prefix, device, route }: Overlap): string {
   return `the local network ${formatPrefix(prefix)} on ${device} goes into the tunnel, as ${formatPrefix(route)}`;
 }
 
-function notesOf({ facts, config, wishes }: PlanInput, mode: 'full' | 'split'): string[] {
+function notesOf({ device, facts, config, wishes }: PlanInput, mode: 'full' | 'split'): string[] {
   const notes: string[] = [];
+  for (const one of config.networks) {
+    if (waysTo([one], facts).length > 0) continue;
+    notes.push(`this machine has no way to ${formatPrefix(one.network)}, which is to be reached through it`);
+  }
+  notes.push(...(mode === 'full' ? [] : clashNotes(device, splitRoutes(config, wishes), facts)));
   const routes = mode === 'full' ? [ALL[4], ALL[6]] : splitRoutes(config, wishes);
   const overruled = facts.routed.filter(({ prefix }) => routes.some((route) => covers(route, prefix)));
   for (const { prefix, device } of overruled.slice(0, 10)) {
@@ -284,6 +319,19 @@ function notesOf({ facts, config, wishes }: PlanInput, mode: 'full' | 'split'): 
     notes.push('the gateway offers no default route: it may refuse what it does not route');
   }
   return notes;
+}
+
+/** The table of one tunnel is asked before that of another, whatever the lengths of their prefixes are. */
+function clashNotes(device: string, routes: readonly Prefix[], { tunnels }: HostFacts): string[] {
+  const number = (name: string): number => Number(/\d+$/.exec(name)?.[0] ?? 0);
+  const clashes = routes.flatMap((route) => {
+    const other = tunnels.find((one) => one.device !== device && prefixesOverlap(one.prefix, route));
+    return other === undefined ? [] : [{ route, other }];
+  });
+  return clashes.slice(0, 10).map(({ route, other }) => {
+    const winner = number(other.device) < number(device) ? other.device : device;
+    return `${formatPrefix(route)} is in another tunnel, too: ${other.device} has ${formatPrefix(other.prefix)}; ${winner} gets it, unless its profile names it in tunnel.exclude`;
+  });
 }
 
 function isPrivate({ prefix }: NetworkOnDevice): boolean {

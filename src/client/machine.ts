@@ -99,7 +99,10 @@ export class Machine {
     });
     this.#applied = applied.catch(() => {});
     await applied;
-    if (this.#linked === accepted) return this.#link;
+    if (this.#linked === accepted) {
+      this.#carry(config);
+      return this.#link;
+    }
     this.#leaving = this.#link;
     this.#linked = accepted;
     const { features } = accepted;
@@ -120,7 +123,13 @@ export class Machine {
       limits: { mtu: config.mtu, uso: device.uso && features.includes(Feature.udpSuperPackets) },
       drops: this.drops,
     });
+    this.#carry(config);
     return this.#link;
+  }
+
+  /** Packets to the networks behind this machine are taken, too. */
+  #carry({ networks }: AcceptedConfig): void {
+    if (this.#link instanceof PacketLink) this.#link.setNetworks(networks.map(({ seenAs }) => seenAs));
   }
 
   /** What stays local is judged again where the machine has come to. */

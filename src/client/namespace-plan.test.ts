@@ -21,6 +21,7 @@ function plan(routes: readonly string[], wishes: Partial<TunnelWishes> = {}, cha
     mtu: 1400,
     ping: { intervalMs: 20_000, deadMs: 60_000 },
     rekeyMs: 3_600_000,
+    networks: [],
     data: { mode: 'attached', channels: 1 },
     pins: [],
     notices: [],

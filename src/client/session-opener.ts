@@ -12,7 +12,7 @@ import type { Clock } from '../base/clock.ts';
 import { toVpnError, type VpnError } from '../base/errors.ts';
 import type { Logger } from '../base/log.ts';
 import { nodePrimitives } from '../base/primitives.ts';
-import { type IpAddress, parseIp } from '../ip/address.ts';
+import { formatPrefix, type IpAddress, parseIp } from '../ip/address.ts';
 import { Feature } from '../protocol/features.ts';
 import { recoveryAfterError } from '../protocol/reasons.ts';
 import { loadClientCredentials } from '../transport/credentials.ts';
@@ -205,6 +205,7 @@ export class SessionOpener {
       serverName: this.serverName,
       serverVerified,
       features: this.#features(),
+      networks: this.#networks,
       limits: {
         defaultRoute: false,
         dns: false,
@@ -279,10 +280,18 @@ export class SessionOpener {
     };
   }
 
+  /** What is offered, where packets can be carried. */
+  get #networks(): string[] {
+    const { device } = this.#options.machine;
+    const isIp = device !== undefined && device.kind !== 'tap';
+    return isIp ? (this.#client.limits?.networks ?? []).map(formatPrefix) : [];
+  }
+
   #features(): string[] {
     const { device } = this.#options.machine;
     const features: string[] = [Feature.attach, Feature.resume, Feature.rekey, Feature.drain];
     if (device?.kind === 'tap') return [...features, Feature.ethernet];
+    if (this.#networks.length > 0) features.push(Feature.networks);
     if (this.#client.compression === true) features.push(Feature.compression);
     if (this.#client.superPackets === false || device?.superPackets !== true) return features;
     features.push(Feature.superPackets);

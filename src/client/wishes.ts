@@ -20,6 +20,8 @@ export interface TunnelFlags {
   killSwitch?: boolean;
   /** Milliseconds. */
   portalMs?: number;
+  /** Networks behind this machine. */
+  networks?: readonly string[];
   /** Whether a person can be asked. */
   isAsked?: boolean;
 }
@@ -27,7 +29,8 @@ export interface TunnelFlags {
 /**
  * What the tunnel's host is opened with.
  *
- * @throws {VpnError} ERR_USAGE when a kill switch is wanted for a split tunnel, or anything but a split one over Ethernet
+ * @throws {VpnError} ERR_USAGE when a kill switch is wanted for a split tunnel, or anything but a split one over Ethernet, or
+ *   networks behind the machine with either
  */
 export function hostWishes(
   { tunnel }: Profile,
@@ -47,6 +50,15 @@ export function hostWishes(
     throw new VpnError(
       'ERR_USAGE',
       'the profile bridges Ethernet (tunnel.device = "tap"), which has no full tunnel and no kill switch: leave out --full and --kill-switch',
+    );
+  }
+  const networks = flags.networks ?? tunnel.networks;
+  if (networks.length > 0 && (closing !== 'off' || tunnel.device === 'tap')) {
+    throw new VpnError(
+      'ERR_USAGE',
+      tunnel.device === 'tap'
+        ? 'a bridged network reaches what is behind this machine by itself: leave out tunnel.networks and --network'
+        : 'a kill switch lets nothing through to the networks behind this machine: leave it out, or tunnel.networks and --network',
     );
   }
   const wishes: TunnelWishes = {
@@ -76,6 +88,7 @@ export function pushLimits({ allow, tunnel }: Profile, flags: TunnelFlags): Part
     defaultRoute: allow.fullTunnel && (flags.mode ?? tunnel.mode) !== 'split',
     maxRoutes: allow.maxRoutes,
     dns: allow.dns,
+    networks: (flags.networks ?? tunnel.networks).map(parsePrefix),
     ...(allow.dnsDomains === undefined ? {} : { domains: allow.dnsDomains }),
   };
 }

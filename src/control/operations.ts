@@ -79,6 +79,7 @@ const session = z.object({
   user: z.string(),
   device: z.string().describe('empty for a program that uses the gateway as a proxy by an access token'),
   addresses: z.array(z.string()),
+  networks: z.array(z.string()).exactOptional().describe('behind the client, as everybody else sees them'),
   peer: z.string().describe('address and port of the control connection'),
   waiting: z.boolean().describe('it has lost its control connection and waits for its client to resume it'),
   superPackets: z.boolean(),
@@ -224,11 +225,21 @@ export const gatewayOperations = {
       rules: counter,
       tests: counter,
       hosts: z.array(z.object({ name: z.string(), addresses: z.array(z.string()) })),
+      sites: z.array(
+        z.object({
+          name: z.string(),
+          networks: z.array(z.object({ network: z.string(), seenAs: z.string() })),
+          openTo: z.array(z.string()),
+          users: z.array(z.string()).describe('whose clients carry packets for it at the moment'),
+        }),
+      ),
       user: z
         .array(
           z.object({
             session: z.string().describe('empty: nobody has one; as it would be without certificate and second factor'),
             addresses: z.array(z.string()),
+            kept: z.array(z.string()).describe('addresses of which it should have one'),
+            networks: z.array(z.string()).describe('behind its client, as everybody else sees them'),
             groups: z.array(z.string()),
             rules: z.array(policyRule).describe('those that are in force, in their order'),
             settings: z.record(z.string(), z.union([z.string(), counter, z.boolean(), z.array(z.string())])),
@@ -554,6 +565,7 @@ const tunnelFlags = z.strictObject({
   isAsked: z.boolean().exactOptional(),
   killSwitch: z.boolean().exactOptional(),
   portalMs: z.number().exactOptional(),
+  networks: z.array(z.string().max(64)).max(64).readonly().exactOptional(),
 });
 
 /** What a running client offers. */
@@ -575,6 +587,9 @@ export const clientOperations = {
       device: z.string().nullable().describe('name of the TUN device'),
       addresses: z.array(z.string()),
       routes: z.array(z.string()),
+      networks: z
+        .array(z.object({ network: z.string(), seenAs: z.string() }))
+        .describe('behind this machine, that others reach through it; as what they see each'),
       dns: z.object({
         servers: z.array(z.string()),
         domains: z.array(z.string()),

@@ -64,6 +64,7 @@ const full: NewProfile = {
     overlap: 'stop',
     dns: ['9.9.9.9', '2620:fe::9'],
     killSwitch: 'always',
+    networks: ['10.20.0.0/16'],
     channels: 3,
     compression: true,
   },
@@ -117,6 +118,7 @@ test('what is left out takes its default', () => {
       overlap: 'auto',
       dns: [],
       killSwitch: 'off',
+      networks: [],
       compression: false,
     });
     assert.equal(profile.token, undefined);

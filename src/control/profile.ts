@@ -101,6 +101,11 @@ const tunnel = z.strictObject({
     .enum(['off', 'on', 'always'])
     .default('off')
     .describe('nothing leaves outside the tunnel: from `up` to `down`; `always`: from boot'),
+  networks: z
+    .array(network)
+    .max(64)
+    .default([])
+    .describe('networks behind this machine that others reach through it, as far as the gateway grants it'),
   channels: z
     .int()
     .min(1)

@@ -307,3 +307,102 @@ for (const [to, why] of [
     );
   });
 }
+
+const kept = (...list: string[]) => list.map(parsePrefix);
+const KEPT = kept('10.8.0.3/32');
+
+test('a kept address is leased to whoever wants it and to nobody else, also when the pool is full', () => {
+  const small = pool('10.8.0.0/29');
+  small.keep(KEPT);
+  const others = Array.from({ length: 4 }, (_, at) => texts(small.lease(`owner ${at}`))[0]);
+  assert.deepEqual(others, ['10.8.0.2', '10.8.0.4', '10.8.0.5', '10.8.0.6']);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('late'));
+  const lease = small.lease('static', 0, KEPT);
+  assert.deepEqual(texts(lease), ['10.8.0.3']);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('second device', 0, KEPT));
+  small.release(lease);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('late'));
+  assert.deepEqual(texts(small.lease('second device', 0, KEPT)), ['10.8.0.3']);
+});
+
+test('of several kept addresses each device gets the one it had last, as long as another has not', () => {
+  const two = pool('10.8.0.0/24', 'fd00:8::/64');
+  const range = kept('10.8.0.32/30');
+  two.keep(range);
+  const a = two.lease('a', 0, range);
+  const b = two.lease('b', 0, range);
+  assert.deepEqual(
+    [texts(a), texts(b)],
+    [
+      ['10.8.0.32', 'fd00:8::20'],
+      ['10.8.0.33', 'fd00:8::21'],
+    ],
+  );
+  two.release(a);
+  two.release(b);
+  assert.deepEqual(texts(two.lease('b', 0, range)), ['10.8.0.33', 'fd00:8::21']);
+  assert.deepEqual(texts(two.lease('c', 0, range))[0], '10.8.0.34', 'that of a is left for a');
+  assert.deepEqual(texts(two.lease('a', 0, range))[0], '10.8.0.32');
+});
+
+test('who has an address when it is kept has it until the release; what is kept no more is free', () => {
+  const small = pool('10.8.0.0/29');
+  const [, second] = [small.lease('a'), small.lease('b')];
+  assert.deepEqual(texts(second), ['10.8.0.3']);
+  small.keep(KEPT);
+  assert.deepEqual(texts(small.lease('static', 0, KEPT)), ['10.8.0.4'], 'it is taken');
+  small.release(second);
+  assert.deepEqual(texts(small.lease('b')), ['10.8.0.5']);
+  assert.deepEqual(texts(small.lease('static too', 0, KEPT)), ['10.8.0.3']);
+  small.keep([]);
+  assert.deepEqual(texts(small.lease('c')), ['10.8.0.6']);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('d'));
+});
+
+test('wanted addresses that are not kept are given out of turn, and no other lease collides', () => {
+  const small = pool('10.8.0.0/28');
+  const all = new Set([texts(small.lease('w', 0, kept('10.8.0.9/32')))[0]]);
+  for (let at = 0; at < small.size - 1; at++) all.add(texts(small.lease(`${at}`))[0]);
+  assert.equal(all.size, small.size);
+  fails('ERR_POOL_EXHAUSTED', () => small.lease('late'));
+});
+
+test('whatever is leased, released, wanted and kept, no address is leased twice, and a kept one only to who wants it', () => {
+  const operation = fc.record({
+    kind: fc.constantFrom('lease', 'want', 'release', 'keep', 'keepNone'),
+    owner: fc.nat(8),
+    at: fc.nat(13),
+  });
+  fc.assert(
+    fc.property(fc.array(operation, { maxLength: 60 }), (operations) => {
+      const small = pool('10.8.0.0/28');
+      const held: Lease[] = [];
+      let reserved: string | undefined;
+      for (const { kind, owner, at } of operations) {
+        const address = `10.8.0.${at + 2}`;
+        if (kind === 'release') {
+          const [lease] = held.splice(at % (held.length || 1), 1);
+          if (lease !== undefined) small.release(lease);
+        } else if (kind === 'keep' || kind === 'keepNone') {
+          reserved = kind === 'keep' ? address : undefined;
+          small.keep(reserved === undefined ? [] : kept(`${reserved}/32`));
+        } else {
+          const wanted = kind === 'want' ? kept(`${address}/32`) : [];
+          const free = small.size - held.length;
+          try {
+            const lease = small.lease(`${owner}`, 0, wanted);
+            const text = texts(lease)[0];
+            assert.ok(!held.some((other) => texts(other)[0] === text), `${text} twice`);
+            assert.ok(text !== reserved || address === reserved, `${text} is kept`);
+            held.push(lease);
+          } catch (error) {
+            if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
+            const isKeptFree = reserved !== undefined && !held.some((lease) => texts(lease)[0] === reserved);
+            assert.equal(free, isKeptFree ? 1 : 0, 'there was a free one');
+          }
+        }
+      }
+    }),
+    { numRuns: 300 },
+  );
+});

@@ -4,8 +4,9 @@
  * Hides how addresses are counted: one index stands for an IPv4 and an IPv6 address with the same host part. An owner
  * gets the index it had last for as long as nobody else needed it. A pool can be cut into shares of equal
  * blocks, from which new owners are served apart; one that is full borrows from the others. It can grow, twice as large at a time,
- * by blocks behind those that it has. Memory is bounded by the leases held at once and
- * the number of owners remembered, however large the prefixes are. Nothing here knows of sessions or time.
+ * by blocks behind those that it has. Some addresses can be kept for those who ask for them by name. Memory is bounded by the leases
+ * held at once, the number of owners remembered and of addresses kept, however large the prefixes are. Nothing here knows of sessions
+ * or time.
  */
 
 import { VpnError } from '../base/errors.ts';
@@ -79,6 +80,11 @@ export class LeasePool {
   readonly #held = new Map<Lease, Holding>();
   /** In the order of their indexes. */
   readonly #blocks: Block[] = [];
+  readonly #heldIndexes = new Set<number>();
+  /** Indexes that are leased to nobody who does not want them. */
+  #kept: ReadonlySet<number> = new Set();
+  /** Who had each of these last. */
+  readonly #keptBy = new Map<number, string>();
   readonly #shares: number;
   /** What the blocks remember, the other way round. */
   readonly #indexOf = new Map<string, number>();
@@ -149,6 +155,11 @@ export class LeasePool {
     for (const room = roomOf(this.#size); this.#room < room; this.#room *= 2) this.#cut(this.#room, this.#room);
   }
 
+  /** Of each family that it has. */
+  get prefixes(): Prefix[] {
+    return [this.#v4, this.#v6].filter((prefix) => prefix !== undefined);
+  }
+
   /** Whether an address lies in it, leased or not. */
   contains(address: IpAddress): boolean {
     const prefix = address.version === 4 ? this.#v4 : this.#v6;
@@ -157,7 +168,7 @@ export class LeasePool {
 
   /** The blocks of a share, per family. */
   prefixesOf(share: number): Prefix[] {
-    const families = [this.#v4, this.#v6].filter((prefix) => prefix !== undefined);
+    const families = this.prefixes;
     if (this.#blocks.length === 1) return share === 0 ? families : [];
     return this.#blocks.flatMap((block) => {
       if (block.share !== share) return [];
@@ -199,8 +210,35 @@ export class LeasePool {
       block.next = highest + 1;
       block.free.length = 0;
       for (let index = block.next - 1; index >= block.first; index--) {
-        if (!block.ownerOf.has(index)) block.free.push(index);
+        if (!block.ownerOf.has(index) && !this.#kept.has(index)) block.free.push(index);
       }
+    }
+  }
+
+  /**
+   * Keeps these addresses, in place of those that were kept before, for whoever wants them. Who has one of them already has it
+   * until its release.
+   */
+  keep(prefixes: readonly Prefix[]): void {
+    const former = this.#kept;
+    this.#kept = new Set(this.#indexesOf(prefixes));
+    for (const index of former) {
+      if (this.#kept.has(index)) continue;
+      this.#keptBy.delete(index);
+      if (this.#heldIndexes.has(index)) this.#reach(index);
+      else if (index < this.#blockAt(index).next) this.#blockAt(index).free.push(index);
+    }
+    for (const index of this.#kept) {
+      const { ownerOf } = this.#blockAt(index);
+      const owner = ownerOf.get(index);
+      if (owner === undefined) continue;
+      ownerOf.delete(index);
+      this.#indexOf.delete(owner);
+      this.#keptBy.set(index, owner);
+    }
+    for (const { free } of this.#blocks) {
+      const left = free.filter((index) => !this.#kept.has(index));
+      free.splice(0, free.length, ...left);
     }
   }
 
@@ -214,10 +252,12 @@ export class LeasePool {
    * of the owner that has been away longest. An owner may hold several leases.
    *
    * @param share where addresses that are new to the owner come from, as long as it has any
+   * @param wanted one of these before any other, as long as one is free; the one that the owner had last before the others
    * @throws {VpnError} ERR_POOL_EXHAUSTED
    */
-  lease(owner: string, share = 0): Lease {
-    const index = this.#take(owner, share);
+  lease(owner: string, share = 0, wanted: readonly Prefix[] = []): Lease {
+    const index = this.#takeWanted(owner, wanted) ?? this.#take(owner, share);
+    this.#heldIndexes.add(index);
     const lease: Lease = {
       ...(this.#v4 && { v4: addressAt(this.#v4, BigInt(index)) }),
       ...(this.#v6 && { v6: addressAt(this.#v6, BigInt(index)) }),
@@ -232,12 +272,43 @@ export class LeasePool {
     if (holding === undefined) return;
     this.#held.delete(lease);
     const { index, owner } = holding;
+    this.#heldIndexes.delete(index);
+    if (this.#kept.has(index)) {
+      this.#keptBy.set(index, owner);
+      return;
+    }
     const former = this.#indexOf.get(owner);
     if (former !== undefined) this.#forget(former);
     this.#indexOf.set(owner, index);
     const { ownerOf } = this.#blockAt(index);
     ownerOf.set(index, owner);
     if (this.#indexOf.size > this.#rememberedOwners) this.#forget(longestFree(ownerOf));
+  }
+
+  #takeWanted(owner: string, wanted: readonly Prefix[]): number | undefined {
+    if (wanted.length === 0) return undefined;
+    const free = this.#indexesOf(wanted).filter((index) => !this.#heldIndexes.has(index));
+    const index =
+      free.find((one) => this.#keptBy.get(one) === owner || this.#blockAt(one).ownerOf.get(one) === owner) ??
+      free.find((one) => !this.#keptBy.has(one)) ??
+      free[0];
+    if (index === undefined || this.#kept.has(index)) return index;
+    const block = this.#blockAt(index);
+    const former = block.ownerOf.get(index);
+    if (former !== undefined) this.#indexOf.delete(former);
+    block.ownerOf.delete(index);
+    this.#reach(index);
+    const at = block.free.indexOf(index);
+    if (at >= 0) block.free.splice(at, 1);
+    return index;
+  }
+
+  /** All below an index that is leased out of turn are free, and no more next. */
+  #reach(index: number): void {
+    const block = this.#blockAt(index);
+    for (; block.next <= index; block.next++) {
+      if (block.next !== index && !this.#kept.has(block.next)) block.free.push(block.next);
+    }
   }
 
   #take(owner: string, share: number): number {
@@ -253,7 +324,10 @@ export class LeasePool {
       // An index used before comes before a fresh one, so that the list of free ones stays short.
       const index = block.free.pop();
       if (index !== undefined) return index;
-      if (block.next <= block.last) return block.next++;
+      while (block.next <= block.last) {
+        const next = block.next++;
+        if (!this.#kept.has(next)) return next;
+      }
     }
     for (const { ownerOf, free } of inOrder) {
       if (ownerOf.size === 0) continue;
@@ -276,6 +350,20 @@ export class LeasePool {
     const last = Math.min(this.size + GATEWAY_INDEX, HIGHEST_RESTORED_INDEX);
     if (index === undefined || indexes.some((other) => other !== index)) return undefined;
     return index > GATEWAY_INDEX && index <= last ? index : undefined;
+  }
+
+  /** The indexes of the addresses of this pool that these prefixes hold. */
+  #indexesOf(prefixes: readonly Prefix[]): number[] {
+    const last = Math.min(this.size + GATEWAY_INDEX, HIGHEST_RESTORED_INDEX);
+    const found = new Set<number>();
+    for (const prefix of prefixes) {
+      const own = prefix.address.version === 4 ? this.#v4 : this.#v6;
+      const first = own === undefined ? undefined : indexIn(own, prefix.address);
+      if (first === undefined) continue;
+      const end = Math.min(last, first + Number(prefixSize(prefix)) - 1);
+      for (let index = Math.max(first, GATEWAY_INDEX + 1); index <= end; index++) found.add(index);
+    }
+    return [...found];
   }
 
   #forget(index: number): void {

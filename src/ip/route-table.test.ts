@@ -107,9 +107,11 @@ test('it does what a naive search does, in any order of sets and deletes', () =>
         const target = value === undefined ? (known[again % (known.length || 1)]?.prefix ?? drawn) : drawn;
         const key = formatPrefix(target);
         if (value === undefined) {
+          assert.equal(table.get(target), oracle.routes.get(key)?.value);
           assert.equal(table.delete(target), oracle.routes.delete(key));
         } else {
           table.set(target, value);
+          assert.equal(table.get(target), value);
           oracle.routes.set(key, { prefix: target, value });
         }
         assert.equal(table.size, oracle.routes.size);

@@ -75,6 +75,17 @@ export class RouteTable<T extends NonNullable<unknown>> {
     return true;
   }
 
+  /** The value of a prefix of exactly this length. */
+  get(prefix: Prefix): T | undefined {
+    const { bytes, version } = prefix.address;
+    if (isHost(prefix)) return this.#hosts.lookup(bytes, 0, version);
+    let node: Node<T> | undefined = this.#root(version);
+    for (let depth = 0; node !== undefined && depth < prefix.length; depth++) {
+      node = bitAt(bytes, 0, depth) === 0 ? node.zero : node.one;
+    }
+    return node?.value;
+  }
+
   /**
    * The value of the longest prefix that holds the address of `version` at `offset`.
    *

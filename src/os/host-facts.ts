@@ -6,7 +6,7 @@
 
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { formatPrefix, type Prefix, parsePrefix } from '../ip/address.ts';
+import { formatPrefix, isBroadRoute, isUnusableRoute, type Prefix, parsePrefix } from '../ip/address.ts';
 import { runCommand } from './command.ts';
 
 const CONF_FOLDER = '/proc/sys/net/ipv4/conf';
@@ -22,6 +22,8 @@ export interface HostFacts {
   readonly attached: readonly NetworkOnDevice[];
   /** What the main table sends through another machine, but for default routes: somebody else has said so. */
   readonly routed: readonly NetworkOnDevice[];
+  /** What tunnels of ours carry, default routes and single addresses aside, where there are several. */
+  readonly tunnels: readonly NetworkOnDevice[];
   /** Whether the kernel has IPv6 at all. */
   readonly hasIpv6: boolean;
   /** Whether some device takes only packets whose sender it would answer over the same device (RFC 3704 §2.2). */
@@ -43,12 +45,21 @@ export async function readHostFacts(isOurs: (device: string) => boolean): Promis
     const text = await runCommand('ip', ['-j', ...words]);
     return text.trim() === '' ? [] : (JSON.parse(text) as Record<string, unknown>[]);
   };
+  const carriedByTunnels = async (): Promise<NetworkOnDevice[]> => {
+    const all = await Promise.all([
+      list('-4', 'route', 'show', 'table', 'all'),
+      hasIpv6 ? list('-6', 'route', 'show', 'table', 'all') : [],
+    ]);
+    return routesOn(all.flat(), isOurs);
+  };
   const [addresses, routes4, routes6] = await Promise.all([
     list('address', 'show', 'up'),
     list('-4', 'route', 'show', 'table', 'main'),
     hasIpv6 ? list('-6', 'route', 'show', 'table', 'main') : [],
   ]);
+  const tunnels = addresses.filter(({ ifname }) => typeof ifname === 'string' && isOurs(ifname));
   return {
+    tunnels: tunnels.length < 2 ? [] : await carriedByTunnels(),
     attached: attachedIn(addresses).filter(({ device }) => !isOurs(device)),
     routed: routedIn([...routes4, ...routes6]).filter(({ device }) => !isOurs(device)),
     hasIpv6,
@@ -88,6 +99,18 @@ export function routedIn(routes: readonly Record<string, unknown>[]): NetworkOnD
     const length = dst.includes(':') ? 128 : 32;
     const prefix = readPrefix(dst.includes('/') ? dst : `${dst}/${length}`);
     return prefix === undefined ? [] : [{ prefix, device: dev }];
+  });
+}
+
+/** From the list of `ip -j route show table all`: networks on some devices. */
+export function routesOn(
+  routes: readonly Record<string, unknown>[],
+  isWanted: (device: string) => boolean,
+): NetworkOnDevice[] {
+  return routes.flatMap(({ dst, dev }) => {
+    if (typeof dst !== 'string' || typeof dev !== 'string' || !dst.includes('/') || !isWanted(dev)) return [];
+    const prefix = readPrefix(dst);
+    return prefix === undefined || isBroadRoute(prefix) || isUnusableRoute(prefix) ? [] : [{ prefix, device: dev }];
   });
 }
 

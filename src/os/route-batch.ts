@@ -19,6 +19,8 @@ export interface HostRoute {
   device: string;
   /** The address that the host speaks from on this way. Default: one of the device's. */
   source?: string | undefined;
+  /** Of several routes to the same prefix the one with the lowest counts. Default: the kernel's. */
+  metric?: number | undefined;
 }
 
 interface Command {
@@ -58,7 +60,8 @@ export class RouteBatch {
   /** Adds a route, or moves it to the device. Resolves when the kernel has it. @throws {VpnError} ERR_HOST_APPLY */
   add(route: HostRoute): Promise<void> {
     const source = route.source === undefined ? [] : ['src', route.source];
-    return this.#submit(['route', 'replace', route.prefix, 'dev', route.device, ...source], false);
+    const metric = route.metric === undefined ? [] : ['metric', String(route.metric)];
+    return this.#submit(['route', 'replace', route.prefix, 'dev', route.device, ...source, ...metric], false);
   }
 
   /** Removes a route; one that is gone is fine. @throws {VpnError} ERR_HOST_APPLY */

@@ -19,6 +19,8 @@ export interface Problem extends TextLocation {
 const MAX_RULES = 20_000;
 const MAX_SETTINGS = 1_000;
 const MAX_ENTRIES = 10_000;
+const MAX_SITES = 1_000;
+const MAX_SITE_NETWORKS = 64;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/;
 const GROUP = /^[\p{L}\p{N}][\p{L}\p{M}\p{N}._@+-]{0,63}$/u;
 const RESERVED = ['any', 'clients', 'tcp', 'udp', 'ip', 'icmp'];
@@ -61,7 +63,7 @@ const rule = z.strictObject({
   name: z.string().min(1).max(100).optional().describe('what people call it'),
   action: z.enum(['allow', 'deny']),
   from: list('any, user:NAME, group:NAME'),
-  to: list('any, clients, a named network, a prefix, an address, a host name, user:NAME, group:NAME'),
+  to: list('any, clients, a named network, a prefix, an address, a host name, site:NAME, user:NAME, group:NAME'),
   services: list('any, a named service, tcp/443, udp/5000-5010, icmp, icmp/echo, ip/47').default(['any']),
   when: hours.optional().describe('when the rule is in force; default: always'),
   require: requirement.optional().describe('what the session must have; else the rule is passed over'),
@@ -114,6 +116,41 @@ const trafficClass = z.strictObject({
   services: list('tcp/443, udp/5000-5010, a named service: of TCP and UDP only'),
 });
 
+const cidr = z.union([z.cidrv4(), z.cidrv6()], 'expected a network such as 10.20.0.0/16 or fd00:20::/48');
+const site = z.strictObject({
+  name: name.describe('rules reach it as site:NAME'),
+  for: list('whose client it is behind: user:NAME, group:NAME, device:ID'),
+  networks: z
+    .array(
+      z.union(
+        [
+          cidr,
+          z.strictObject({
+            network: cidr.describe('as it is at the site'),
+            as: cidr.describe('as everybody else sees it, of the same length'),
+          }),
+        ],
+        'expected a network, or { network = "192.168.1.0/24", as = "10.201.1.0/24" }',
+      ),
+    )
+    .min(1)
+    .max(MAX_SITE_NETWORKS),
+  openTo: z
+    .array(cidr)
+    .max(MAX_SITE_NETWORKS)
+    .default([])
+    .describe("networks on the gateway's side from where connections to the site may be begun"),
+});
+
+const staticAddresses = z.strictObject({
+  for: list('user:NAME, group:NAME, device:ID'),
+  addresses: z
+    .array(word)
+    .min(1)
+    .max(MAX_SITE_NETWORKS)
+    .describe('addresses and prefixes of the pool that nobody else gets; the other family has the same host part'),
+});
+
 export const policySchema = z.strictObject({
   version: z.literal(1),
   groups: z.record(group, list('NAME, group:NAME')).default({}).describe('members beside those that accounts have'),
@@ -125,6 +162,12 @@ export const policySchema = z.strictObject({
     .max(MAX_SETTINGS)
     .default([])
     .describe('what sessions get beside access; for each key the first entry that has it counts'),
+  sites: z.array(site).max(MAX_SITES).default([]).describe('networks behind clients'),
+  addresses: z
+    .array(staticAddresses)
+    .max(MAX_SETTINGS)
+    .default([])
+    .describe('addresses that are always the same; for each session the first entry that speaks of it counts'),
   groupLimits: z.record(group, groupLimit).default({}).describe('rates that the members of a group share'),
   classes: z
     .array(trafficClass)
@@ -143,6 +186,8 @@ export const policySchema = z.strictObject({
 
 export type PolicyDocument = z.output<typeof policySchema>;
 export type RuleDocument = PolicyDocument['rules'][number];
+export type SiteDocument = PolicyDocument['sites'][number];
+export type AddressesDocument = PolicyDocument['addresses'][number];
 export type SettingsDocument = PolicyDocument['settings'][number];
 
 export interface ReadDocument {

@@ -19,6 +19,7 @@ import {
 import { Hours } from './hours.ts';
 import { formatService, parseService, type Service, TCP } from './service.ts';
 import type { GroupLimit, SettingsEntry } from './settings.ts';
+import { destinationsOf, readSites, readStaticAddresses, type Site, type StaticAddresses } from './sites.ts';
 
 /** Who a rule speaks of. */
 export type Subject =
@@ -55,6 +56,10 @@ export interface Rule {
 export interface Policy {
   readonly rules: readonly Rule[];
   readonly settings: readonly SettingsEntry[];
+  /** Networks behind clients. */
+  readonly sites: readonly Site[];
+  /** Addresses that are always the same. */
+  readonly addresses: readonly StaticAddresses[];
   /** Rates that groups share, by group. */
   readonly groupLimits: ReadonlyMap<string, GroupLimit>;
   /** Which traffic belongs to which class; the first counts. */
@@ -74,6 +79,8 @@ export interface Policy {
 export const EMPTY_POLICY: Policy = {
   rules: [],
   settings: [],
+  sites: [],
+  addresses: [],
   memberships: new Map(),
   nesting: new Map(),
   groups: new Set(),
@@ -116,6 +123,7 @@ class PolicyReader {
   /** What a named network or service has turned out to be. */
   readonly #networks = new Map<string, readonly Destination[]>();
   readonly #services = new Map<string, readonly Service[]>();
+  #sites: readonly Site[] = [];
   #steps = 0;
 
   constructor(document: PolicyDocument, { locate, lineOf }: Pick<ReadDocument, 'locate' | 'lineOf'>) {
@@ -125,7 +133,15 @@ class PolicyReader {
   }
 
   read(): Policy {
-    const { groups, networks, services, rules, settings, groupLimits, classes, tests } = this.#document;
+    const { groups, networks, services, rules, settings, sites, addresses, groupLimits, classes, tests } =
+      this.#document;
+    const tables = {
+      error: (path: readonly PropertyKey[], message: string) => this.#error(path, message),
+      account: (text: string) => this.#account(text),
+      line: (path: readonly PropertyKey[]) => this.#locate(path).line,
+    };
+    // Before the networks and rules that speak of them.
+    this.#sites = readSites(sites, tables);
     for (const name of Object.keys(networks)) this.#network(name, ['networks', name], []);
     for (const name of Object.keys(services)) this.#service(name, ['services', name], []);
     for (const name of Object.keys(groups)) this.#groups.add(normal(name));
@@ -133,6 +149,8 @@ class PolicyReader {
     return {
       rules: rules.map((rule, index) => this.#rule(rule, index)),
       settings: settings.map((entry, index) => this.#settings(entry, index)),
+      sites: this.#sites,
+      addresses: readStaticAddresses(addresses, this.#sites, tables),
       groupLimits: new Map(Object.entries(groupLimits).map(([name, limit]) => [this.#limited(name), limit])),
       classes: classes.flatMap((entry, index) => this.#classRules(entry, index)),
       memberships,
@@ -229,6 +247,11 @@ class PolicyReader {
     if (account !== undefined) return [account];
     const prefix = prefixOf(text);
     if (prefix !== undefined) return [{ kind: 'prefix', prefix }];
+    if (text.startsWith('site:')) {
+      const found = destinationsOf(text.slice('site:'.length), this.#sites);
+      if (found === undefined) this.#error(path, `there is no site ${text.slice('site:'.length)} in [[sites]]`);
+      return found ?? [];
+    }
     const host = text.toLowerCase();
     // What consists of digits and dots is a wrong address, never a name.
     if (HOST.test(host)) {
@@ -237,7 +260,7 @@ class PolicyReader {
     }
     this.#error(
       path,
-      `expected any, clients, a network of [networks], a prefix such as 10.1.0.0/16, an address, a host name, user:NAME or group:NAME, found ${JSON.stringify(text)}`,
+      `expected any, clients, a network of [networks], a prefix such as 10.1.0.0/16, an address, a host name, site:NAME, user:NAME or group:NAME, found ${JSON.stringify(text)}`,
     );
     return [];
   }

@@ -5,7 +5,7 @@
  * what is covered only by several rules together is not found.
  */
 
-import { formatPrefix, type Prefix, prefixContains } from '../ip/address.ts';
+import { formatPrefix, type Prefix, prefixContains, prefixesOverlap } from '../ip/address.ts';
 import type { Problem } from './document.ts';
 import type { Destination, Policy, Rule, Subject } from './policy.ts';
 import { formatDestination, formatSubject } from './policy.ts';
@@ -16,7 +16,9 @@ const MAX_COMPARED = 2_000;
 
 /** Warnings about a policy, by line. */
 export function reviewPolicy(policy: Policy): Problem[] {
-  return [...shadowedRules(policy.rules), ...uselessRoutes(policy)].toSorted((a, b) => a.line - b.line);
+  return [...shadowedRules(policy.rules), ...uselessRoutes(policy), ...sitesAtOdds(policy)].toSorted(
+    (a, b) => a.line - b.line,
+  );
 }
 
 /** Routes that are pushed though no rule allows anything there. Where a rule leads to a name, nobody knows. */
@@ -26,7 +28,7 @@ function uselessRoutes({ rules, settings }: Policy): Problem[] {
   const prefixes = allowed.flatMap((one) => (one.kind === 'prefix' ? [one.prefix] : []));
   return settings.flatMap(({ line, settings: { routes = [] } }) =>
     routes
-      .filter((route) => !prefixes.some((prefix) => overlaps(prefix, route)))
+      .filter((route) => !prefixes.some((prefix) => prefixesOverlap(prefix, route)))
       .map((route): Problem => {
         const message = `the route ${formatPrefix(route)} is pushed, and no rule allows anything there`;
         return { severity: 'warning', line, column: 1, message };
@@ -34,8 +36,30 @@ function uselessRoutes({ rules, settings }: Policy): Problem[] {
   );
 }
 
-function overlaps(one: Prefix, other: Prefix): boolean {
-  return prefixContains(one, other.address) || prefixContains(other, one.address);
+/** Sites that nobody reaches, and routes that are pushed to what is at a site anyway. */
+function sitesAtOdds({ rules, settings, sites }: Policy): Problem[] {
+  const problems: Problem[] = [];
+  const allowed = rules.filter(({ action }) => action === 'allow').flatMap(({ to }) => to);
+  const isReached = (network: Prefix): boolean =>
+    allowed.some((to) => to.kind === 'any' || (to.kind === 'prefix' && prefixesOverlap(to.prefix, network)));
+  for (const { name, line, networks, openTo } of sites) {
+    if (openTo.length > 0 || networks.some(({ seenAs }) => isReached(seenAs))) continue;
+    const message = `no rule allows anything to the site ${name}: name it in "to", as site:${name}`;
+    problems.push({ severity: 'warning', line, column: 1, message });
+  }
+  for (const { line, settings: given } of settings) {
+    for (const route of given.routes ?? []) {
+      const site = sites.find(({ networks }) => networks.some(({ seenAs }) => isWithin(seenAs, route)));
+      if (site === undefined) continue;
+      const message = `the route ${formatPrefix(route)} is that of the site ${site.name} in line ${site.line}, which is pushed to whoever may reach it: leave it out`;
+      problems.push({ severity: 'warning', line, column: 1, message });
+    }
+  }
+  return problems;
+}
+
+function isWithin(outer: Prefix, inner: Prefix): boolean {
+  return outer.length <= inner.length && prefixContains(outer, inner.address);
 }
 
 function shadowedRules(rules: readonly Rule[]): Problem[] {
@@ -125,7 +149,7 @@ function destinationCovers(outer: Destination, inner: Destination): boolean {
   if (outer.kind === 'any') return inner.kind === 'any' || inner.kind === 'prefix' || inner.kind === 'host';
   if (outer.kind === 'clients') return inner.kind === 'clients' || inner.kind === 'user' || inner.kind === 'group';
   if (outer.kind === 'prefix' && inner.kind === 'prefix') {
-    return outer.prefix.length <= inner.prefix.length && prefixContains(outer.prefix, inner.prefix.address);
+    return isWithin(outer.prefix, inner.prefix);
   }
   return formatDestination(outer) === formatDestination(inner);
 }

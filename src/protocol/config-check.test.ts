@@ -249,3 +249,37 @@ test('REQ-CONFIG-016: an Ethernet segment is used with a MAC address of one stat
     assert.ok(judged.refused.includes(`ethernet.mac ${bad}`));
   }
 });
+
+test('REQ-SITE-003: networks behind the client are those that it offers, each with another of its length', () => {
+  const limits = { networks: ['10.20.0.0/16', 'fd00:20::/48'].map(parsePrefix) };
+  const check = (networks: ConfigMessage['networks'], offered: Partial<ClientLimits> = limits) => {
+    const { accepted, refused } = checkConfig(
+      { ...CONFIG, ...(networks === undefined ? {} : { networks }) },
+      { ...LIMITS, ...offered },
+    );
+    const taken = accepted.networks.map(({ network, seenAs }) => `${formatPrefix(network)} ${formatPrefix(seenAs)}`);
+    return { taken, refused: refused.map(({ item }) => item) };
+  };
+  assert.deepEqual(check(undefined), { taken: [], refused: [] });
+  assert.deepEqual(check([{ network: '10.20.0.0/16' }, { network: 'fd00:20::/48', as: 'fd00:99::/48' }]), {
+    taken: ['10.20.0.0/16 10.20.0.0/16', 'fd00:20::/48 fd00:99::/48'],
+    refused: [],
+  });
+  for (const [network, as] of [
+    ['10.21.0.0/16'],
+    ['0.0.0.0/0'],
+    ['10.20.0.0/15'],
+    ['nonsense'],
+    ['10.20.0.0/16', '10.99.0.0/17'],
+    ['10.20.0.0/16', 'fd00:99::/16'],
+    ['10.20.0.0/16', '127.0.0.0/16'],
+    ['10.20.0.0/16', 'nonsense'],
+  ] as const) {
+    const { taken, refused } = check([as === undefined ? { network } : { network, as }]);
+    assert.deepEqual([taken, refused], [[], [`networks ${network}`]], `${network} as ${as}`);
+  }
+  assert.deepEqual(check([{ network: '10.20.0.0/16' }], {}).taken, [], 'it offers none');
+  assert.deepEqual(check([{ network: '10.20.0.0/16' }, { network: '10.20.3.0/24' }]).refused, [
+    'networks 10.20.3.0/24',
+  ]);
+});

@@ -18,6 +18,7 @@ import {
   parseIp,
   parsePrefix,
   prefixContains,
+  prefixesOverlap,
 } from '../ip/address.ts';
 import { parseMac } from '../ip/ethernet-station.ts';
 import type { ConfigMessage, DataMode } from './messages.ts';
@@ -48,6 +49,8 @@ export interface ClientLimits {
   domains?: readonly string[];
   /** Addresses that must stay outside the tunnel: the server's outer ones, the local router's. */
   outside: readonly IpAddress[];
+  /** Networks behind this client that it offers: it carries packets for no others. Default none. */
+  networks?: readonly Prefix[];
   /** The client's own connections stay outside whatever is routed, so a route may hold an address of `outside`. */
   socketsExempt?: boolean;
 }
@@ -62,12 +65,21 @@ export interface AcceptedConfig {
   ping: { intervalMs: number; deadMs: number };
   data: { mode: DataMode; channels: number };
   rekeyMs: number;
+  /** Networks behind this client that it carries packets for. */
+  networks: readonly AcceptedNetwork[];
   /** Where the session carries Ethernet. */
   ethernet?: AcceptedEthernet;
   /** Base64 of SHA-256 of a public key; added to the profile's. */
   pins: readonly string[];
   /** What the server wants the person to know. Text of the server's: shown as that, never acted upon. */
   notices: readonly string[];
+}
+
+/** A network behind this client. */
+export interface AcceptedNetwork {
+  readonly network: Prefix;
+  /** What everybody else sees it as; of the same length. */
+  readonly seenAs: Prefix;
 }
 
 /** What the client is on an Ethernet segment. */
@@ -115,6 +127,7 @@ export function checkConfig(
     ping: readTimers(config, refuse),
     data: readData(config, refuse),
     rekeyMs: readRekey(config, refuse),
+    networks: readNetworks(config.networks ?? [], limits, { 4: v4 !== undefined, 6: v6 !== undefined }, refuse),
     ...(config.ethernet === undefined ? {} : readEthernet(config.ethernet, { v4, v6 }, refuse)),
     pins: config.pins.filter(
       (pin) => /^[A-Za-z0-9+/]{43}=$/.test(pin) || refuse(`pins ${pin}`, 'no base64 of a SHA-256'),
@@ -231,6 +244,31 @@ function readRekey({ rekeySeconds }: ConfigMessage, refuse: Refuse): number {
   if (rekeySeconds >= REKEY_SECONDS.least && rekeySeconds <= REKEY_SECONDS.most) return rekeySeconds * 1_000;
   refuse(`rekeySeconds ${rekeySeconds}`, `not within ${REKEY_SECONDS.least} to ${REKEY_SECONDS.most}`);
   return REKEY_INTERVAL_MS;
+}
+
+function readNetworks(
+  pushed: NonNullable<ConfigMessage['networks']>,
+  { networks: offered = [] }: ClientLimits,
+  has: Record<4 | 6, boolean>,
+  refuse: Refuse,
+): AcceptedNetwork[] {
+  const taken: AcceptedNetwork[] = [];
+  for (const { network: text, as = text } of pushed) {
+    const item = `networks ${text}`;
+    const network = read(() => parsePrefix(text));
+    const seenAs = read(() => parsePrefix(as));
+    if (network === undefined || seenAs === undefined) refuse(item, 'not a prefix');
+    else if (!offered.some((outer) => outer.length <= network.length && prefixContains(outer, network.address))) {
+      refuse(item, 'not a network that this client offers');
+    } else if (seenAs.length !== network.length || seenAs.address.version !== network.address.version) {
+      refuse(item, `${as} is not of its length and family`);
+    } else if (isBroadRoute(seenAs) || isUnusableRoute(seenAs)) refuse(item, `${as} is never routed`);
+    else if (!has[network.address.version]) refuse(item, 'there is no address of its family');
+    else if (taken.some((other) => prefixesOverlap(other.network, network) || prefixesOverlap(other.seenAs, seenAs))) {
+      refuse(item, 'overlaps another one');
+    } else taken.push({ network, seenAs });
+  }
+  return taken;
 }
 
 function readEthernet(

@@ -25,6 +25,8 @@ export const Feature = {
   compression: 'zstd',
   /** DRAIN: the server goes, and asks its clients to move to another. */
   drain: 'drain',
+  /** Networks behind a client: `networks` of LOGIN and CONFIG. */
+  networks: 'networks',
 } as const;
 export type Feature = (typeof Feature)[keyof typeof Feature];
 

@@ -134,6 +134,16 @@ test('REQ-LOGIN-001: a later login needs the device step only and sends no publi
   assert.equal(parseDeviceSignatureInput(evidence.signedBytes).purpose, 'login');
 });
 
+test('REQ-SITE-001: networks that a client offers reach the verdict; who offers none says nothing of them', () => {
+  const networks = ['10.20.0.0/16', 'fd00:20::/48'];
+  assert.deepEqual(toEvidence(ends({ client: { networks } })).networks, networks);
+  const none = ends({ client: { networks: [] } });
+  const [, payload] = frameOf(none.client.start(encodeGreeting()));
+  assert.ok(!new TextDecoder().decode(payload).includes('networks'));
+  const many = { networks: Array.from({ length: 65 }, (_, at) => `10.${at}.0.0/16`) };
+  assert.throws(() => ends({ client: many }).client.start(encodeGreeting()));
+});
+
 test('REQ-LOGIN-002: the device signs the server, the connection, the nonce, itself and the transcript', () => {
   const both = ends();
   const login = both.client.start(encodeGreeting());

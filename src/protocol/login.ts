@@ -132,6 +132,8 @@ export interface LoginEvidence {
   steps: readonly StepKind[];
   /** 1 for the first challenge of a login. */
   attempt: number;
+  /** Networks that the client offers to carry packets for, as text; what becomes of them is no part of the verdict. */
+  networks?: readonly string[];
 }
 
 /** A session that has been granted. Times are seconds from now, 0 meaning never. */
@@ -345,6 +347,7 @@ export class LoginServer {
         ...answers,
         steps,
         attempt: this.#attempt,
+        ...(login.networks === undefined ? {} : { networks: login.networks }),
       },
     };
   }
@@ -406,6 +409,8 @@ export interface LoginClientOptions extends LoginFoundation {
   device: ClientDevice;
   user?: string;
   client: ClientFacts;
+  /** Networks that this client offers to carry packets for. */
+  networks?: readonly string[];
 }
 
 /** What the client's user and device answer; each is needed when its step is asked. */
@@ -483,7 +488,7 @@ export class LoginClient {
     if (this.#state !== 'idle') throw unasked('start', this.#state);
     this.#state = 'over';
     parseGreeting(greeting);
-    const { purpose, user, device, features, client } = this.#options;
+    const { purpose, user, device, features, client, networks = [] } = this.#options;
     const frame = encodeMessage('login', {
       version: PROTOCOL_VERSION,
       ...(user === undefined ? {} : { user: user.normalize('NFC') }),
@@ -496,6 +501,7 @@ export class LoginClient {
       serverName: this.#serverName,
       features: [...features],
       client,
+      ...(networks.length === 0 ? {} : { networks: [...networks] }),
     });
     this.#transcript.add(greeting, frame);
     this.#state = 'opening';

@@ -63,6 +63,7 @@ export type DataMode = (typeof DATA_MODES)[number];
 export const MAX_FEATURES = 64;
 export const MAX_STEPS = 8;
 export const MAX_ROUTES = 4_096;
+export const MAX_NETWORKS = 64;
 const MAX_LISTED = 64;
 
 const U8 = z.int().min(0).max(0xff);
@@ -153,6 +154,8 @@ const LOGIN = z.object({
   serverName: SERVER_NAME,
   features: FEATURES,
   client: CLIENT,
+  /** Networks behind this client that it would carry packets for. */
+  networks: z.array(PREFIX).max(MAX_NETWORKS).exactOptional(),
 });
 
 const STEP = z.object({
@@ -231,6 +234,11 @@ const CONFIG = z.object({
       /** Addresses come from a DHCP server on the segment, or from its routers. */
       dhcp: z.boolean(),
     })
+    .exactOptional(),
+  /** Of the networks that the client offered, those that it carries packets for; `as`: what everybody else sees each as. */
+  networks: z
+    .array(z.object({ network: PREFIX, as: PREFIX.exactOptional() }))
+    .max(MAX_NETWORKS)
     .exactOptional(),
   transports: z.array(text(32)).max(MAX_LISTED),
   pins: z.array(text(64)).max(MAX_LISTED),

@@ -132,6 +132,8 @@ export interface Schema {
     token: ColumnType<string | null, string | null | undefined, string | null>;
     /** What both ends had agreed on, separated by commas. */
     features: ColumnType<string, string | undefined, string>;
+    /** Networks behind its client that it offers, separated by commas. */
+    networks: ColumnType<string, string | undefined, string>;
     /** The client certificate as JSON: name, serial, issuer, the issuer in short, end. */
     certificate: string | null;
     /** When it lost its control connection; null while it has one. */
@@ -244,6 +246,7 @@ export const MIGRATIONS: Readonly<Record<string, Migration>> = {
   '0013_policy_versions': { up: policyVersions },
   '0014_passkeys': { up: passkeys },
   '0015_session_token': { up: sessionToken },
+  '0016_networks': { up: networks },
 };
 
 async function first(db: Kysely<unknown>): Promise<void> {
@@ -451,6 +454,11 @@ async function webhooks(db: Kysely<unknown>): Promise<void> {
     .addColumn('why', 'text', (column) => column.notNull())
     .addPrimaryKeyConstraint('webhook_dead_key', ['webhook', 'record_id'])
     .execute();
+}
+
+async function networks(db: Kysely<unknown>): Promise<void> {
+  const table = db.schema.alterTable('sessions');
+  await table.addColumn('networks', 'text', (column) => column.notNull().defaultTo('')).execute();
 }
 
 /** Rows of the audit record are appended and read, by whomever, with whatever program. */

@@ -55,6 +55,7 @@ const session: NewSession = {
   steps: ['device', 'token'],
   token: '0123456789abcdef',
   features: ['attach', 'resume'],
+  networks: ['10.20.0.0/16', 'fd00:20::/48'],
 };
 
 test('what a device leased last is kept when its session has ended, the longest ago first', async () => {

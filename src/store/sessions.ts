@@ -40,6 +40,8 @@ export interface SessionRecord {
   readonly token?: string | undefined;
   /** What both ends had agreed on. */
   readonly features: readonly string[];
+  /** Networks behind its client that it offers, as text. */
+  readonly networks: readonly string[];
   /** The client certificate that TLS had verified. */
   readonly certificate?: SessionCertificate | undefined;
   /** When it lost its control connection; undefined while it has one. */
@@ -93,6 +95,7 @@ const insertSession = prepare((db, row: Omit<Insertable<Schema['sessions']>, 'ne
     steps: row.steps,
     token: row.token,
     features: row.features,
+    networks: row.networks,
     certificate: row.certificate,
     detached_at: null,
     lease4: row.lease4,
@@ -161,6 +164,7 @@ export class Sessions {
         steps: session.steps.join(),
         token: session.token ?? null,
         features: session.features.join(),
+        networks: session.networks.join(),
         certificate: certificate === undefined ? null : JSON.stringify(essential(certificate)),
         lease4,
         lease6,
@@ -201,6 +205,7 @@ export class Sessions {
       steps: splitList(row.steps),
       token: row.token ?? undefined,
       features: splitList(row.features),
+      networks: splitList(row.networks),
       certificate: parseCertificate(row.certificate),
       detachedAt: row.detached_at === null ? undefined : Number(row.detached_at),
     }));

@@ -13,7 +13,7 @@ import {
   udpPacket,
 } from '../../test/support/packets.ts';
 import { type ChannelPair, FrameCollector, openChannelPair } from '../../test/support/tls-pair.ts';
-import { parseIp } from '../ip/address.ts';
+import { parseIp, parsePrefix } from '../ip/address.ts';
 import { DROP_REASON_NAMES, DropReason } from '../ip/drop-reason.ts';
 import { FLAG_PARTIAL_CHECKSUM, GsoType, VirtioGsoType } from '../ip/super-packet.ts';
 import { PACKET_OFFSET } from '../os/tun.ts';
@@ -411,6 +411,28 @@ test('REQ-PACKET-002: a client takes only packets that are for its own address',
   assert.equal(r.device.written.length, 2);
   assert.deepEqual(r.device.written[0]?.bytes, own);
   assert.deepEqual(droppedAs(r), { source_not_leased: 1 });
+});
+
+test('REQ-SITE-004: addresses of networks behind the client are its own, as long as it has them', () => {
+  const sources = ['10.20.3.4', 'fd00:20::9', OWN4, '10.21.0.1', 'fd00:21::1'];
+  const passed = (r: Rig): number => {
+    const before = r.device.written.length;
+    for (const source of sources) receive(r, { type: FrameType.packet, payload: icmpPacket({ source }) });
+    return r.device.written.length - before;
+  };
+  const r = rig();
+  assert.equal(passed(r), 1);
+  r.link.setNetworks(['10.20.0.0/16', 'fd00:20::/48'].map(parsePrefix));
+  assert.equal(passed(r), 3);
+  assert.deepEqual(droppedAs(r), { source_not_leased: 4 + 2 });
+  r.link.setNetworks([]);
+  assert.equal(passed(r), 1);
+  const client = rig({ ownAddress: 'destination' });
+  client.link.setNetworks([parsePrefix('10.20.0.0/16')]);
+  for (const destination of ['10.20.3.4', '10.21.0.1']) {
+    receive(client, { type: FrameType.packet, payload: icmpPacket({ source: '192.0.2.1', destination }) });
+  }
+  assert.equal(client.device.written.length, 1);
 });
 
 test('REQ-PACKET-003: SUPER and udp-l4 are refused where they were not agreed on', () => {

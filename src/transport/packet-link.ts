@@ -10,10 +10,12 @@
  * @see docs/protocol.md#REQ-SUPER-001
  */
 
+import type { Prefix } from '../ip/address.ts';
 import { completeChecksum } from '../ip/checksum.ts';
 import { DropReason } from '../ip/drop-reason.ts';
 import type { Lease } from '../ip/lease-pool.ts';
 import { checkPacket } from '../ip/packet.ts';
+import { RouteTable } from '../ip/route-table.ts';
 import { writeSegment } from '../ip/segment.ts';
 import { SegmentJoiner } from '../ip/segment-joiner.ts';
 import {
@@ -189,6 +191,8 @@ export class PacketLink implements TunnelLink {
   readonly #leastSize: Uint32Array;
   readonly #own4: Uint8Array | undefined;
   readonly #own6: Uint8Array | undefined;
+  /** Undefined: none. */
+  #networks: RouteTable<true> | undefined;
   readonly #ownOffset4: number;
   readonly #ownOffset6: number;
   /** Which channel a packet goes to; without one it is dropped. */
@@ -281,6 +285,13 @@ export class PacketLink implements TunnelLink {
       this.#delivery.close();
       this.#delivery = undefined;
     }
+  }
+
+  /** Networks behind the client whose addresses count as the session's own from now on. */
+  setNetworks(networks: readonly Prefix[]): void {
+    const table = new RouteTable<true>();
+    for (const network of networks) table.set(network, true);
+    this.#networks = networks.length === 0 ? undefined : table;
   }
 
   /** Called about once a second. */
@@ -479,7 +490,9 @@ export class PacketLink implements TunnelLink {
     const own = version4 ? this.#own4 : this.#own6;
     if (own === undefined) return false;
     const offset = version4 ? this.#ownOffset4 : this.#ownOffset6;
-    for (let i = 0; i < own.length; i++) if (bytes[offset + i] !== own[i]) return false;
+    for (let i = 0; i < own.length; i++) {
+      if (bytes[offset + i] !== own[i]) return this.#networks?.lookup(bytes, offset, version4 ? 4 : 6) === true;
+    }
     return true;
   }
 

@@ -7,7 +7,13 @@
 import { execFileSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { setTimeout as delay } from 'node:timers/promises';
-import { GATEWAY_TABLE, gatewayRuleset, moveHost, type RulesetInput } from '../../src/gateway/supervisor/ruleset.ts';
+import {
+  GATEWAY_TABLE,
+  gatewayRuleset,
+  moveHost,
+  moveNetwork,
+  type RulesetInput,
+} from '../../src/gateway/supervisor/ruleset.ts';
 import { formatIp, parseIp, parsePrefix } from '../../src/ip/address.ts';
 import { NO_OFFLOAD } from '../../src/ip/super-packet.ts';
 import { deleteTable, findForeignDrops, readCounters, replaceTable, runNft } from '../../src/os/nft.ts';
@@ -248,6 +254,7 @@ async function runCases(): Promise<void> {
 
   await changeRules();
   await moveHosts();
+  await sites();
   await cap();
   await routed();
   await foreignFirewall();
@@ -296,6 +303,34 @@ async function moveHosts(): Promise<void> {
   await runNft(moveHost(1, moved, 'back'));
   await record('host moved back, new device', () => send(1, datagram('10.8.0.7')));
   await record('host moved back, old device', () => send(0, datagram('10.8.0.7')), 1);
+}
+
+async function sites(): Promise<void> {
+  const network = parsePrefix('10.40.0.0/16');
+  const open = [{ from: parsePrefix('198.51.100.0/24'), to: network }];
+  await apply({ networks: [network] });
+  await record('to a site that is away', () => send(0, datagram(CLIENT, 'x', { destination: '10.40.1.2' })), 1);
+  execFileSync('ip', ['route', 'add', '10.40.0.0/16', 'dev', 'cvpn0']);
+  await runNft(moveNetwork(0, network, 'here'));
+  await record('site on its device', () => send(0, datagram('10.40.1.2')), 1);
+  await record('site on another device', () => send(1, datagram('10.40.1.2')));
+  await record('from outside to a site that is not open', () => ask('send 10.40.1.2 7000'));
+  const answer = (): void =>
+    send(
+      0,
+      udpPacket({ source: '10.40.1.2', destination: OUTSIDE, sourcePort: 7001, destinationPort: 9000, payload: 4 }),
+    );
+  await apply({ networks: [network], open });
+  await runNft(moveNetwork(0, network, 'here'));
+  await record('from outside to an open site', () => ask('send 10.40.1.2 7001'), 1);
+  await record('its answer', answer, 1);
+  await apply({ networks: [network] });
+  await runNft(moveNetwork(0, network, 'here'));
+  await record('its answer when it is open no more', answer);
+  await runNft(moveNetwork(0, network, 'away'));
+  await runNft(moveNetwork(0, network, 'away'));
+  await record('site that has gone', () => send(0, datagram('10.40.1.2')));
+  execFileSync('ip', ['route', 'delete', '10.40.0.0/16', 'dev', 'cvpn0']);
 }
 
 async function cap(): Promise<void> {

@@ -28,6 +28,7 @@ before(async () => {
   await gateway.run(['ip', 'route', 'add', 'default', 'via', '198.51.100.2']);
   await outside.run(['ip', 'route', 'add', '10.8.0.0/16', 'via', '198.51.100.1']);
   await outside.run(['ip', 'route', 'add', 'fd00:8::/64', 'via', '2001:db8::1']);
+  await outside.run(['ip', 'route', 'add', '10.40.0.0/16', 'via', '198.51.100.1']);
   await outside.setSysctl('net.ipv4.icmp_ratelimit', '0');
   await gateway.setSysctl('net.ipv4.ip_forward', '1');
   await gateway.setSysctl('net.ipv6.conf.all.forwarding', '1');
@@ -159,6 +160,28 @@ test('an address moves between devices at run time, and back', options, () => {
   dropped('moved host on its old device', 'drop_source');
   dropped('host moved back, new device', 'drop_source');
   assert.equal(seen('host moved back, old device').received.length, 1);
+});
+
+test('a network behind a client speaks from the device where its client lives, and from no other', options, () => {
+  assert.deepEqual(seen('site on its device').outside, ['hello from 10.40.1.2']);
+  assert.equal(seen('site on its device').received.length, 1);
+  dropped('site on another device', 'drop_source');
+  dropped('site that has gone', 'drop_source');
+});
+
+test('a network behind a client that is away is refused, however else it could be reached', options, () => {
+  const { counters, received, outside } = seen('to a site that is away');
+  assert.deepEqual([counters, outside], [{ drop_site_away: 1 }, []]);
+  assert.deepEqual(received, ['0 10.8.0.1>10.8.0.5 icmp 3.0']);
+});
+
+test('whoever may speak to a site first is heard and answered, and nobody else', options, () => {
+  dropped('from outside to a site that is not open', 'drop_unsolicited');
+  assert.deepEqual(seen('from outside to an open site').counters, { accepted: 1 });
+  assert.deepEqual(seen('from outside to an open site').received, ['0 198.51.100.2>10.40.1.2 udp unasked']);
+  // Which the host outside answers once more.
+  assert.deepEqual(seen('its answer').counters, { accepted: 1, replies: 1 });
+  dropped('its answer when it is open no more', 'drop_stale');
 });
 
 test('one address cannot fill the table of connections', options, () => {

@@ -32,7 +32,7 @@ async function policy(verb: string, change: readonly [string, string] = ['', '']
 test('the example is good, and its tests hold', async () => {
   const check = await policy('check');
   assert.deepEqual([check.status, check.stderr], [0, '']);
-  assert.equal(check.stdout, 'good  5 rules, 7 tests; try its tests: customvpn policy test policy.toml\n');
+  assert.equal(check.stdout, 'good  6 rules, 7 tests; try its tests: customvpn policy test policy.toml\n');
   const trial = await policy('test', ['', ''], '--state', folder, '--json');
   assert.equal(trial.status, 0);
   const { good, outcomes } = JSON.parse(trial.stdout);
@@ -94,6 +94,8 @@ test('the schema is one that editors read', async () => {
     'services',
     'rules',
     'settings',
+    'sites',
+    'addresses',
     'groupLimits',
     'classes',
     'tests',

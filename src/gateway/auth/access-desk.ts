@@ -10,13 +10,22 @@ import type { Clock } from '../../base/clock.ts';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { Repeat } from '../../base/repeat.ts';
-import { type IpAddress, ipEquals } from '../../ip/address.ts';
+import { formatPrefix, type IpAddress, ipEquals, type Prefix, prefixContains } from '../../ip/address.ts';
 import type { LeasePool } from '../../ip/lease-pool.ts';
 import { type Decision, decide, type Flow, groupsOf, type Holder, type Surroundings } from '../../policy/access.ts';
 import { requireTests, testedHosts, usablePolicy } from '../../policy/examine.ts';
 import type { Policy } from '../../policy/policy.ts';
 import { type Selection, Selector } from '../../policy/selector.ts';
 import type { Settings } from '../../policy/settings.ts';
+import {
+  checkNetworks,
+  type DeviceHolder,
+  grantNetworks,
+  reachableNetworks,
+  type SiteNetwork,
+  siteOf,
+  staticAddressesOf,
+} from '../../policy/sites.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AdmittedLease, SessionKey, SupervisorPort } from '../ipc/ports.ts';
 import { type PolicyFiles, policyDigest } from '../policy-files.ts';
@@ -29,6 +38,9 @@ const TICK_MS = 250;
 const MINUTE_MS = 60_000;
 const MAX_HOSTS = 1000;
 const NO_SETTINGS: Settings = {};
+type Granted = readonly SiteNetwork[];
+const NO_NETWORKS: Granted = [];
+const NO_GRANTS: ReadonlyMap<SessionKey, Granted> = new Map();
 
 export interface AccessDeskParts {
   readonly pool: LeasePool;
@@ -52,6 +64,12 @@ export interface Concerned {
 }
 
 const NOBODY: Concerned = { sessions: () => [], resettled: () => {}, regrouped: () => {}, changed: () => {} };
+
+/** A session, and what the kernel is told of it. */
+interface Told {
+  readonly session: LiveSession;
+  readonly selection: Selection | undefined;
+}
 
 /** A policy that may be put in force. */
 export interface ReadyPolicy {
@@ -78,6 +96,8 @@ export class AccessDesk {
   #inForce: InForce | undefined;
   /** What the kernel has been told of each session. */
   readonly #told = new Map<SessionKey, Selection>();
+  /** The networks behind their clients that sessions have. */
+  #granted = NO_GRANTS;
   readonly #waiting: { session: LiveSession; resolve(): void; reject(error: unknown): void }[] = [];
   #changes: Promise<unknown> = Promise.resolve();
   #groups: ReadonlyMap<string, readonly string[]> = new Map();
@@ -144,6 +164,15 @@ export class AccessDesk {
       throw new VpnError('ERR_CONFIG_VALUE', message, { details: { key: 'policyFile' } });
     }
     const [groups, tested] = await Promise.all([this.#parts.groups(), this.#testedNames(testedHosts(policy))]);
+    const misfit = checkNetworks(policy, { pool: this.#parts.pool.prefixes.map(formatPrefix), routes: [] }).find(
+      ({ severity }) => severity === 'error',
+    );
+    if (misfit !== undefined) {
+      const { line, message } = misfit;
+      throw new VpnError('ERR_CONFIG_VALUE', `policyFile: ${file}:${line}: ${message}`, {
+        details: { key: 'policyFile', line },
+      });
+    }
     const names = new HostNames(resolve, this.#log, this.#inForce?.names.found);
     await names.look(policy.hosts);
     const surroundings = {
@@ -193,17 +222,20 @@ export class AccessDesk {
       const former = this.#inForce;
       const before = sessions.map((session) => this.#told.get(session.key));
       const after = sessions.map((session) => ready?.selector.select(holderOf(session), now));
+      const settled = sessions.map((session) => this.#settledOf(session));
+      const granted = grantsUnder(ready?.selector.policy, sessions);
       if (ready === undefined) await this.#supervisor?.enforce(undefined);
       else {
-        const admitted = sessions.flatMap(({ lease }, at): AdmittedLease[] => {
+        const admitted = sessions.flatMap(({ key, lease }, at): AdmittedLease[] => {
           const selection = after[at];
-          return selection === undefined ? [] : [{ lease, access: accessOf(selection) }];
+          return selection === undefined ? [] : [{ lease, access: accessOf(selection, granted.get(key)) }];
         });
         const { policy } = ready.selector;
         await this.#supervisor?.enforce({ policy, hosts: ready.names.found, sessions: admitted });
       }
       this.#inForce = ready === undefined ? undefined : { ...ready, since: former === ready ? former.since : now };
       this.#problem = undefined;
+      this.#granted = granted;
       this.#told.clear();
       for (const [at, { key }] of sessions.entries()) {
         const selection = after[at];
@@ -211,7 +243,7 @@ export class AccessDesk {
       }
       this.#plan(now);
       this.#hours = ready?.selector.look(now) ?? '';
-      this.#concerned.resettled(sessions.filter((_, at) => settingsText(before[at]) !== settingsText(after[at])));
+      this.#concerned.resettled(sessions.filter((session, at) => settled[at] !== this.#settledOf(session)));
       this.#concerned.changed();
       return sessions.filter(
         (_, at) => after[at] !== undefined && !reaches(after[at]) && (former === undefined || reaches(before[at])),
@@ -227,6 +259,60 @@ export class AccessDesk {
   /** What a session gets beside access. */
   settingsOf(session: LiveSession): Settings {
     return this.selectionOf(session)?.settings ?? NO_SETTINGS;
+  }
+
+  /** The networks behind its client that a session has. */
+  networksOf({ key }: Pick<LiveSession, 'key'>): Granted {
+    return this.#granted.get(key) ?? NO_NETWORKS;
+  }
+
+  /** Networks behind other clients that a session may reach, at least a part of. */
+  sitesFor(session: LiveSession): Prefix[] {
+    const policy = this.#inForce?.selector.policy;
+    if (policy === undefined || policy.sites.length === 0) return [];
+    const own = this.networksOf(session).map(({ seenAs }) => formatPrefix(seenAs));
+    const { rules = [] } = this.#told.get(session.key) ?? this.selectionOf(session) ?? {};
+    return reachableNetworks(policy, rules).filter((network) => !own.includes(formatPrefix(network)));
+  }
+
+  /** The networks from where connections to those of a session may be begun. */
+  opennessOf(session: LiveSession): readonly Prefix[] {
+    const granted = this.networksOf(session);
+    const sites = this.#inForce?.selector.policy.sites ?? [];
+    return sites.flatMap(({ networks, openTo }) => (networks.some((one) => granted.includes(one)) ? openTo : []));
+  }
+
+  /** Addresses that a device of a user should have one of; undefined: any. */
+  staticAddressesOf(holder: DeviceHolder): readonly Prefix[] | undefined {
+    const policy = this.#inForce?.selector.policy;
+    return policy === undefined ? undefined : staticAddressesOf(policy, holder);
+  }
+
+  /** Whether an address is in the network of a site whose client is not there. */
+  isAway(address: IpAddress): boolean {
+    const policy = this.#inForce?.selector.policy;
+    if (policy === undefined || siteOf(policy, address) === undefined) return false;
+    return this.#holderOfNetwork(address) === undefined;
+  }
+
+  #holderOfNetwork(address: IpAddress): LiveSession | undefined {
+    for (const [key, networks] of this.#granted) {
+      if (!networks.some(({ seenAs }) => prefixContains(seenAs, address))) continue;
+      return this.#concerned.sessions().find((session) => session.key === key);
+    }
+    return undefined;
+  }
+
+  /** All of what a session's client is told that the policy says. */
+  #settledOf(session: LiveSession): string {
+    const selection = this.#told.get(session.key);
+    const networks = this.networksOf(session).map(({ number, network, seenAs }) => [
+      number,
+      formatPrefix(network),
+      formatPrefix(seenAs),
+    ]);
+    const routes = [...this.sitesFor(session), ...this.opennessOf(session)].map(formatPrefix);
+    return `${settingsText(selection)}${JSON.stringify([networks, routes])}`;
   }
 
   /** What the policy says of a session's traffic. */
@@ -275,7 +361,7 @@ export class AccessDesk {
     const present = batch.filter(({ session }) => session.ended === undefined);
     const selected = present.map(({ session }) => ({ session, selection: selector?.select(holderOf(session), now) }));
     try {
-      await this.#tell(selected);
+      await this.#regrant(selected);
       for (const { resolve } of batch) resolve();
     } catch (error) {
       for (const { reject } of batch) reject(error);
@@ -288,7 +374,39 @@ export class AccessDesk {
     await this.#change(async () => {
       if (!this.#told.delete(key)) return;
       await this.#supervisor?.dismiss(lease);
+      // Another client may have waited for its networks.
+      if (this.#granted.has(key)) await this.#regrant([]);
     });
+  }
+
+  /** Tells the kernel of these sessions, and of those whose networks are others because of them; then their clients. */
+  async #regrant(entries: readonly Told[]): Promise<void> {
+    const policy = this.#inForce?.selector.policy;
+    // Of thousands that come at once nobody looks at all the others for each.
+    if (policy === undefined || policy.sites.length === 0) {
+      await this.#tell(entries, NO_GRANTS);
+      return;
+    }
+    // Of others the kernel does not know yet, nor do their owners.
+    const coming = new Set(entries.map(({ session }) => session));
+    const sessions = this.#concerned.sessions().filter((one) => this.#told.has(one.key) || coming.has(one));
+    const granted = grantsUnder(policy, sessions);
+    const changed = sessions.filter(
+      (one) =>
+        numbersOf(granted.get(one.key)) !== numbersOf(this.#granted.get(one.key)) ||
+        (coming.has(one) && granted.has(one.key)),
+    );
+    const all = new Map(changed.map((session) => [session, this.#told.get(session.key)]));
+    for (const { session, selection } of entries) all.set(session, selection);
+    // Whoever loses a network comes before whoever gets it.
+    const [losing, others] = [
+      [...all].filter(([{ key }]) => !granted.has(key)),
+      [...all].filter(([{ key }]) => granted.has(key)),
+    ];
+    const told = [...losing, ...others].map(([session, selection]): Told => ({ session, selection }));
+    await this.#tell(told, granted);
+    this.#granted = granted;
+    this.#concerned.resettled(changed);
   }
 
   /** Groups of accounts may have changed. @throws {VpnError} ERR_STORE, ERR_HOST_APPLY */
@@ -348,22 +466,23 @@ export class AccessDesk {
         const selection = selector.select(holderOf(session), now);
         return former === undefined || former === selection ? [] : [{ session, selection, former }];
       });
-      await this.#tell(changed.filter(({ selection, former }) => !isSame(selection, former)));
+      const settled = new Map(changed.map(({ session }) => [session, this.#settledOf(session)]));
+      await this.#regrant(changed.filter(({ selection, former }) => !isSame(selection, former)));
       for (const { session, selection } of changed) this.#told.set(session.key, selection);
       this.#plan(now);
       const hours = selector.look(now);
       // Also of those who have no session, but a stream.
       if (!isOther && changed.length === 0 && hours === this.#hours) return;
       this.#hours = hours;
-      const resettled = changed.filter(({ selection, former }) => settingsText(selection) !== settingsText(former));
+      const resettled = changed.filter(({ session }) => settled.get(session) !== this.#settledOf(session));
       this.#concerned.resettled(resettled.map(({ session }) => session));
       this.#concerned.changed();
     });
   }
 
-  async #tell(entries: readonly { session: LiveSession; selection: Selection | undefined }[]): Promise<void> {
-    const admitted = entries.flatMap(({ session: { lease }, selection }): AdmittedLease[] =>
-      selection === undefined ? [] : [{ lease, access: accessOf(selection) }],
+  async #tell(entries: readonly Told[], granted: ReadonlyMap<SessionKey, Granted>): Promise<void> {
+    const admitted = entries.flatMap(({ session: { key, lease }, selection }): AdmittedLease[] =>
+      selection === undefined ? [] : [{ lease, access: accessOf(selection, granted.get(key)) }],
     );
     if (admitted.length === 0) return;
     await this.#supervisor?.admit(admitted);
@@ -398,12 +517,13 @@ export class AccessDesk {
     };
   }
 
-  /** Whose address it is. */
+  /** Whose address it is, or behind whose client. */
   sessionAt(address: IpAddress): LiveSession | undefined {
-    return this.#concerned.sessions().find(({ lease: { v4, v6 } }) => {
+    const session = this.#concerned.sessions().find(({ lease: { v4, v6 } }) => {
       const own = address.version === 4 ? v4 : v6;
       return own !== undefined && ipEquals(own, address);
     });
+    return session ?? this.#holderOfNetwork(address);
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
@@ -425,7 +545,10 @@ export function holderOf({ user, groups, certificate, steps, openedAt }: LiveSes
 
 const ACCESS = new WeakMap<Selection, AdmittedLease['access']>();
 
-function accessOf(selection: Selection): AdmittedLease['access'] {
+function accessOf(selection: Selection, networks: Granted = NO_NETWORKS): AdmittedLease['access'] {
+  if (networks.length > 0) {
+    return { rules: selection.numbers, peers: selection.peers, networks: networks.map(({ number }) => number) };
+  }
   let access = ACCESS.get(selection);
   if (access === undefined) {
     access = { rules: selection.numbers, peers: selection.peers };
@@ -436,6 +559,19 @@ function accessOf(selection: Selection): AdmittedLease['access'] {
 
 function isSame(one: Selection, other: Selection): boolean {
   return one.numbers.join() === other.numbers.join() && one.peers.join('\n') === other.peers.join('\n');
+}
+
+/** Only of those who have logged in for good: others are over, or not there yet. */
+function grantsUnder(policy: Policy | undefined, sessions: readonly LiveSession[]): ReadonlyMap<SessionKey, Granted> {
+  if (policy === undefined || policy.sites.length === 0) return NO_GRANTS;
+  return grantNetworks(
+    policy,
+    sessions.filter(({ offered, ended }) => offered.length > 0 && ended === undefined),
+  );
+}
+
+function numbersOf(networks: Granted = NO_NETWORKS): string {
+  return networks.map(({ number }) => number).join();
 }
 
 function reaches(selection: Selection | undefined): boolean {

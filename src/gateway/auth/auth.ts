@@ -204,6 +204,7 @@ export class Auth {
       return { accepted: false, challenge: this.#challengeOf(verdict.ask, peer) };
     }
     const { user, steps, token, endsAt: proofEndsAt } = verdict;
+    const { networks = [] } = evidence;
     const { device } = judged;
     judged.user = user;
     // A password or a login at a provider has just been judged at the source; a device's key alone says nothing of the account there.
@@ -236,7 +237,7 @@ export class Auth {
     }
     let session: LiveSession;
     try {
-      session = this.sessions.open({ user, groups, device, peer, worker, steps, token, proofEndsAt });
+      session = this.sessions.open({ user, groups, device, peer, worker, steps, token, proofEndsAt, networks });
     } catch (error) {
       if (!isVpnError(error, 'ERR_POOL_EXHAUSTED')) throw error;
       return await overrule(rejectCodeOf(error), 'there is no free address');

@@ -2,6 +2,7 @@
  * What is known of one session that is alive. A value; `session-book` keeps it.
  */
 
+import type { Prefix } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import type { AttachServer } from '../../protocol/attach.ts';
 import type { CloseReason, StepKind } from '../../protocol/messages.ts';
@@ -36,6 +37,8 @@ export interface LiveSession {
   remote: string;
   certificate: SessionCertificate | undefined;
   readonly lease: Lease;
+  /** Networks behind its client that it offers to carry packets for. */
+  readonly offered: readonly Prefix[];
   /** Who owns it: all its connections end there. */
   worker: number;
   /** Its addresses are routed elsewhere than their share says. */

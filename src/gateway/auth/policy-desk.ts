@@ -11,6 +11,7 @@ import { groupsOf } from '../../policy/access.ts';
 import { formatDestination, type Rule } from '../../policy/policy.ts';
 import type { Selection } from '../../policy/selector.ts';
 import { formatService, TCP, UDP } from '../../policy/service.ts';
+import type { DeviceHolder, Site } from '../../policy/sites.ts';
 import type { GatewayConfig } from '../config.ts';
 import { openPool } from '../pool.ts';
 import type { StreamFacts } from '../stream-policy.ts';
@@ -63,6 +64,8 @@ export class PolicyDesk {
     if (this.#access.inForce === undefined) return undefined;
     const holder = this.#auth.proxies.holderOf(key, worker);
     if (holder === undefined) return false;
+    // There is nobody there, and the host would send it elsewhere.
+    if (this.#access.isAway(address)) return false;
     const flow = { destination: address, protocol: kind === 'tcp' ? TCP : UDP, port };
     const decision = this.#access.judge(holder, flow);
     if (decision?.action === 'deny') this.denials.stream(holder.user, flow, decision);
@@ -73,15 +76,31 @@ export class PolicyDesk {
   show(user: string | undefined): PolicyInfo {
     const inForce = this.#access.inForce;
     const name = user?.normalize('NFC');
-    if (inForce === undefined) return { file: null, since: null, rules: 0, tests: 0, hosts: [], user: null };
+    if (inForce === undefined) return { file: null, since: null, rules: 0, tests: 0, hosts: [], sites: [], user: null };
     const { file, since, names, selector } = inForce;
     return {
       file,
       since: new Date(since).toISOString(),
       rules: selector.policy.rules.length,
       tests: selector.policy.tests.length,
+      sites: selector.policy.sites.map((site) => this.#showSite(site)),
       hosts: [...names.found].map(([host, addresses]) => ({ name: host, addresses: addresses.map(formatIp) })),
       user: name === undefined ? null : this.#showUser(name),
+    };
+  }
+
+  #showSite({ name, networks, openTo }: Site) {
+    const holders = this.#auth.sessions.all.filter((session) =>
+      this.#access.networksOf(session).some((one) => networks.includes(one)),
+    );
+    return {
+      name,
+      networks: networks.map(({ network, seenAs }) => ({
+        network: formatPrefix(network),
+        seenAs: formatPrefix(seenAs),
+      })),
+      openTo: openTo.map(formatPrefix),
+      users: [...new Set(holders.map(({ user }) => user))],
     };
   }
 
@@ -93,12 +112,28 @@ export class PolicyDesk {
       const addresses = [lease.v4, lease.v6].flatMap((address) => (address === undefined ? [] : [formatIp(address)]));
       return selection === undefined
         ? []
-        : [{ session: key.slice(0, 8), addresses, ...this.#describe(user, groups, selection) }];
+        : [
+            {
+              ...{ session: key.slice(0, 8), addresses, networks: this.networksOf(session) },
+              ...{ kept: this.#keptFor(session), ...this.#describe(user, groups, selection) },
+            },
+          ];
     });
     if (shown.length > 0) return shown;
     const groups = this.#access.groupsOf(user);
     const selection = this.#access.select({ user, groups, hasCertificate: false });
-    return selection === undefined ? [] : [{ session: '', addresses: [], ...this.#describe(user, groups, selection) }];
+    if (selection === undefined) return [];
+    const kept = this.#keptFor({ user, groups, device: '' });
+    return [{ session: '', addresses: [], networks: [], kept, ...this.#describe(user, groups, selection) }];
+  }
+
+  #keptFor(holder: DeviceHolder): string[] {
+    return (this.#access.staticAddressesOf(holder) ?? []).map(formatPrefix);
+  }
+
+  /** Networks behind a session's client, as everybody else sees them. */
+  networksOf(session: LiveSession): string[] {
+    return this.#access.networksOf(session).map(({ seenAs }) => formatPrefix(seenAs));
   }
 
   #describe(user: string, groups: readonly string[], { rules, settings }: Selection) {
@@ -124,6 +159,22 @@ export class PolicyDesk {
     return [
       `policy: ${sessions.length} ${sessions.length === 1 ? 'session' : 'sessions'} can reach nothing any more (${some}${more}); see: customvpn policy show --user NAME`,
     ];
+  }
+
+  /** What to tell an operator of addresses that are kept for one, and that another has. */
+  taken(): string[] {
+    return this.#auth.sessions.all.flatMap((session) => {
+      const { key, user, lease } = session;
+      const own = [lease.v4, lease.v6].filter((address) => address !== undefined);
+      const { policy } = this.#access.inForce?.selector ?? {};
+      const entry = policy?.addresses.find(({ addresses }) =>
+        addresses.some((prefix) => own.some((address) => prefixContains(prefix, address))),
+      );
+      if (entry === undefined || entry.addresses === this.#access.staticAddressesOf(session)) return [];
+      return [
+        `policy: ${own.map(formatIp).join(' and ')} is kept for somebody by line ${entry.line}, and ${user} has it until the session ends; end it with: customvpn server kick ${key.slice(0, 8)}`,
+      ];
+    });
   }
 
   /** What to tell an operator who is here through the tunnel, and could not come again under a configuration. */

@@ -318,6 +318,7 @@ export class AuthService {
       resettled: (sessions) => this.#auth.sessions.resettle(sessions),
       regrouped: (groups) => this.#auth.proxies.regroup(groups),
       changed: () => {
+        this.#keepAddresses();
         this.#traffic.refresh();
         this.#recheckStreams();
       },
@@ -632,10 +633,14 @@ export class AuthService {
   /** Sessions with what goes through the proxy, and the programs that use it by an access token; oldest first. */
   withProxies(sessions: readonly SessionInfo[]): SessionInfo[] {
     const { proxies } = this.#auth;
+    const live = new Map(this.#auth.sessions.all.map((session) => [session.key.slice(0, 8), session]));
     const own = sessions.map((session) => {
+      const known = live.get(session.id);
+      const networks = known === undefined ? [] : this.#policyDesk.networksOf(known);
       const { streams, sentBytes, receivedBytes } = proxies.trafficOf(session.id);
       return {
         ...session,
+        ...(networks.length === 0 ? {} : { networks }),
         streams,
         sentBytes: session.sentBytes + sentBytes,
         receivedBytes: session.receivedBytes + receivedBytes,
@@ -776,7 +781,7 @@ export class AuthService {
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     const desk = this.#policyDesk;
-    const warnings = [...plan.warnings, ...desk.cutOff(losers), ...desk.cutsWay(via, merged)];
+    const warnings = [...plan.warnings, ...desk.cutOff(losers), ...desk.taken(), ...desk.cutsWay(via, merged)];
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
     return { applied, needsRestart, warnings };
   }
@@ -817,6 +822,11 @@ export class AuthService {
     undo.defer(() => this.#accounting.stop());
     undo.defer(async () => await this.#deniedLog?.[Symbol.asyncDispose]());
     undo.defer(() => this.#traffic.stop());
+  }
+
+  /** Nobody else gets the addresses that the policy gives to some. */
+  #keepAddresses(): void {
+    this.#pool.keep(this.#access.inForce?.selector.policy.addresses.flatMap(({ addresses }) => addresses) ?? []);
   }
 
   #recheckStreams(): void {

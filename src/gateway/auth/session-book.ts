@@ -8,14 +8,15 @@
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp, formatPrefix } from '../../ip/address.ts';
+import { formatIp, formatPrefix, type IpAddress, type Prefix, parseIp, parsePrefix } from '../../ip/address.ts';
 import type { LeasePool } from '../../ip/lease-pool.ts';
 import type { Settings } from '../../policy/settings.ts';
+import type { DeviceHolder, SiteNetwork } from '../../policy/sites.ts';
 import { AttachServer } from '../../protocol/attach.ts';
 import { Feature } from '../../protocol/features.ts';
 import { attachKey, type Primitives, proxyKey, resumeKey, SESSION_ID_BYTES } from '../../protocol/keys.ts';
 import { type CloseReason, type ConfigMessage, STEP_KINDS, type StepKind } from '../../protocol/messages.ts';
-import type { SessionCertificate, Sessions } from '../../store/sessions.ts';
+import type { SessionCertificate, SessionRecord, Sessions } from '../../store/sessions.ts';
 import type { GatewayConfig } from '../config.ts';
 import type {
   DetachedSession,
@@ -45,6 +46,14 @@ export interface SessionEvents {
 export interface SessionAccess {
   /** What a session gets in place of what the configuration says. */
   settingsOf(session: LiveSession): Settings;
+  /** The networks behind its client that it has. */
+  networksOf(session: LiveSession): readonly SiteNetwork[];
+  /** Networks behind other clients that it may reach. */
+  sitesFor(session: LiveSession): readonly Prefix[];
+  /** Networks from where connections to its own may be begun. */
+  opennessOf(session: LiveSession): readonly Prefix[];
+  /** Addresses that a device of a user should have one of; undefined: any. */
+  staticAddressesOf(holder: DeviceHolder): readonly Prefix[] | undefined;
   /** Its packets may come. @throws {VpnError} ERR_HOST_APPLY */
   admit(session: LiveSession): Promise<void>;
   /** Its addresses are free again. @throws {VpnError} ERR_HOST_APPLY */
@@ -87,6 +96,8 @@ export interface AcceptedLogin {
   readonly token: string | undefined;
   /** When something of that is good no more, milliseconds since the Unix epoch; undefined: never. */
   readonly proofEndsAt: number | undefined;
+  /** Networks that its client offers to carry packets for. */
+  readonly networks: readonly string[];
 }
 
 export class SessionBook {
@@ -170,9 +181,10 @@ export class SessionBook {
    *
    * @throws {VpnError} ERR_POOL_EXHAUSTED
    */
-  open({ user, groups, device, peer, worker, steps, token, proofEndsAt }: AcceptedLogin): LiveSession {
-    const { pool, primitives, clock } = this.#options;
-    const lease = pool.lease(device, worker);
+  open(login: AcceptedLogin): LiveSession {
+    const { user, groups, device, peer, worker, steps, token, proofEndsAt, networks } = login;
+    const { pool, primitives, clock, access } = this.#options;
+    const lease = pool.lease(device, worker, access.staticAddressesOf({ user, groups, device }));
     const id = primitives.randomBytes(SESSION_ID_BYTES);
     const key = id.toHex();
     const { remote, certificate } = peer;
@@ -188,6 +200,7 @@ export class SessionBook {
     };
     const session: LiveSession = {
       ...{ key, id, user, groups, device, remote, certificate, lease, worker, openedAt, steps, token, proofEndsAt },
+      offered: readOffer(networks),
       ...state,
     };
     this.#live.set(key, session);
@@ -247,6 +260,7 @@ export class SessionBook {
       steps: session.steps,
       token: session.token,
       features,
+      networks: session.offered.map(formatPrefix),
       certificate: session.certificate,
     });
     session.isRecorded = true;
@@ -301,7 +315,8 @@ export class SessionBook {
       // Of a gateway that died nobody knows when its clients lost it.
       const detachedMs = Math.max(0, now - (record.detachedAt ?? now));
       const isLate = detachedMs >= this.#config.session.graceSeconds * 1000 || now >= (record.expiresAt ?? now + 1);
-      const lease = isLate || !features.includes(Feature.resume) ? undefined : pool.lease(device);
+      const lease =
+        isLate || !features.includes(Feature.resume) ? undefined : pool.lease(device, 0, leasedBefore(record));
       if (
         lease === undefined ||
         this.#byDevice.has(device) ||
@@ -323,7 +338,7 @@ export class SessionBook {
       const state = { ...freshState(), isRecorded: true, detachedAt: now - detachedMs, features, endsAt };
       const facts = { key, id, user, device, remote, certificate, lease, worker, openedAt, steps, token, proofEndsAt };
       // The groups of its account are looked at when a policy is put in force.
-      const session: LiveSession = { ...facts, ...state, groups: [] };
+      const session: LiveSession = { ...facts, ...state, groups: [], offered: readOffer(record.networks) };
       this.#live.set(key, session);
       this.#byDevice.set(device, key);
       await this.#place(session);
@@ -445,10 +460,23 @@ export class SessionBook {
     }
   }
 
+  /** What is pushed: to whoever has a network behind it also where those come from that speak to it. */
+  #routesOf(session: LiveSession, networks: readonly SiteNetwork[], given: readonly Prefix[] | undefined): string[] {
+    const { access } = this.#options;
+    const { routes, pool } = this.#config;
+    const base = given?.map(formatPrefix) ?? routes;
+    const own = new Set(networks.flatMap(({ network, seenAs }) => [formatPrefix(network), formatPrefix(seenAs)]));
+    const behind = networks.length === 0 ? [] : [...pool, ...access.opennessOf(session).map(formatPrefix)];
+    const all = new Set([...base, ...access.sitesFor(session).map(formatPrefix), ...behind]);
+    return [...all].filter((route) => !own.has(route));
+  }
+
   #configOf(session: LiveSession): ConfigMessage {
     const { lease } = session;
     const config = this.#config;
-    const { mode, routes, dns, dnsDomains } = this.#options.access.settingsOf(session);
+    const { access } = this.#options;
+    const { mode, routes, dns, dnsDomains } = access.settingsOf(session);
+    const networks = access.networksOf(session);
     const notices = this.#options.traffic.noticesOf(session.user);
     const { gateway4, gateway6 } = this.#options.pool;
     const addresses: ConfigMessage['addresses'] = {};
@@ -461,18 +489,43 @@ export class SessionBook {
     return {
       revision: this.#revision,
       addresses,
-      routes: mode === 'full' ? EVERYWHERE : (routes?.map(formatPrefix) ?? [...config.routes]),
+      routes: mode === 'full' ? EVERYWHERE : this.#routesOf(session, networks, routes),
       dns: { servers: [...(dns ?? config.dns)], domains: [...(dnsDomains ?? config.dnsDomains)] },
       mtu: config.mtu,
       ping: { intervalSeconds: config.session.pingSeconds, deadSeconds: config.session.deadSeconds },
       data: { mode: config.data.mode, channels: config.data.mode === 'attached' ? config.data.channels : 0 },
       rekeySeconds: config.session.rekeySeconds,
       ...(notices.length === 0 ? {} : { notices: [...notices] }),
+      ...(networks.length === 0 ? {} : { networks: networks.map(networkInfo) }),
       transports: [],
       pins: [],
       ...(isBridging(config) ? ethernetConfig(config, this.#options.pool, lease) : {}),
     };
   }
+}
+
+/** What a client offers, as far as it can be read: there is no harm in a network that nobody grants. */
+function readOffer(networks: readonly string[]): Prefix[] {
+  return networks.flatMap((text) => {
+    try {
+      return [parsePrefix(text)];
+    } catch {
+      return [];
+    }
+  });
+}
+
+function leasedBefore({ lease4, lease6 }: Pick<SessionRecord, 'lease4' | 'lease6'>): Prefix[] {
+  return [lease4, lease6].flatMap((text) => (text === undefined ? [] : [hostPrefix(parseIp(text))]));
+}
+
+function hostPrefix(address: IpAddress): Prefix {
+  return { address, length: address.bytes.length * 8 };
+}
+
+function networkInfo({ network, seenAs }: SiteNetwork): NonNullable<ConfigMessage['networks']>[number] {
+  const [text, as] = [formatPrefix(network), formatPrefix(seenAs)];
+  return text === as ? { network: text } : { network: text, as };
 }
 
 function isStepKind(step: string): step is StepKind {

@@ -164,16 +164,17 @@ function batches<T>(all: readonly T[], bytesOf: (one: T) => number): T[][] {
 function admittedParts(entries: readonly AdmittedLease[]) {
   const sorted = [...Map.groupBy(entries, ({ access }) => access.rules).values()].flat();
   let last: readonly number[] | undefined;
-  const lists = batches(sorted, ({ access: { rules, peers } }) => {
+  const lists = batches(sorted, ({ access: { rules, peers, networks = [] } }) => {
     const own = rules === last ? 0 : (rules.at(-1) ?? 0) / 6 + 8;
     last = rules;
-    return own + 160 + peers.reduce((sum, peer) => sum + peer.length * 2 + 3, 0);
+    return own + 160 + networks.length * 6 + peers.reduce((sum, peer) => sum + peer.length * 2 + 3, 0);
   });
   return lists.map((list) => {
     const classes = [...new Set(list.map(({ access }) => access.rules))];
     const numbers = new Map(classes.map((rules, index) => [rules, index]));
-    const sessions = list.map(({ lease, access: { rules, peers } }) => {
-      return { lease, class: numbers.get(rules) ?? 0, peers: [...peers] };
+    const sessions = list.map(({ lease, access: { rules, peers, networks = [] } }) => {
+      const own = { lease, class: numbers.get(rules) ?? 0, peers: [...peers] };
+      return networks.length === 0 ? own : { ...own, networks: [...networks] };
     });
     return { classes, sessions };
   });

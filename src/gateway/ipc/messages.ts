@@ -8,7 +8,8 @@
 import { z } from 'zod';
 import { ERROR_CODES } from '../../base/errors.ts';
 import { formatIp, type IpAddress, parseIp } from '../../ip/address.ts';
-import { CLOSE_REASONS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages.ts';
+import { MAX_SITE_NETWORKS } from '../../policy/sites.ts';
+import { CLOSE_REASONS, MAX_NETWORKS, REJECT_CODES, STEP_KINDS } from '../../protocol/messages.ts';
 import { STREAM_REFUSALS, type StreamRefusal } from '../../transport/stream-request.ts';
 import { gatewayConfigSchema } from '../config.ts';
 import type { ChannelLimits, Contract } from './channel.ts';
@@ -190,6 +191,7 @@ const evidence = z.strictObject({
   ask: text(4096).exactOptional(),
   steps: z.array(z.enum(STEP_KINDS)).max(8).readonly(),
   attempt,
+  networks: z.array(text(64)).max(MAX_NETWORKS).readonly().exactOptional(),
 });
 
 const addresses = z.strictObject({ address: text(64), gateway: text(64) });
@@ -210,6 +212,10 @@ const clientConfig = z.strictObject({
       routers: z.array(text(64)).max(2),
       dhcp: z.boolean(),
     })
+    .exactOptional(),
+  networks: z
+    .array(z.strictObject({ network: text(64), as: text(64).exactOptional() }))
+    .max(MAX_NETWORKS)
     .exactOptional(),
   transports: z.array(text(32)).max(64),
   pins: z.array(text(64)).max(64),
@@ -554,11 +560,22 @@ const ruleNumbers = z.codec(
   },
 );
 const revision = u32;
+/** Networks of the policy's sites, by their place. */
+const networkNumbers = z.array(z.int().min(0).max(MAX_SITE_NETWORKS)).max(MAX_NETWORKS);
 const hostName = z.strictObject({ name: text(253), addresses: z.array(ip).max(MAX_HOST_ADDRESSES) });
 /** Clients, and the classes that they are in, by number. */
 const admitted = z.strictObject({
   classes: z.array(ruleNumbers).max(MAX_POLICY_RULES),
-  sessions: z.array(z.strictObject({ lease, class: u32, peers: z.array(text(80)).max(256) })).max(10_000),
+  sessions: z
+    .array(
+      z.strictObject({
+        lease,
+        class: u32,
+        peers: z.array(text(80)).max(256),
+        networks: networkNumbers.exactOptional(),
+      }),
+    )
+    .max(10_000),
 });
 
 /** What auth may ask of the supervisor. No path and no name is in it, and rules only where operators may edit the policy. */

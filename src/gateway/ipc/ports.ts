@@ -307,6 +307,8 @@ export interface Access {
   readonly rules: readonly number[];
   /** What the client is when a rule lets others reach it: `user:NAME` and `group:NAME`. */
   readonly peers: readonly string[];
+  /** Networks behind the client that it speaks for, by their place in the policy. */
+  readonly networks?: readonly number[];
 }
 
 export interface AdmittedLease {

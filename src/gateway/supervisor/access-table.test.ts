@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isVpnError } from '../../base/errors.ts';
-import { parseIp } from '../../ip/address.ts';
+import { formatPrefix, parseIp, parsePrefix } from '../../ip/address.ts';
 import { withAddresses } from '../../policy/kernel-rules.ts';
 import { readPolicy } from '../../policy/policy.ts';
 import type { AdmittedLease } from '../ipc/ports.ts';
@@ -35,6 +35,7 @@ function tableOf(text: string, admitted: readonly AdmittedLease[], former?: Acce
     allow: 'accept',
     deny: 'drop',
     clients: { 4: 'pool4', 6: 'pool6' },
+    networks: ['10.20.0.0/16', 'fd00:20::/48'].map(parsePrefix),
     admitted,
     nextMark: () => ++mark,
     keptClasses: KEPT,
@@ -42,9 +43,14 @@ function tableOf(text: string, admitted: readonly AdmittedLease[], former?: Acce
   });
 }
 
-const client = (v4: string, rules: readonly number[], peers: readonly string[] = []): AdmittedLease => ({
+const client = (
+  v4: string,
+  rules: readonly number[],
+  peers: readonly string[] = [],
+  networks: readonly number[] = [],
+): AdmittedLease => ({
   lease: { v4: parseIp(v4) },
-  access: { rules, peers },
+  access: { rules, peers, networks },
 });
 
 /** The mark of each client, by its address. */
@@ -178,4 +184,50 @@ test('numbers of rules that are none, or out of order, are refused before anythi
     );
   }
   assert.equal(table.dismiss({ v4: parseIp('10.0.0.1') }).commands, '');
+});
+
+test('what comes from a network behind a client goes the way of the client, and answers with its mark', () => {
+  const table = tableOf(RULES, [client('10.0.0.1', [0], ['group:ops'], [0, 1])]);
+  const text = table.lines().join('\n');
+  assert.match(
+    text,
+    /map site_access4 \{ type ipv4_addr : verdict; flags interval; elements = \{ 10\.20\.0\.0\/16 : goto class_0 \}; \}/,
+  );
+  assert.match(
+    text,
+    /map site_marks6 \{ type ipv6_addr : mark; flags interval; elements = \{ fd00:20::\/48 : \d+ \}; \}/,
+  );
+  assert.match(
+    text,
+    /set site_current4 \{ type ipv4_addr \. mark; flags interval; elements = \{ 10\.20\.0\.0\/16 \. \d+ \}; \}/,
+  );
+  assert.match(
+    text,
+    /set peers_0_4 \{ type ipv4_addr; elements = \{ 10\.0\.0\.1 \}; \}/,
+    'a group is its clients, not what is behind them',
+  );
+});
+
+test('a network goes from one client to another in one transaction, and away with its client', () => {
+  const behind = (table: AccessTable): Record<string, string[]> =>
+    Object.fromEntries([...table.networks].map(([lease, networks]) => [lease, networks.map(formatPrefix)]));
+  const table = tableOf(RULES, [client('10.0.0.1', [0], [], [0, 1])]);
+  const { commands, undo } = table.admit([client('10.0.0.2', [0, 2], [], [0])]);
+  assert.deepEqual(behind(table), { '10.0.0.1': ['fd00:20::/48'], '10.0.0.2': ['10.20.0.0/16'] });
+  const removed = commands.indexOf('delete element inet t site_access4 { 10.20.0.0/16 }');
+  const added = commands.indexOf('add element inet t site_access4 { 10.20.0.0/16 : goto class_1 }');
+  assert.ok(removed >= 0 && added > removed, commands);
+  undo();
+  assert.deepEqual(behind(table), { '10.0.0.1': ['10.20.0.0/16', 'fd00:20::/48'] });
+  const left = table.dismiss({ v4: parseIp('10.0.0.1') });
+  assert.match(left.commands, /delete element inet t site_current6 \{ fd00:20::\/48 \. \d+ \}/);
+  assert.deepEqual(behind(table), {});
+  left.undo();
+  assert.deepEqual(Object.keys(behind(table)), ['10.0.0.1']);
+  assert.throws(
+    () => table.admit([client('10.0.0.3', [0], [], [2])]),
+    (error) => isVpnError(error, 'ERR_INVARIANT'),
+    'a network that the policy does not have',
+  );
+  assert.deepEqual(Object.keys(behind(table)), ['10.0.0.1']);
 });

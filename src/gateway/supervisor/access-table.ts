@@ -3,12 +3,12 @@
  *
  * Hides classes: clients for whom the same rules are in force share one chain, which is made when the first of them comes, and stays
  * a while after the last has gone. Hides marks, too: what a client's rules let through bears a mark of that client's own, and answers pass only with the
- * client's present mark. It gets another one with other rules, so that what the new ones do not allow stops, both ways, and
+ * client's present mark. What comes from a network behind a client goes the client's way. It gets another one with other rules, so that what the new ones do not allow stops, both ways, and
  * nobody else's connections are disturbed. Text of `nft` commands comes out; who runs them, and when, is not known here. Pure.
  */
 
 import { VpnError } from '../../base/errors.ts';
-import { formatIp, type IpAddress } from '../../ip/address.ts';
+import { formatIp, formatPrefix, type IpAddress, type Prefix } from '../../ip/address.ts';
 import type { Lease } from '../../ip/lease-pool.ts';
 import {
   classChain,
@@ -30,6 +30,8 @@ export interface AccessTableOptions {
   readonly allow: string;
   readonly deny: string;
   readonly clients: Readonly<Record<4 | 6, string>>;
+  /** Networks that may be behind clients, by their place in the policy. */
+  readonly networks?: readonly Prefix[];
   /** Who is there already. */
   readonly admitted: Iterable<AdmittedLease>;
   /** 1 to 2^32 - 1; never the same twice. */
@@ -53,28 +55,37 @@ interface Class {
   members: number;
 }
 
+/** A client's address, or a network behind it. */
 interface Member {
   readonly access: Access;
-  readonly address: IpAddress;
+  readonly version: 4 | 6;
+  /** As `nft` writes it; networks have a length. */
+  readonly element: string;
   readonly mark: number;
 }
 
 const KEPT_CLASSES = 64;
+/** Where an element is kept: many addresses, which are found at once, apart from the few networks. */
+const kindOf = (element: string): '' | 'site_' => (element.includes('/') ? 'site_' : '');
+const KINDS = ['', 'site_'] as const;
+
 const TYPE = { 4: 'ipv4_addr', 6: 'ipv6_addr' } as const;
 const IP = { 4: 'ip', 6: 'ip6' } as const;
 const VERSIONS = [4, 6] as const;
 
 /** The rule that sends a client's packet through its class. Who is in none gets no further. */
-export const ACCESS_RULES: readonly string[] = VERSIONS.map((version) => `${IP[version]} saddr vmap @access${version}`);
+export const ACCESS_RULES: readonly string[] = KINDS.flatMap((kind) =>
+  VERSIONS.map((version) => `${IP[version]} saddr vmap @${kind}access${version}`),
+);
 
 /** Writes the mark of a packet's client on its connection. */
-export const MARK_RULES: readonly string[] = VERSIONS.map(
-  (version) => `ct mark set ${IP[version]} saddr map @marks${version}`,
+export const MARK_RULES: readonly string[] = KINDS.flatMap((kind) =>
+  VERSIONS.map((version) => `ct mark set ${IP[version]} saddr map @${kind}marks${version}`),
 );
 
 /** Match what answers a connection that bears the present mark of the client that began it. */
-export const ANSWER_MATCHES: readonly string[] = VERSIONS.map(
-  (version) => `ct direction reply ct original ${IP[version]} saddr . ct mark @current${version}`,
+export const ANSWER_MATCHES: readonly string[] = KINDS.flatMap((kind) =>
+  VERSIONS.map((version) => `ct direction reply ct original ${IP[version]} saddr . ct mark @${kind}current${version}`),
 );
 
 export class AccessTable {
@@ -86,7 +97,10 @@ export class AccessTable {
   readonly #empty = new Set<string>();
   /** Every `user:` and `group:` that some rule of the policy leads to → its sets. */
   readonly #peers = new Map<string, Readonly<Record<4 | 6, string>>>();
+  /** By element. */
   readonly #members = new Map<string, Member>();
+  /** Networks behind each client, by the text of its lease. */
+  readonly #networks = new Map<string, readonly Prefix[]>();
   /** Whether a class of the former table and one of this are of the same rules, by both keys. */
   readonly #same = new Map<string, boolean>();
 
@@ -114,12 +128,11 @@ export class AccessTable {
     const members = [...this.#members.values()];
     const lines = kernelRules(this.#compiled(this.#classes));
     const inside = new Map<string, string[]>();
-    for (const { address, access } of members) {
-      for (const sets of this.#setsOf(access)) {
-        const set = sets[address.version];
+    for (const member of members) {
+      for (const set of this.#setsOf(member)) {
         const list = inside.get(set);
-        if (list === undefined) inside.set(set, [formatIp(address)]);
-        else list.push(formatIp(address));
+        if (list === undefined) inside.set(set, [member.element]);
+        else list.push(member.element);
       }
     }
     for (const version of VERSIONS) {
@@ -128,16 +141,17 @@ export class AccessTable {
       }
     }
     // A chain has to stand before what leads to it.
-    for (const version of VERSIONS) {
-      const own = members.filter(({ address }) => address.version === version);
+    for (const [kind, version] of KINDS.flatMap((one) => VERSIONS.map((other) => [one, other] as const))) {
+      const own = members.filter((member) => member.version === version && kindOf(member.element) === kind);
       const type = TYPE[version];
-      const jumps = own.map(({ address, access }) => `${formatIp(address)} : goto ${this.#chainOf(access)}`);
-      const marks = own.map(({ address, mark }) => `${formatIp(address)} : ${mark}`);
-      const current = own.map(({ address, mark }) => `${formatIp(address)} . ${mark}`);
+      const flags = kind === '' ? '' : ' flags interval;';
+      const jumps = own.map(({ element, access }) => `${element} : goto ${this.#chainOf(access)}`);
+      const marks = own.map(({ element, mark }) => `${element} : ${mark}`);
+      const current = own.map(({ element, mark }) => `${element} . ${mark}`);
       lines.push(
-        `\tmap access${version} { type ${type} : verdict;${elements(jumps)} }`,
-        `\tmap marks${version} { type ${type} : mark;${elements(marks)} }`,
-        `\tset current${version} { type ${type} . mark;${elements(current)} }`,
+        `\tmap ${kind}access${version} { type ${type} : verdict;${flags}${elements(jumps)} }`,
+        `\tmap ${kind}marks${version} { type ${type} : mark;${flags}${elements(marks)} }`,
+        `\tset ${kind}current${version} { type ${type} . mark;${flags}${elements(current)} }`,
       );
     }
     return lines;
@@ -147,16 +161,20 @@ export class AccessTable {
   admit(entries: readonly AdmittedLease[]): AccessChange {
     for (const { access } of entries) this.#check(access);
     const firstNew = this.#nextClass;
-    const undo = this.#undoFor(entries.flatMap(({ lease }) => addressesOf(lease)));
+    const before = entries.flatMap(({ lease }) => this.#elementsOf(lease));
+    const wanted = entries.flatMap(({ access }) => this.#networksOf(access).map(formatPrefix));
+    const undo = this.#undoFor([...before, ...wanted]);
     const lost = new Set<string>();
     const commands: string[] = [];
     for (const { lease, access } of entries) {
-      for (const address of addressesOf(lease)) {
-        for (const peer of this.#members.get(formatIp(address))?.access.peers ?? []) {
+      for (const element of this.#elementsOf(lease)) {
+        for (const peer of this.#members.get(element)?.access.peers ?? []) {
           if (!access.peers.includes(peer)) lost.add(peer);
         }
       }
-      commands.push(this.#remove(lease));
+      commands.push(this.#remove(this.#elementsOf(lease)));
+      // Whoever had its networks has them no more.
+      commands.push(this.#remove(this.#networksOf(access).map(formatPrefix)));
       this.#put(lease, access, false);
     }
     const added = [...this.#classes].filter(([, { number }]) => number >= firstNew);
@@ -164,10 +182,10 @@ export class AccessTable {
       const { table } = this.#options;
       commands.unshift(`table ${table} {\n${kernelRules(this.#compiled(added)).join('\n')}\n}\n`);
     }
-    for (const { lease } of entries) for (const address of addressesOf(lease)) commands.push(this.#add(address));
-    const touched = new Set(entries.flatMap(({ lease }) => addressesOf(lease).map(formatIp)));
-    const marked = this.#leadingTo(lost).filter(({ address }) => !touched.has(formatIp(address)));
-    const undoMarks = this.#undoFor(marked.map(({ address }) => address));
+    const touched = new Set(entries.flatMap(({ lease }) => this.#elementsOf(lease)));
+    for (const element of touched) commands.push(this.#add(element));
+    const marked = this.#leadingTo(lost).filter(({ element }) => !touched.has(element));
+    const undoMarks = this.#undoFor(marked.map(({ element }) => element));
     commands.push(...marked.map((member) => this.#remark(member)));
     const removal = this.#removeEmpty();
     return {
@@ -187,8 +205,10 @@ export class AccessTable {
 
   /** Takes a client out; without commands for one who is in no class. */
   dismiss(lease: Lease): AccessChange {
-    const undo = this.#undoFor(addressesOf(lease));
-    const commands = this.#remove(lease);
+    const own = this.#elementsOf(lease);
+    const undo = this.#undoFor(own);
+    const commands = this.#remove(own);
+    this.#networks.delete(textOfLease(lease));
     const removal = this.#removeEmpty();
     return {
       commands: commands + removal.commands,
@@ -222,54 +242,52 @@ export class AccessTable {
     };
   }
 
-  #remove(lease: Lease): string {
+  /** The networks behind each client, where there are any, by the text of its lease. */
+  get networks(): ReadonlyMap<string, readonly Prefix[]> {
+    return this.#networks;
+  }
+
+  #remove(own: readonly string[]): string {
     const { table } = this.#options;
     const commands: string[] = [];
-    for (const address of addressesOf(lease)) {
-      const element = formatIp(address);
+    for (const element of own) {
       const member = this.#members.get(element);
       if (member === undefined) continue;
-      const { version } = address;
       this.#seat(element, undefined);
-      commands.push(`delete element ${table} access${version} { ${element} }\n`, this.#unmark(member));
-      for (const sets of this.#setsOf(member.access)) {
-        commands.push(`delete element ${table} ${sets[version]} { ${element} }\n`);
-      }
+      const map = `${kindOf(element)}access${member.version}`;
+      commands.push(`delete element ${table} ${map} { ${element} }\n`, this.#unmark(member));
+      for (const set of this.#setsOf(member)) commands.push(`delete element ${table} ${set} { ${element} }\n`);
     }
     return commands.join('');
   }
 
-  #add(address: IpAddress): string {
+  #add(element: string): string {
     const { table } = this.#options;
-    const element = formatIp(address);
     const member = this.#members.get(element);
     if (member === undefined) return '';
-    const { access } = member;
-    const peers = this.#setsOf(access).map((sets) => sets[address.version]);
+    const map = `${kindOf(element)}access${member.version}`;
     return [
-      `add element ${table} access${address.version} { ${element} : goto ${this.#chainOf(access)} }\n`,
+      `add element ${table} ${map} { ${element} : goto ${this.#chainOf(member.access)} }\n`,
       this.#mark(member),
-      ...peers.map((set) => `add element ${table} ${set} { ${element} }\n`),
+      ...this.#setsOf(member).map((set) => `add element ${table} ${set} { ${element} }\n`),
     ].join('');
   }
 
-  #mark({ address, mark }: Member): string {
+  #mark({ element, version, mark }: Member): string {
     const { table } = this.#options;
-    const element = formatIp(address);
-    const { version } = address;
-    return `add element ${table} marks${version} { ${element} : ${mark} }\nadd element ${table} current${version} { ${element} . ${mark} }\n`;
+    const kind = kindOf(element);
+    return `add element ${table} ${kind}marks${version} { ${element} : ${mark} }\nadd element ${table} ${kind}current${version} { ${element} . ${mark} }\n`;
   }
 
-  #unmark({ address, mark }: Member): string {
+  #unmark({ element, version, mark }: Member): string {
     const { table } = this.#options;
-    const element = formatIp(address);
-    const { version } = address;
-    return `delete element ${table} marks${version} { ${element} }\ndelete element ${table} current${version} { ${element} . ${mark} }\n`;
+    const kind = kindOf(element);
+    return `delete element ${table} ${kind}marks${version} { ${element} }\ndelete element ${table} ${kind}current${version} { ${element} . ${mark} }\n`;
   }
 
   #remark(member: Member): string {
     const next = { ...member, mark: this.#options.nextMark() };
-    this.#seat(formatIp(member.address), next);
+    this.#seat(member.element, next);
     return this.#unmark(member) + this.#mark(next);
   }
 
@@ -284,12 +302,30 @@ export class AccessTable {
     return [...this.#members.values()].filter(({ access }) => leading.has(keyOf(access)));
   }
 
-  /** Puts back what is known of these addresses. */
-  #undoFor(addresses: readonly IpAddress[]): () => void {
-    const before = addresses.map((address) => [formatIp(address), this.#members.get(formatIp(address))] as const);
+  /** Puts back what is known of these elements, and which networks are behind which clients. */
+  #undoFor(own: readonly string[]): () => void {
+    const before = own.map((element) => [element, this.#members.get(element)] as const);
+    const networks = [...this.#networks];
     return () => {
       for (const [element, member] of before) this.#seat(element, member);
+      this.#networks.clear();
+      for (const [text, behind] of networks) this.#networks.set(text, behind);
     };
+  }
+
+  /** What of a client stands in the table. */
+  #elementsOf(lease: Lease): string[] {
+    const behind = this.#networks.get(textOfLease(lease)) ?? [];
+    return [...addressesOf(lease).map(formatIp), ...behind.map(formatPrefix)];
+  }
+
+  /** @throws {VpnError} ERR_INVARIANT for one that the policy does not have */
+  #networksOf({ networks = [] }: Access): Prefix[] {
+    return networks.map((number) => {
+      const network = this.#options.networks?.[number];
+      if (network === undefined) throw new VpnError('ERR_INVARIANT', `the policy has no network ${number}`);
+      return network;
+    });
   }
 
   #put(lease: Lease, access: Access, mayKeep: boolean): void {
@@ -299,9 +335,24 @@ export class AccessTable {
       this.#classes.set(key, { number: this.#nextClass, members: 0 });
       this.#nextClass += 1;
     }
-    for (const address of addressesOf(lease)) {
-      const kept = mayKeep ? this.#keptMark(address, access) : undefined;
-      this.#seat(formatIp(address), { access, address, mark: kept ?? this.#options.nextMark() });
+    const behind = this.#networksOf(access);
+    const text = textOfLease(lease);
+    const taken = new Set(behind.map(formatPrefix));
+    for (const [other, networks] of taken.size === 0 ? [] : this.#networks) {
+      if (other === text) continue;
+      const left = networks.filter((network) => !taken.has(formatPrefix(network)));
+      if (left.length === 0) this.#networks.delete(other);
+      else if (left.length < networks.length) this.#networks.set(other, left);
+    }
+    if (behind.length === 0) this.#networks.delete(text);
+    else this.#networks.set(text, behind);
+    const all = [
+      ...addressesOf(lease).map((address) => [formatIp(address), address.version] as const),
+      ...behind.map((network) => [formatPrefix(network), network.address.version] as const),
+    ];
+    for (const [element, version] of all) {
+      const kept = mayKeep ? this.#keptMark(element, access) : undefined;
+      this.#seat(element, { access, version, element, mark: kept ?? this.#options.nextMark() });
     }
   }
 
@@ -325,10 +376,10 @@ export class AccessTable {
   }
 
   /** The mark that a client had, when what it may reach is the same; that of others' addresses is not known. */
-  #keptMark(address: IpAddress, access: Access): number | undefined {
+  #keptMark(element: string, access: Access): number | undefined {
     const { former } = this.#options;
     if (former === undefined) return undefined;
-    const member = former.#members.get(formatIp(address));
+    const member = former.#members.get(element);
     if (member === undefined) return undefined;
     const pair = `${keyOf(member.access)} ${keyOf(access)}`;
     const known = this.#same.get(pair);
@@ -359,8 +410,10 @@ export class AccessTable {
     return classChain(this.#classes.get(keyOf(access))?.number ?? 0);
   }
 
-  #setsOf({ peers }: Access): Readonly<Record<4 | 6, string>>[] {
-    return peers.flatMap((peer) => this.#peers.get(peer) ?? []);
+  /** What leads to a user or a group leads to no network behind their clients. */
+  #setsOf({ element, version, access: { peers } }: Member): string[] {
+    if (kindOf(element) !== '') return [];
+    return peers.flatMap((peer) => this.#peers.get(peer)?.[version] ?? []);
   }
 
   #rulesOf(key: string): KernelRule[] {
@@ -391,6 +444,10 @@ function textOf({ action, services, to }: KernelRule): string {
 
 function elements(list: readonly string[]): string {
   return list.length === 0 ? '' : ` elements = { ${list.join(', ')} };`;
+}
+
+function textOfLease(lease: Lease): string {
+  return addressesOf(lease).map(formatIp).join();
 }
 
 function addressesOf({ v4, v6 }: Lease): IpAddress[] {

@@ -13,7 +13,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp, formatPrefix, type IpAddress, parsePrefix } from '../../ip/address.ts';
+import {
+  formatIp,
+  formatPrefix,
+  type IpAddress,
+  type Prefix,
+  parseIp,
+  parsePrefix,
+  prefixesOverlap,
+} from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
 import { openLogGroup } from '../../os/nflog.ts';
@@ -23,6 +31,7 @@ import { closeFd, openListenSocket } from '../../os/socket.ts';
 import { openTunDescriptor, type TunDescriptor } from '../../os/tun-linux.ts';
 import { withAddresses } from '../../policy/kernel-rules.ts';
 import { EMPTY_POLICY } from '../../policy/policy.ts';
+import type { Site } from '../../policy/sites.ts';
 import type { GatewayConfig } from '../config.ts';
 import type { AdmittedLease, Enforcement, HostReport, Place } from '../ipc/ports.ts';
 import { openPool, prefixesOf } from '../pool.ts';
@@ -33,6 +42,7 @@ import {
   GATEWAY_TABLE,
   gatewayRuleset,
   moveHost,
+  moveNetwork,
   POLICY_VERDICTS,
   RULESET_COUNTERS,
   type RulesetInput,
@@ -53,6 +63,8 @@ const MAX_DEVICE_NAME = 15;
 const MAX_GENERATION = 0xffff_ffff;
 /** Packets that the kernel keeps for us while we are busy. */
 const QUEUE_LENGTH = 1000;
+/** Where the host itself is in such a network, its own route counts. */
+const SITE_METRIC = 17_238;
 const NOTHING: Enforcement = { policy: EMPTY_POLICY, hosts: new Map(), sessions: [] };
 
 /**
@@ -145,6 +157,10 @@ export class GatewayHost implements WorkerHost {
   #firstRules = '';
   /** Device of each address that lives elsewhere than its share says, by address as text. */
   readonly #placed = new Map<string, { address: IpAddress; device: number }>();
+  /** Networks behind clients, by their text, and the device that each is routed to. */
+  readonly #networks = new Map<string, { network: Prefix; device: number }>();
+  /** What may be behind clients under the policy in force. */
+  #sites: readonly Site[] = [];
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
   #changes: Promise<void> = Promise.resolve();
   #config: GatewayConfig;
@@ -236,23 +252,31 @@ export class GatewayHost implements WorkerHost {
     return this.#change(async () => {
       for (const { lease } of enforcement?.sessions ?? []) this.#checkLease(lease);
       const access = enforcement === undefined ? undefined : this.#accessOf(enforcement);
+      const sites = enforcement?.policy.sites ?? [];
+      this.#checkSites(sites);
       const generation = nextGeneration(this.#generation);
-      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(this.#config, generation, access)));
+      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(this.#config, generation, access, sites)));
       this.#generation = generation;
       this.#access = access;
+      this.#sites = sites;
+      await this.#routeNetworks();
     });
   }
 
   admit(entries: readonly AdmittedLease[]): Promise<void> {
     return this.#change(async () => {
       for (const { lease } of entries) this.#checkLease(lease);
-      if (this.#access !== undefined) await this.#regrade(this.#access.admit(entries));
+      if (this.#access === undefined) return;
+      await this.#regrade(this.#access.admit(entries));
+      await this.#routeNetworks();
     });
   }
 
   dismiss(lease: Lease): Promise<void> {
     return this.#change(async () => {
-      if (this.#access !== undefined) await this.#regrade(this.#access.dismiss(lease));
+      if (this.#access === undefined) return;
+      await this.#regrade(this.#access.dismiss(lease));
+      await this.#routeNetworks();
     });
   }
 
@@ -273,6 +297,7 @@ export class GatewayHost implements WorkerHost {
       rules: withAddresses(policy.rules, (host) => hosts.get(host) ?? []),
       ...POLICY_VERDICTS,
       clients: { 4: 'pool4', 6: 'pool6' },
+      networks: policy.sites.flatMap(({ networks }) => networks.map(({ seenAs }) => seenAs)),
       admitted: sessions,
       nextMark: () => {
         this.#mark = nextGeneration(this.#mark);
@@ -287,6 +312,38 @@ export class GatewayHost implements WorkerHost {
     for (const address of [v4, v6]) {
       if (address === undefined || this.#pool.contains(address)) continue;
       throw new VpnError('ERR_INVARIANT', `${formatIp(address)} is no client's address`);
+    }
+  }
+
+  /** Nor over what is the clients', whatever the policy says. */
+  #checkSites(sites: readonly Site[]): void {
+    const { v4, v6 } = prefixesOf(this.#config.pool);
+    for (const { seenAs } of sites.flatMap(({ networks }) => networks)) {
+      if (![v4, v6].some((pool) => pool !== undefined && prefixesOverlap(pool, seenAs))) continue;
+      throw new VpnError('ERR_CONFIG_VALUE', `${formatPrefix(seenAs)} of a site overlaps the pool`);
+    }
+  }
+
+  /** Routes each network to where its client lives, and lets nobody else speak for it. */
+  async #routeNetworks(): Promise<void> {
+    const wanted = new Map<string, { network: Prefix; device: number }>();
+    for (const [lease, networks] of this.#access?.networks ?? []) {
+      const [address = ''] = lease.split(',');
+      const device = this.#placed.get(address)?.device ?? this.#home(parseIp(address));
+      for (const network of networks) wanted.set(formatPrefix(network), { network, device });
+    }
+    for (const [text, { network, device }] of [...this.#networks]) {
+      if (wanted.get(text)?.device === device) continue;
+      await this.#routes.remove({ prefix: text, device: this.#deviceName(device) ?? '' });
+      await this.#shell.run(moveNetwork(device, network, 'away'));
+      this.#networks.delete(text);
+    }
+    for (const [text, { network, device }] of wanted) {
+      if (this.#networks.has(text)) continue;
+      await this.#shell.run(moveNetwork(device, network, 'here'));
+      const to = { device: this.#deviceName(device) ?? '', ...this.#sourceOf(network.address) };
+      await this.#routes.add({ prefix: text, ...to, metric: SITE_METRIC });
+      this.#networks.set(text, { network, device });
     }
   }
 
@@ -323,12 +380,14 @@ export class GatewayHost implements WorkerHost {
         if (device === this.#home(address)) await this.#takeHome(address);
         else await this.#settle(address, device);
       }
+      await this.#routeNetworks();
     });
   }
 
   unplace(lease: Lease): Promise<void> {
     return this.#change(async () => {
       for (const address of addressesOf(lease)) await this.#takeHome(address);
+      await this.#routeNetworks();
     });
   }
 
@@ -336,6 +395,7 @@ export class GatewayHost implements WorkerHost {
   unplaceAll(): Promise<void> {
     return this.#change(async () => {
       for (const { address } of [...this.#placed.values()]) await this.#takeHome(address);
+      await this.#routeNetworks();
     });
   }
 
@@ -472,18 +532,29 @@ export class GatewayHost implements WorkerHost {
     ];
   }
 
-  #rules(config: GatewayConfig, generation: number, access = this.#access): RulesetInput {
+  #rules(config: GatewayConfig, generation: number, access = this.#access, sites = this.#sites): RulesetInput {
     const pool = this.#pool;
     const { v4, v6 } = prefixesOf(config.pool);
     const placed = [...this.#placed.values()];
     const hostsOf = (device: number) => placed.flatMap((host) => (host.device === device ? [host.address] : []));
+    const behind = [...this.#networks.values()];
+    const networksOf = (device: number) => behind.flatMap((one) => (one.device === device ? [one.network] : []));
     return {
       devices: this.workers.flatMap(({ primary, plain }, worker) => {
         const first = worker * DEVICES_PER_WORKER;
         const kind = config.data.superPackets ? 'super' : 'plain';
         return [
-          { name: primary.name, kind, blocks: pool.prefixesOf(worker), hosts: hostsOf(first) } as const,
-          { name: plain?.name ?? '', kind: 'plain', blocks: [], hosts: hostsOf(first + PLAIN) } as const,
+          {
+            name: primary.name,
+            kind,
+            blocks: pool.prefixesOf(worker),
+            hosts: hostsOf(first),
+            networks: networksOf(first),
+          } as const,
+          {
+            ...{ name: plain?.name ?? '', kind: 'plain', blocks: [] },
+            ...{ hosts: hostsOf(first + PLAIN), networks: networksOf(first + PLAIN) },
+          } as const,
         ];
       }),
       ...(v4 === undefined || pool.gateway4 === undefined ? {} : { pool4: v4, gateway4: pool.gateway4 }),
@@ -496,6 +567,10 @@ export class GatewayHost implements WorkerHost {
       masquerade6: config.nat6,
       generation,
       connectionsPerAddress: CONNECTIONS_PER_ADDRESS,
+      networks: sites.flatMap(({ networks }) => networks.map(({ seenAs }) => seenAs)),
+      open: sites.flatMap(({ networks, openTo }) =>
+        networks.flatMap(({ seenAs }) => openTo.map((from) => ({ from, to: seenAs }))),
+      ),
       ...(access === undefined ? {} : { access: access.lines() }),
     };
   }

@@ -106,10 +106,10 @@ export class PolicyStage {
 }
 
 function leasesOf({ classes, sessions }: Admitted): AdmittedLease[] {
-  return sessions.map(({ lease, class: number, peers }) => {
+  return sessions.map(({ lease, class: number, peers, networks }) => {
     const rules = classes[number];
     if (rules === undefined) throw new VpnError('ERR_INVARIANT', `there is no class ${number}`);
-    return { lease, access: { rules, peers } };
+    return { lease, access: { rules, peers, ...(networks === undefined ? {} : { networks }) } };
   });
 }
 

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isVpnError } from '../../base/errors.ts';
 import { parseIp, parsePrefix } from '../../ip/address.ts';
-import { gatewayRuleset, moveHost, RULESET_COUNTERS, type RulesetInput } from './ruleset.ts';
+import { gatewayRuleset, moveHost, moveNetwork, RULESET_COUNTERS, type RulesetInput } from './ruleset.ts';
 
 function input(over: Partial<RulesetInput> = {}): RulesetInput {
   return {
@@ -41,7 +41,10 @@ test('with a policy, classes and not routes say where clients may go, and only a
   const text = gatewayRuleset(input({ access: ['\tmap access4 { type ipv4_addr : verdict; }'], clientToClient: true }));
   assert.doesNotMatch(text, /daddr @allowed|ct mark 7|oifname @tunnels .*accept/);
   const forward = text.slice(text.indexOf('chain from_tunnel'));
-  assert.match(forward, /saddr vmap @access4\n\t\tip6 saddr vmap @access6\n\t\tgoto denied/);
+  assert.match(
+    forward,
+    /saddr vmap @access4\n\t\tip6 saddr vmap @access6\n\t\tip saddr vmap @site_access4\n\t\tip6 saddr vmap @site_access6\n\t\tgoto denied/,
+  );
   assert.equal(
     forward.match(/ct direction reply ct original ip saddr \. ct mark @current4 counter name replies accept/g)?.length,
     2,
@@ -101,4 +104,33 @@ test('values that no rule can be made of are refused', () => {
       (error) => isVpnError(error, 'ERR_INVARIANT'),
     );
   }
+});
+
+test('a network behind a client may speak from its device alone, and is nowhere else when its client is away', () => {
+  const network = parsePrefix('10.20.0.0/16');
+  const base = input();
+  const [primary, plain] = base.devices;
+  assert.ok(primary !== undefined && plain !== undefined);
+  const text = gatewayRuleset(
+    input({
+      devices: [primary, { ...plain, networks: [network] }],
+      networks: [network, parsePrefix('fd00:20::/48')],
+      open: [{ from: parsePrefix('10.1.0.0/16'), to: network }],
+      access: [],
+    }),
+  );
+  assert.match(text, /set networks4_0 \{ type ipv4_addr; flags interval; \}/);
+  assert.match(text, /set networks4_1 \{ type ipv4_addr; flags interval; elements = \{ 10\.20\.0\.0\/16 \}; \}/);
+  assert.match(text, /chain source_1 \{[^}]*ip saddr @networks4_1 return\n[^}]*counter name drop_source drop\n/);
+  assert.match(text, /oifname != @tunnels ip6 daddr @networks6 counter name drop_site_away reject/);
+  assert.match(text, /set networks6 \{[^\n]*fd00:20::\/48/);
+  assert.match(
+    text,
+    /set open4 \{ type ipv4_addr \. ipv4_addr; flags interval; elements = \{ 10\.1\.0\.0\/16 \. 10\.20\.0\.0\/16 \}; \}/,
+  );
+  assert.equal(moveNetwork(3, network, 'here'), 'add element inet customvpn networks4_3 { 10.20.0.0/16 }\n');
+  assert.match(
+    moveNetwork(3, network, 'away'),
+    /^add element .*\ndelete element inet customvpn networks4_3 \{ 10\.20\.0\.0\/16 \}\n$/,
+  );
 });

@@ -25,6 +25,8 @@ export interface RulesetDevice {
   blocks: readonly Prefix[];
   /** Addresses that live here and not where their block says. */
   hosts: readonly IpAddress[];
+  /** Networks behind clients that live here. */
+  networks?: readonly Prefix[];
 }
 
 export interface RulesetInput {
@@ -49,6 +51,10 @@ export interface RulesetInput {
   connectionsPerAddress: number;
   /** What a policy adds (`access-table`); it says where clients may go, in place of `allowed` and `clientToClient`. */
   access?: readonly string[];
+  /** Networks that may be behind clients: packets for one whose client is not there go nowhere else. */
+  networks?: readonly Prefix[];
+  /** From where outside which of these may be spoken to first. */
+  open?: readonly { readonly from: Prefix; readonly to: Prefix }[];
 }
 
 /** What a rule of a policy has done with a packet: chains of this table. */
@@ -76,6 +82,7 @@ export const RULESET_COUNTERS = [
   'drop_client_to_client',
   'drop_destination',
   'drop_policy',
+  'drop_site_away',
   'drop_redirect',
 ] as const;
 
@@ -121,6 +128,14 @@ export function moveHost(deviceIndex: number, address: IpAddress, where: 'here' 
   return [...add, ...(where === 'here' ? [] : remove)].join('');
 }
 
+/** Commands about a network behind a client that lives at a device of the table, or does so no more. Idempotent, as `moveHost`. */
+export function moveNetwork(deviceIndex: number, network: Prefix, where: 'here' | 'away'): string {
+  const table = `${GATEWAY_TABLE.family} ${GATEWAY_TABLE.name}`;
+  const element = `${networkSet(deviceIndex, network.address.version)} { ${formatPrefix(network)} }\n`;
+  const add = `add element ${table} ${element}`;
+  return where === 'here' ? add : `${add}delete element ${table} ${element}`;
+}
+
 function check(input: RulesetInput): void {
   const { generation } = input;
   if (!Number.isInteger(generation) || generation < 1 || generation > 0xffff_ffff) {
@@ -152,6 +167,7 @@ function counters(): string[] {
 
 const hostSet = (device: number, version: 4 | 6): string => `hosts${version}_${device}`;
 const blockSet = (device: number, version: 4 | 6): string => `blocks${version}_${device}`;
+const networkSet = (device: number, version: 4 | 6): string => `networks${version}_${device}`;
 const movedSet = (version: 4 | 6): string => `moved${version}`;
 
 function sets(input: RulesetInput): string[] {
@@ -173,11 +189,14 @@ function sets(input: RulesetInput): string[] {
       setOf(`allowed${version}`, type, interval, prefixes(input.allowed, version)),
       setOf(movedSet(version), type, [], addresses(hosts, version)),
       setOf(`connections${version}`, type, [`size ${COUNTED_ADDRESSES}`, 'flags dynamic'], []),
+      setOf(`networks${version}`, type, interval, prefixes(input.networks ?? [], version)),
+      setOf(`open${version}`, `${type} . ${type}`, ['flags interval'], openings(input.open ?? [], version)),
     );
     for (const [index, device] of input.devices.entries()) {
       lines.push(
         setOf(blockSet(index, version), type, interval, prefixes(device.blocks, version)),
         setOf(hostSet(index, version), type, [], addresses(device.hosts, version)),
+        setOf(networkSet(index, version), type, ['flags interval'], prefixes(device.networks ?? [], version)),
       );
     }
   }
@@ -188,6 +207,12 @@ function setOf(name: string, type: string, properties: readonly string[], elemen
   const parts = [`type ${type}`, ...properties];
   if (elements.length > 0) parts.push(`elements = { ${elements.join(', ')} }`);
   return `\tset ${name} { ${parts.join('; ')}; }`;
+}
+
+function openings(all: NonNullable<RulesetInput['open']>, version: 4 | 6): string[] {
+  return all
+    .filter(({ from, to }) => from.address.version === version && to.address.version === version)
+    .map(({ from, to }) => `${formatPrefix(from)} . ${formatPrefix(to)}`);
 }
 
 function prefixes(all: readonly Prefix[], version: 4 | 6): string[] {
@@ -229,6 +254,8 @@ function sourceChain(input: RulesetInput): (device: RulesetDevice, index: number
       `ip6 saddr @${movedSet(6)} ${drop('drop_source')}`,
       `ip saddr @${blockSet(index, 4)} return`,
       `ip6 saddr @${blockSet(index, 6)} return`,
+      `ip saddr @${networkSet(index, 4)} return`,
+      `ip6 saddr @${networkSet(index, 6)} return`,
       drop('drop_source'),
     ]);
 }
@@ -271,7 +298,13 @@ function connectionCaps({ connectionsPerAddress }: RulesetInput): string[] {
 function forwardChain(input: RulesetInput): string {
   const { generation, access } = input;
   const mark = `ct mark set ${generation}`;
-  const rules = ['iifname @tunnels goto from_tunnel', 'oifname @tunnels goto to_tunnel'];
+  const away = 'counter name drop_site_away reject with icmpx no-route';
+  const rules = [
+    `oifname != @tunnels ip daddr @networks4 ${away}`,
+    `oifname != @tunnels ip6 daddr @networks6 ${away}`,
+    'iifname @tunnels goto from_tunnel',
+    'oifname @tunnels goto to_tunnel',
+  ];
   const matches = access === undefined ? [`ct direction reply ct mark ${generation}`] : ANSWER_MATCHES;
   const answers = [
     ...matches.map((match) => `${match} counter name replies accept`),
@@ -286,7 +319,17 @@ function forwardChain(input: RulesetInput): string {
     `ip6 daddr @allowed6 ${mark} counter name accepted accept`,
     drop('drop_destination'),
   ];
+  // An answer from a site to whoever may speak to it first: as long as that may, and no longer.
+  const answersOfSites = [
+    'ct direction reply ip daddr . ip saddr @open4 counter name replies accept',
+    'ct direction reply ip6 daddr . ip6 saddr @open6 counter name replies accept',
+  ];
+  const toSites = [
+    'ct direction original ip saddr . ip daddr @open4 counter name accepted accept',
+    'ct direction original ip6 saddr . ip6 daddr @open6 counter name accepted accept',
+  ];
   const fromTunnel = [
+    ...answersOfSites,
     ...answers,
     `ct state { invalid, untracked } ${drop('drop_invalid')}`,
     ...(ports === ''
@@ -298,7 +341,7 @@ function forwardChain(input: RulesetInput): string {
   return [
     ...(access === undefined ? [] : policyParts(access)),
     chain('from_tunnel', fromTunnel),
-    chain('to_tunnel', [...answers, drop('drop_unsolicited')]),
+    chain('to_tunnel', [...toSites, ...answers, drop('drop_unsolicited')]),
     chain('forward', rules, 'filter hook forward priority filter'),
   ].join('\n');
 }

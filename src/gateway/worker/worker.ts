@@ -12,9 +12,9 @@ import { VpnError } from '../../base/errors.ts';
 import { LoopDelay } from '../../base/histogram.ts';
 import type { Logger } from '../../base/log.ts';
 import { SleepWatch } from '../../base/sleep-watch.ts';
-import type { IpAddress } from '../../ip/address.ts';
+import { type Prefix, parsePrefix } from '../../ip/address.ts';
 import { DROP_REASON_NAMES, DropReason } from '../../ip/drop-reason.ts';
-import { HostTable } from '../../ip/host-table.ts';
+import { RouteTable } from '../../ip/route-table.ts';
 import type { ClassRule } from '../../ip/traffic-class.ts';
 import { PACKET_OFFSET, type TunDevice, type TunReader } from '../../os/tun.ts';
 import { Feature } from '../../protocol/features.ts';
@@ -108,7 +108,9 @@ export class Worker implements ConnectionHost {
   readonly #sleep: SleepWatch;
   readonly #chores = new Chores();
   readonly #log: Logger;
-  readonly #hosts = new HostTable<Session>();
+  /** Whose packets go to which session: its addresses, and the networks behind its client. */
+  readonly #routes = new RouteTable<Session>();
+  readonly #networks = new Map<Session, readonly Prefix[]>();
   readonly #sessions = new Map<SessionKey, Session>();
   readonly #connections = new Set<Connection>();
   readonly #pools = new Map<TunDevice, PacketBufferPool>();
@@ -156,6 +158,7 @@ export class Worker implements ConnectionHost {
     }
     this.features.push(
       Feature.compression,
+      Feature.networks,
       ...(devices.primary.superPackets && config.data.superPackets ? [Feature.superPackets] : []),
       ...(devices.primary.uso && config.data.superPackets ? [Feature.udpSuperPackets] : []),
     );
@@ -167,7 +170,7 @@ export class Worker implements ConnectionHost {
   /** Starts reading the devices and keeping time. */
   start(): void {
     this.#plane?.start();
-    for (const device of this.#pools.keys()) device.start(new SessionReader(this.#hosts, this.#batch, this.drops));
+    for (const device of this.#pools.keys()) device.start(new SessionReader(this.#routes, this.#batch, this.drops));
     this.#tick = setInterval(() => this.#handleTick(), TICK_MS);
     this.#tick.unref();
   }
@@ -218,7 +221,28 @@ export class Worker implements ConnectionHost {
   }
 
   configure(key: SessionKey, config: ConfigMessage): void {
-    this.#sessions.get(key)?.sendConfig(config);
+    const session = this.#sessions.get(key);
+    if (session === undefined) return;
+    this.#routeNetworks(session, config);
+    session.sendConfig(config);
+  }
+
+  /** The networks behind a client are those of its configuration; of two that have one, the later has it. */
+  #routeNetworks(session: Session, { networks = [] }: Pick<ConfigMessage, 'networks'>): void {
+    const { link } = session;
+    if (!(link instanceof PacketLink)) return;
+    const former = this.#networks.get(session) ?? [];
+    if (former.length === 0 && networks.length === 0) return;
+    for (const network of former) this.#forgetRoute(network, session);
+    const own = networks.map(({ network, as }) => parsePrefix(as ?? network));
+    for (const network of own) this.#routes.set(network, session);
+    this.#networks.set(session, own);
+    link.setNetworks(own);
+  }
+
+  #forgetRoute(prefix: Prefix, session: Session): void {
+    // A device that logs in twice at once has the same addresses twice for a moment.
+    if (this.#routes.get(prefix) === session) this.#routes.delete(prefix);
   }
 
   /** What users and groups may carry from now on. */
@@ -307,7 +331,8 @@ export class Worker implements ConnectionHost {
     });
     this.#sessions.set(granted.key, session);
     this.#shaping.opened(session);
-    for (const address of addressesOf(granted)) this.#hosts.set(address, session);
+    for (const prefix of addressesOf(granted)) this.#routes.set(prefix, session);
+    this.#routeNetworks(session, granted.config);
     return session;
   }
 
@@ -393,10 +418,9 @@ export class Worker implements ConnectionHost {
     addTraffic(this.#ended, session);
     this.#told.delete(session);
     if (session.link instanceof EthernetLink) this.#plane?.close(session.link);
-    for (const address of addressesOf(granted)) {
-      // A device that logs in twice at once has the same addresses twice for a moment.
-      if (this.#hosts.lookup(address.bytes, 0, address.version) === session) this.#hosts.delete(address);
-    }
+    for (const prefix of addressesOf(granted)) this.#forgetRoute(prefix, session);
+    for (const network of this.#networks.get(session) ?? []) this.#forgetRoute(network, session);
+    this.#networks.delete(session);
     return true;
   }
 
@@ -473,12 +497,12 @@ export class Worker implements ConnectionHost {
 
 /** Hands what a device reads to the session that has the destination address. */
 class SessionReader implements TunReader {
-  readonly #hosts: HostTable<Session>;
+  readonly #routes: RouteTable<Session>;
   readonly #batch: SendBatch;
   readonly #drops: Float64Array;
 
-  constructor(hosts: HostTable<Session>, batch: SendBatch, drops: Float64Array) {
-    this.#hosts = hosts;
+  constructor(routes: RouteTable<Session>, batch: SendBatch, drops: Float64Array) {
+    this.#routes = routes;
     this.#batch = batch;
     this.#drops = drops;
   }
@@ -487,9 +511,9 @@ class SessionReader implements TunReader {
     const version = (bytes[PACKET_OFFSET] ?? 0) >>> 4;
     const session =
       version === 4
-        ? this.#hosts.lookup(bytes, PACKET_OFFSET + 16, 4)
+        ? this.#routes.lookup(bytes, PACKET_OFFSET + 16, 4)
         : version === 6
-          ? this.#hosts.lookup(bytes, PACKET_OFFSET + 24, 6)
+          ? this.#routes.lookup(bytes, PACKET_OFFSET + 24, 6)
           : undefined;
     if (session === undefined) this.#drops[DropReason.noSession] = (this.#drops[DropReason.noSession] ?? 0) + 1;
     else session.link.send(bytes, length, gsoType, flags, gsoSize);
@@ -508,6 +532,8 @@ function addTraffic(sum: SessionTraffic, { link }: Session): void {
   sum.sentPackets += sentPackets;
 }
 
-function addressesOf({ lease }: SessionGrant): IpAddress[] {
-  return [lease.v4, lease.v6].filter((address) => address !== undefined);
+function addressesOf({ lease }: SessionGrant): Prefix[] {
+  return [lease.v4, lease.v6].flatMap((address) =>
+    address === undefined ? [] : [{ address, length: address.bytes.length * 8 }],
+  );
 }
