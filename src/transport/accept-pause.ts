@@ -1,59 +1,75 @@
 /**
  * Lets connections wait in the kernel while a process has no descriptor for another one.
  *
- * Hides that Node goes on accepting in vain, in every turn of the event loop, and has no word for a pause: the server is closed
- * and listens again a moment later, on a duplicate of its socket, which is kept for that. The socket itself stays open all the
- * time, and so does what waits at it.
+ * Hides that Node tells nobody when it cannot accept one, tries again in every turn of the event loop, and has no word for a pause:
+ * once a second it is looked whether there is a descriptor left; if not, the server is closed, and listens again when there is one, on
+ * a duplicate of its socket, which is kept for that. The socket itself stays open all the time, and so does what waits at it.
  */
 
 import type { Server } from 'node:net';
 import { closeFd, duplicateFd } from '../os/socket.ts';
 
-const PAUSE_MS = 200;
-/** What the system says when it has no descriptor, or no memory, for what it has accepted. */
-const EXHAUSTED = new Set(['EMFILE', 'ENFILE', 'ENOBUFS', 'ENOMEM']);
+const LOOK_MS = 1000;
+
+export interface AcceptPauseOptions {
+  server: Server;
+  /** What the server listens on; it stays the server's. */
+  fd: number;
+  backlog: number;
+  /** Connections wait from now on. */
+  paused: () => void;
+}
 
 export class AcceptPause {
-  readonly #server: Server;
-  readonly #backlog: number;
-  /** Kept for the next pause. */
+  readonly #options: AcceptPauseOptions;
+  readonly #timer: NodeJS.Timeout;
+  /** What the server listens on after the next pause; undefined: it is over. */
   #spare: number | undefined;
-  /** What the server listens on after this pause. */
+  /** While connections wait: what is the spare one afterwards. */
   #next: number | undefined;
-  #timer: NodeJS.Timeout | undefined;
 
-  /** @param fd what the server listens on; it stays the server's @throws {VpnError} ERR_SYSCALL */
-  constructor(server: Server, fd: number, backlog: number) {
-    this.#server = server;
-    this.#backlog = backlog;
-    this.#spare = duplicateFd(fd);
+  /** @throws {VpnError} ERR_SYSCALL */
+  constructor(options: AcceptPauseOptions) {
+    this.#options = options;
+    this.#spare = duplicateFd(options.fd);
+    this.#timer = setInterval(() => this.look(), LOOK_MS).unref();
   }
 
-  /** The server could not accept a connection. @returns whether connections wait now */
-  failed(error: Error): boolean {
-    const next = this.#spare;
-    const code = 'code' in error ? String(error.code) : '';
-    if (next === undefined || this.#next !== undefined || !EXHAUSTED.has(code)) return false;
-    this.#server.close();
-    this.#next = next;
-    try {
-      // Closing has just set one free.
-      this.#spare = duplicateFd(next);
-    } catch {
-      this.#spare = undefined;
+  /** Called once a second. */
+  look(): void {
+    const { server, backlog, paused } = this.#options;
+    const spare = this.#spare;
+    if (spare === undefined) return;
+    const another = tryDuplicate(spare);
+    if (another === undefined) {
+      if (!server.listening) return;
+      server.close();
+      // The one that has just been set free is none that is left.
+      this.#next = tryDuplicate(spare);
+      paused();
+      return;
     }
-    this.#timer = setTimeout(() => {
+    if (!server.listening) {
+      server.listen({ fd: spare }, backlog);
+      this.#spare = this.#next ?? another;
       this.#next = undefined;
-      this.#server.listen({ fd: next }, this.#backlog);
-    }, PAUSE_MS);
-    return true;
+    }
+    if (this.#spare !== another) closeFd(another);
   }
 
   /** The server is not to listen any more. Idempotent. */
   close(): void {
-    clearTimeout(this.#timer);
+    clearInterval(this.#timer);
     for (const fd of [this.#spare, this.#next]) if (fd !== undefined) closeFd(fd);
     this.#spare = undefined;
     this.#next = undefined;
+  }
+}
+
+function tryDuplicate(fd: number): number | undefined {
+  try {
+    return duplicateFd(fd);
+  } catch {
+    return undefined;
   }
 }

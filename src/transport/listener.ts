@@ -320,13 +320,18 @@ export class Listener {
       throw listenError(cause, address ?? '::', port);
     }
     this.#tcp.off('error', opened.reject);
-    if (fd !== undefined) this.#pause = new AcceptPause(this.#tcp, fd, BACKLOG);
     this.#tcp.on('error', (error) => {
-      const isPaused = this.#pause?.failed(error) === true;
-      const what = isPaused
-        ? 'this process has no descriptor left: connections wait'
-        : 'a connection could not be accepted';
-      this.#lines.write('warn', 'accept', what, { error });
+      this.#lines.write('warn', 'accept', 'a connection could not be accepted', { error });
+    });
+    if (fd === undefined) return;
+    this.#pause = new AcceptPause({
+      server: this.#tcp,
+      fd,
+      backlog: BACKLOG,
+      paused: () => {
+        const fields = { code: 'ERR_TOO_MANY_CONNECTIONS' satisfies ErrorCode };
+        this.#lines.write('warn', 'accept', 'this process has no descriptor left: connections wait', fields);
+      },
     });
   }
 
