@@ -67,14 +67,18 @@ test('dashboard and alerts name only metrics that exist, and show every one that
     'customvpn_data_connections_total',
     'customvpn_draining',
     'customvpn_handshake_failures_total',
+    'customvpn_hook_calls_total',
     'customvpn_info',
+    'customvpn_otlp_requests_total',
     'customvpn_peak_bytes',
     'customvpn_proxy_refusals_total',
     'customvpn_queue_bytes',
     'customvpn_queue_marked_packets_total',
     'customvpn_queue_memory_bytes',
     'customvpn_queue_signals_total',
+    'customvpn_spans_dropped_total',
     'customvpn_start_time_seconds',
+    'customvpn_webhook_events_total',
   ]);
 });
 

@@ -440,6 +440,24 @@ export const gatewayConfigSchema = z.strictObject({
     })
     .prefault({}),
 
+  otlp: z
+    .strictObject({
+      endpoint: outsideUrl.optional().describe('an OpenTelemetry collector, to which metrics and spans are sent'),
+      headersFile: text.optional().describe('NAME=VALUE,… of headers of each request'),
+      caFile: text.optional().describe('in place of the CAs of this machine'),
+      insecure: z.boolean().default(false).describe('allow http:// to another machine'),
+      metrics: z.boolean().default(true),
+      traces: z.boolean().default(true),
+      intervalSeconds: seconds(5, 3600).default(60).describe('between two sets of metrics'),
+      serviceName: z.string().min(1).max(64).default('customvpn'),
+    })
+    .refine(
+      ({ endpoint, insecure }) =>
+        endpoint === undefined || insecure || endpoint.startsWith('https:') || isLoopbackUrl(endpoint),
+      { ...ONLY_TLS, path: ['endpoint'] },
+    )
+    .prefault({}),
+
   audit: z
     .strictObject({
       file: text.optional().describe('the audit record as JSON lines, beside the table'),
@@ -610,6 +628,7 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
     backends: Object.fromEntries(
       Object.entries(config.backends).map(([name, options]) => [name, resolveOwnFiles(options, absolute)]),
     ),
+    otlp: resolveOwnFiles(config.otlp, absolute),
     hook: config.hook.file === undefined ? config.hook : { ...config.hook, file: absolute(config.hook.file) },
     webhooks: Object.fromEntries(
       Object.entries(config.webhooks).map(([name, options]) => [name, resolveOwnFiles(options, absolute)]),
@@ -618,7 +637,7 @@ export function resolveFiles(config: GatewayConfig, folder: string): GatewayConf
 }
 
 function resolveOwnFiles<T extends object>(options: T, absolute: (file: string) => string): T {
-  const files = ['caFile', 'bindPasswordFile', 'clientSecretFile', 'secretFile'];
+  const files = ['caFile', 'bindPasswordFile', 'clientSecretFile', 'secretFile', 'headersFile'];
   const made = Object.entries(options).map(([key, value]) => [
     key,
     files.includes(key) && typeof value === 'string' ? absolute(value) : value,

@@ -15,8 +15,7 @@ import type { ServerCredentials } from '../transport/tls.ts';
 import type { AdminPage } from './admin/admin.ts';
 import type { Administration } from './administration.ts';
 import type { StartedSession } from './auth/live-session.ts';
-import { GatewayMetrics } from './auth/metrics.ts';
-import { MetricsServer } from './auth/metrics-server.ts';
+import { Observers } from './auth/observers.ts';
 import { type GatewayFacts, gatewayApi, kick } from './auth/operations.ts';
 import type { LoginFacts } from './auth/rights.ts';
 import { AuthService, addressesOf } from './auth/service.ts';
@@ -83,7 +82,7 @@ interface Running {
   auth: AuthService;
   supervisor: Supervisor;
   worker: WorkerService;
-  metrics: MetricsServer | undefined;
+  observers: Observers;
   since: number;
 }
 
@@ -172,9 +171,8 @@ export class VpnServer {
     await worker.start(supervisor.takeListenSocket(), auth.credentials);
     auth.start();
     const running = { auth, supervisor, worker, since: clock.wallNow() };
-    const metrics = await this.#openMetrics(running);
-    if (metrics !== undefined) undo.use(metrics);
-    this.#running = { ...running, metrics };
+    const observers = undo.use(await this.#openObservers(running));
+    this.#running = { ...running, observers };
     undo.move();
     this.#log.info('gateway runs', {
       component: 'server',
@@ -218,7 +216,7 @@ export class VpnServer {
     undo.defer(() => running.supervisor.close());
     undo.defer(() => running.worker.stop('shutdown'));
     undo.defer(() => running.auth.pause());
-    if (running.metrics !== undefined) undo.use(running.metrics);
+    undo.use(running.observers);
   }
 
   /**
@@ -274,19 +272,21 @@ export class VpnServer {
 
   /** Where metrics are answered; undefined: nowhere. */
   get metricsPort(): number | undefined {
-    return this.#live().metrics?.port;
+    return this.#live().observers.port;
   }
 
-  async #openMetrics(running: Omit<Running, 'metrics'>): Promise<MetricsServer | undefined> {
-    const at = metricsEndpoint(this.#config);
-    if (at === undefined) return undefined;
+  /** Sends metrics and spans to the collector now. Never rejects. */
+  async sendTelemetry(): Promise<void> {
+    await this.#live().observers.send();
+  }
+
+  async #openObservers(running: Omit<Running, 'observers'>): Promise<Observers> {
     const { auth: service, supervisor } = running;
-    const facts = this.#factsOf(running);
-    const metrics = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
-    return await MetricsServer.open({ at, metrics, log: this.#log });
+    const [facts, at] = [this.#factsOf(running), metricsEndpoint(this.#config)];
+    return await Observers.open({ service, facts, report: () => supervisor.report(), at, log: this.#log });
   }
 
-  #factsOf({ supervisor, worker, since }: Omit<Running, 'metrics'>): GatewayFacts {
+  #factsOf({ supervisor, worker, since }: Omit<Running, 'observers'>): GatewayFacts {
     return {
       version: this.#version,
       pid: process.pid,

@@ -27,9 +27,26 @@ export interface Sample {
   readonly value: number;
 }
 
+/** A histogram, for whoever does not read text. */
+export interface HistogramSample extends HistogramCounts {
+  readonly labels: Labels;
+  readonly bounds: readonly number[];
+}
+
+/** Everything that was said of one metric. */
+export interface Family {
+  readonly name: string;
+  readonly type: Metric['type'];
+  readonly help: string;
+  /** Of one that is no histogram. */
+  readonly samples: readonly Sample[];
+  readonly histograms: readonly HistogramSample[];
+}
+
 export class Exposition<C extends Catalogue> {
   readonly #catalogue: C;
   readonly #samples = new Map<string, Sample[]>();
+  readonly #histograms = new Map<string, HistogramSample[]>();
 
   constructor(catalogue: C) {
     this.#catalogue = catalogue;
@@ -44,6 +61,7 @@ export class Exposition<C extends Catalogue> {
   /** @param bounds those with which it was counted; the last count is of what was more */
   histogram(name: keyof C & string, labels: Labels, bounds: readonly number[], { counts, sum }: HistogramCounts): void {
     this.#check(name, labels);
+    this.#histograms.set(name, [...(this.#histograms.get(name) ?? []), { labels, bounds, counts, sum }]);
     let total = 0;
     for (const [at, bound] of [...bounds, Number.POSITIVE_INFINITY].entries()) {
       total += counts[at] ?? 0;
@@ -51,6 +69,14 @@ export class Exposition<C extends Catalogue> {
     }
     this.#put(name, { name: `${name}_sum`, labels, value: sum });
     this.#put(name, { name: `${name}_count`, labels, value: total });
+  }
+
+  /** In the order of the catalogue; metrics without a value are left out. */
+  get families(): Family[] {
+    return Object.entries(this.#catalogue).flatMap(([name, { type, help }]) => {
+      const samples = this.#samples.get(name);
+      return samples === undefined ? [] : [{ name, type, help, samples, histograms: this.#histograms.get(name) ?? [] }];
+    });
   }
 
   /** In the order of the catalogue; metrics without a value are left out. */

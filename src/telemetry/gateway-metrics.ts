@@ -141,6 +141,32 @@ export const GATEWAY_METRICS = {
   customvpn_store_up: { type: 'gauge', labels: [], help: '1 when that look succeeded, else 0.' },
   customvpn_draining: { type: 'gauge', labels: [], help: '1 while the gateway lets nobody new in.' },
   customvpn_warnings: { type: 'gauge', labels: [], help: 'Warnings that server status shows.' },
+  customvpn_webhook_events_total: {
+    type: 'counter',
+    labels: ['webhook', 'result'],
+    help: 'Events that a webhook was told of, or that were put aside.',
+  },
+  customvpn_webhook_failures_total: {
+    type: 'counter',
+    labels: ['webhook'],
+    help: 'Requests to a webhook that failed.',
+  },
+  customvpn_webhook_waiting: {
+    type: 'gauge',
+    labels: ['webhook'],
+    help: 'Events that a webhook is still to be told of.',
+  },
+  customvpn_hook_calls_total: {
+    type: 'counter',
+    labels: ['hook', 'result'],
+    help: 'Calls of the functions of hook.file, by what came of them: allowed, refused or failed.',
+  },
+  customvpn_otlp_requests_total: {
+    type: 'counter',
+    labels: ['signal', 'result'],
+    help: 'Requests to the collector, by what was in them and whether it took them.',
+  },
+  customvpn_spans_dropped_total: { type: 'counter', labels: [], help: 'Spans for which there was no room.' },
 } as const satisfies Catalogue;
 
 /** Upper bounds of `customvpn_event_loop_delay_seconds`. */

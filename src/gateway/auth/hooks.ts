@@ -47,6 +47,8 @@ export interface HooksOptions {
   readonly timeoutMs: number;
   /** What a failed `onLogin` or `onPolicy` comes to. */
   readonly onFailure: 'deny' | 'allow';
+  /** Where calls are counted, on top of what is there; default: anew. */
+  readonly counts?: Map<HookName, HookCounts>;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -72,7 +74,7 @@ export class Hooks {
   readonly #log: Logger;
   readonly #lines: LogLimit;
   readonly #waiting = new Map<number, Waiting>();
-  readonly #counts = new Map<HookName, Record<'allowed' | 'refused' | 'failed', number>>();
+  readonly #counts: Map<HookName, HookCounts>;
   #child: ChildProcess | undefined;
   #channel: Duplex | undefined;
   /** What the file has. */
@@ -102,6 +104,7 @@ export class Hooks {
 
   private constructor(options: HooksOptions) {
     this.#options = options;
+    this.#counts = options.counts ?? new Map();
     this.#log = options.log.child({ component: 'hooks' });
     this.#lines = new LogLimit(this.#log, options.clock);
   }
@@ -180,8 +183,7 @@ export class Hooks {
 
   #count(hook: HookName, result: 'allowed' | 'refused' | 'failed'): void {
     const counts = this.#counts.get(hook) ?? { allowed: 0, refused: 0, failed: 0 };
-    counts[result] += 1;
-    this.#counts.set(hook, counts);
+    this.#counts.set(hook, { ...counts, [result]: counts[result] + 1 });
   }
 
   /** Never rejects. */

@@ -28,8 +28,7 @@ import { decodeNewcomer } from '../ipc/descriptors.ts';
 import { authToSupervisor, LIMITS_FROM_ABOVE, supervisorToAuth } from '../ipc/messages.ts';
 import { DialDesk } from './dial-desk.ts';
 import { JoinedWorkers } from './joined-workers.ts';
-import { GatewayMetrics } from './metrics.ts';
-import { MetricsServer } from './metrics-server.ts';
+import { Observers } from './observers.ts';
 import { type GatewayFacts, gatewayApi } from './operations.ts';
 import { AuthService } from './service.ts';
 import { SupervisorLink } from './supervisor-link.ts';
@@ -65,7 +64,7 @@ const supervisor = new SupervisorLink(() => channel);
 let prepared: Prepared | undefined;
 let facts: GatewayFacts | undefined;
 let control: AsyncDisposable | undefined;
-let metrics: AsyncDisposable | undefined;
+let observers: AsyncDisposable | undefined;
 let adminPage: AdminPage | undefined;
 let isStopping = false;
 const ways = new Map<number, number>();
@@ -132,10 +131,8 @@ const channel = new IpcChannel({
       const forUsers = service.unixUsers.operations(operations);
       const userOf = (socket: Socket): number => peerUser(socketFd(socket));
       control = await serveControl({ fd: CONTROL_FD }, gatewayOperations, forUsers, log, userOf);
-      if (service.config.metrics.listen !== undefined) {
-        const gathered = new GatewayMetrics({ service, facts, report: () => supervisor.report() });
-        metrics = await MetricsServer.open({ at: { fd: METRICS_FD }, metrics: gathered, log });
-      }
+      const at = service.config.metrics.listen === undefined ? undefined : { fd: METRICS_FD };
+      observers = await Observers.open({ service, facts, report: () => supervisor.report(), at, log });
       await service.lookAtEnds();
       for (const warning of await service.warnings({ ends: false })) log.warn(warning, { component: 'server' });
       return {};
@@ -151,7 +148,7 @@ const channel = new IpcChannel({
     stop: async () => {
       isStopping = true;
       await control?.[Symbol.asyncDispose]();
-      await metrics?.[Symbol.asyncDispose]();
+      await observers?.[Symbol.asyncDispose]();
       await prepared?.service.close();
       return {};
     },

@@ -12,6 +12,7 @@ import { type ProcessUsage, processUsage } from '../../os/process-usage.ts';
 import { REJECT_CODES } from '../../protocol/messages.ts';
 import { Exposition } from '../../telemetry/exposition.ts';
 import { GATEWAY_METRICS, LOOP_DELAY_BOUNDS } from '../../telemetry/gateway-metrics.ts';
+import type { OtlpExporter } from '../../telemetry/otlp.ts';
 import { HANDSHAKE_BOUNDS } from '../../transport/listener.ts';
 import type { HostReport, WorkerReport } from '../ipc/ports.ts';
 import { type GatewayFacts, reportsOf } from './operations.ts';
@@ -32,6 +33,8 @@ export interface MetricsSources {
   readonly facts: GatewayFacts;
   /** How the host is. */
   report(): Promise<HostReport>;
+  /** Requests to a collector; undefined: there is none. */
+  exports?: () => OtlpExporter['counts'] | undefined;
   /** Monotonic milliseconds. */
   now?: () => number;
 }
@@ -55,12 +58,17 @@ export class GatewayMetrics implements Disposable {
 
   /** In the text that Prometheus reads. */
   async read(): Promise<string> {
+    return (await this.gather()).toString();
+  }
+
+  async gather(): Promise<GatewayExposition> {
     const { service, facts } = this.#sources;
-    const [host, reports, store, warnings] = await Promise.all([
+    const [host, reports, store, warnings, webhooks] = await Promise.all([
       this.#sources.report().catch(() => undefined),
       reportsOf(service),
       this.#lookAtStore(),
       service.warnings({ ends: true }).catch(() => []),
+      service.webhooks.list().catch(() => []),
     ]);
     const out: GatewayExposition = new Exposition(GATEWAY_METRICS);
     out.add('customvpn_info', { version: facts.version }, 1);
@@ -89,7 +97,22 @@ export class GatewayMetrics implements Disposable {
     out.add('customvpn_store_up', {}, store.isUp ? 1 : 0);
     out.add('customvpn_draining', {}, service.isDraining ? 1 : 0);
     out.add('customvpn_warnings', {}, warnings.length + (host?.warnings.length ?? 1));
-    return out.toString();
+    for (const { name: webhook, delivered, failed, died, waiting } of webhooks) {
+      out.add('customvpn_webhook_events_total', { webhook, result: 'delivered' }, delivered);
+      out.add('customvpn_webhook_events_total', { webhook, result: 'put_aside' }, died);
+      out.add('customvpn_webhook_failures_total', { webhook }, failed);
+      out.add('customvpn_webhook_waiting', { webhook }, waiting);
+    }
+    for (const [hook, counts] of service.hookCounts) {
+      for (const [result, count] of Object.entries(counts))
+        out.add('customvpn_hook_calls_total', { hook, result }, count);
+    }
+    for (const [signal, counts] of Object.entries(this.#sources.exports?.() ?? {})) {
+      for (const [result, count] of Object.entries(counts))
+        out.add('customvpn_otlp_requests_total', { signal, result }, count);
+    }
+    if (service.spans !== undefined) out.add('customvpn_spans_dropped_total', {}, service.spans.dropped);
+    return out;
   }
 
   async readiness(): Promise<Readiness> {

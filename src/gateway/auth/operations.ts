@@ -9,6 +9,7 @@ import { VpnError } from '../../base/errors.ts';
 import type { DrainInfo, GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
 import { pageOf } from '../../control/page.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
+import type { Tracer } from '../../telemetry/tracing.ts';
 import { auditInfo } from '../administration.ts';
 import type { GatewayConfig } from '../config.ts';
 import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
@@ -64,7 +65,7 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     if (desk !== undefined) return desk;
     throw new VpnError('ERR_NOT_RUNNING', NO_PAGE);
   };
-  return {
+  return traced(service.tracer, {
     ...service.administration,
     'server.status': () => statusOf(service, facts, control),
     'server.reload': async ({ via }) => await service.reload(await control.readConfig(), via),
@@ -100,7 +101,17 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
       ),
     ...webhookOperations(service),
     'session.kick': async ({ id }) => ({ kicked: kick(service, id) }),
-  };
+  });
+}
+
+/** The operations, each as a span of its own; what is asked is not in it. */
+function traced(tracer: Tracer, api: GatewayApi): GatewayApi {
+  const operations = Object.entries(api).map(([operation, call]) => [
+    operation,
+    (input: never): Promise<unknown> =>
+      tracer.span<unknown>(`control ${operation}`, { 'customvpn.operation': operation }, () => call(input)),
+  ]);
+  return Object.fromEntries(operations) as GatewayApi;
 }
 
 function webhookOperations({
@@ -109,7 +120,7 @@ function webhookOperations({
   const instant = (at: number | undefined) => (at === undefined ? null : new Date(at).toISOString());
   return {
     'webhook.list': async () =>
-      (await webhooks.list()).map((state) => ({
+      (await webhooks.list()).map(({ died: _, ...state }) => ({
         ...state,
         events: [...state.events],
         lastDeliveredAt: instant(state.lastDeliveredAt),

@@ -24,6 +24,8 @@ export interface PolicyChangesParts {
   config(): GatewayConfig;
   /** Asks whoever has a say in it. @throws {VpnError} when it must not be put in force */
   ask(policy: ReadyPolicy): Promise<void>;
+  /** @throws {VpnError} as `AccessDesk.enforce` */
+  enforce(policy: ReadyPolicy): Promise<LiveSession[]>;
   /** Another policy is in force. Returns what an operator should know of it. @throws {VpnError} ERR_STORE */
   changed(policy: ReadyPolicy, losers: readonly LiveSession[]): Promise<string[]>;
 }
@@ -111,7 +113,7 @@ export class PolicyChanges {
     await files.savePolicy(textOf(ready), former.digest);
     let losers: LiveSession[];
     try {
-      losers = await access.enforce(ready);
+      losers = await this.#parts.enforce(ready);
     } catch (error) {
       await files.savePolicy(textOf(former), ready.digest);
       throw error;

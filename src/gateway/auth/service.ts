@@ -19,6 +19,7 @@ import { LogReader } from '../../os/nflog.ts';
 import { Feature } from '../../protocol/features.ts';
 import { AuditEvent } from '../../store/audit.ts';
 import type { AuditRetention } from '../../store/audit-retention.ts';
+import { noTracer, SpanQueue, type Tracer } from '../../telemetry/tracing.ts';
 import { loadServerCredentials } from '../../transport/credentials.ts';
 import { isSameCertificate } from '../../transport/revocation.ts';
 import type { ServerCredentials } from '../../transport/tls.ts';
@@ -32,7 +33,7 @@ import { checkCertificateStep, type GatewayConfig, parseEndpoint } from '../conf
 import { type CredentialFiles, type CredentialKind, credentialFiles } from '../credential-files.ts';
 import { Credentials, type Loaded, readCredentials } from '../credentials.ts';
 import { type DialNetwork, HostDialNetwork } from '../dialler.ts';
-import type { HookSession } from '../hooks.ts';
+import type { HookName, HookSession } from '../hooks.ts';
 import type {
   AuthPort,
   DetachedSession,
@@ -56,7 +57,7 @@ import { Auth } from './auth.ts';
 import { Draining, type DrainProgress } from './draining.ts';
 import { Expiry } from './expiry.ts';
 import { HasherProcess } from './hasher.ts';
-import { Hooks } from './hooks.ts';
+import { type HookCounts, Hooks } from './hooks.ts';
 import type { LiveSession, StartedSession } from './live-session.ts';
 import {
   argon2Of,
@@ -67,6 +68,7 @@ import {
   pageProviderOf,
   passwordSourcesOf,
 } from './login-config.ts';
+import { type Collector, readCollector } from './observers.ts';
 import { sessionsOf } from './operations.ts';
 import { PolicyChanges } from './policy-changes.ts';
 import { type OperatorWay, PolicyDesk } from './policy-desk.ts';
@@ -147,6 +149,7 @@ export class AuthService {
   #deniedLog: LogReader | undefined;
   /** The operator's own functions. */
   #hooks: Hooks | undefined;
+  readonly #hookCounts = new Map<HookName, HookCounts>();
   /** As it was read before there was a host. */
   #policy: ReadyPolicy | undefined;
   readonly #workers = new Map<number, WorkerPort>();
@@ -156,6 +159,11 @@ export class AuthService {
   readonly history: History;
   /** Programs that are told what goes into the audit record. */
   readonly webhooks: Webhooks;
+  /** Where metrics and spans are sent; undefined: nowhere. */
+  readonly collector: Collector | undefined;
+  readonly tracer: Tracer;
+  /** Those that wait to be sent; undefined: none are made. */
+  readonly spans: SpanQueue | undefined;
   #admin: AdminPage | undefined;
   #loaded: Loaded;
   #config: GatewayConfig;
@@ -199,11 +207,25 @@ export class AuthService {
     const policy = await access.read(config);
     const page = await readPage(config, state, options.page);
     const webhooks = await readWebhookTargets(config);
+    const collector = await readCollector(config);
     const path = config.audit.file;
     const auditFile =
       path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
     undo.move();
-    const parts = { pool, hasher, state, backends, files, loaded, auditFile, access, policy, page, webhooks };
+    const parts = {
+      pool,
+      hasher,
+      state,
+      backends,
+      files,
+      loaded,
+      auditFile,
+      access,
+      policy,
+      page,
+      webhooks,
+      collector,
+    };
     return new AuthService(options, parts);
   }
 
@@ -221,6 +243,7 @@ export class AuthService {
       policy: ReadyPolicy | undefined;
       page: PageMaterial | undefined;
       webhooks: readonly WebhookTarget[];
+      collector: Collector | undefined;
     },
   ) {
     const { config, clock, log } = options;
@@ -239,6 +262,9 @@ export class AuthService {
     this.#access = parts.access;
     this.#policy = parts.policy;
     this.#page = parts.page;
+    this.collector = parts.collector;
+    this.spans = parts.collector !== undefined && config.otlp.traces ? new SpanQueue() : undefined;
+    this.tracer = this.spans ?? noTracer;
     this.webhooks = new Webhooks({ targets: parts.webhooks, audit: state.audit, record: state.webhooks, clock, log });
     this.history = new History({
       sessions: () => sessionsOf(this),
@@ -289,7 +315,10 @@ export class AuthService {
       access: parts.access,
       traffic: this.#traffic,
       authorize: options.authorize,
-      askHook: async (login) => await this.#hooks?.login(login),
+      askHook: async (login) => {
+        const hooks = this.#hooks;
+        return hooks === undefined ? undefined : await this.tracer.span('hook onLogin', {}, () => hooks.login(login));
+      },
       isRevoked: (certificate) => this.#begun?.credentials.isRevoked(certificate) !== false,
       isCertificateOf: (user, certificate) => {
         const [named, another] = certificate === undefined ? [] : usersNamed(certificate, state.certificateMapping);
@@ -331,6 +360,7 @@ export class AuthService {
       versions: state.policyVersions,
       config: () => this.#config,
       ask: (policy) => this.#askPolicy(this.#hooks, policy),
+      enforce: (policy) => this.#enforce(policy),
       changed: (policy, losers) => this.#policyChanged(policy, losers),
     });
     this.#draining = new Draining({
@@ -385,7 +415,7 @@ export class AuthService {
     this.#hooks = await this.#startHooks(this.#config);
     await auth.sessions.restore();
     await this.#askPolicy(this.#hooks, this.#policy);
-    await this.#access.enforce(this.#policy);
+    await this.#enforce(this.#policy);
     const credentials = new Credentials({
       loaded: this.#loaded,
       files: this.#files,
@@ -452,12 +482,24 @@ export class AuthService {
     endRevoked();
   }
 
+  /** @throws {VpnError} as `AccessDesk.enforce` */
+  #enforce(policy: ReadyPolicy | undefined): Promise<LiveSession[]> {
+    const rules = policy?.selector.policy.rules.length ?? 0;
+    return this.tracer.span('policy change', { 'customvpn.rules': rules }, () => this.#access.enforce(policy));
+  }
+
+  /** How often calls of the operator's functions came to what. */
+  get hookCounts(): ReadonlyMap<HookName, HookCounts> {
+    return this.#hookCounts;
+  }
+
   /** @throws {VpnError} ERR_CONFIG_FILE */
   async #startHooks({ hook }: GatewayConfig): Promise<Hooks | undefined> {
     const { file, timeoutSeconds, onFailure } = hook;
     if (file === undefined) return undefined;
     const [clock, log] = [this.#clock, this.#log];
-    return await Hooks.start({ file, timeoutMs: timeoutSeconds * 1000, onFailure, clock, log });
+    const counts = this.#hookCounts;
+    return await Hooks.start({ file, timeoutMs: timeoutSeconds * 1000, onFailure, counts, clock, log });
   }
 
   /** @throws {VpnError} ERR_CONFIG_VALUE when the operator's function does not want the policy */
@@ -521,7 +563,7 @@ export class AuthService {
 
   /** What a worker may ask. */
   gateOf(worker: number): AuthPort {
-    return new WorkerGate(this.#auth, worker);
+    return new WorkerGate(this.#auth, worker, this.tracer);
   }
 
   /** What a worker may ask for those who use the gateway as a proxy. */
@@ -726,11 +768,15 @@ export class AuthService {
    * @throws {VpnError} ERR_CERT_FILE, ERR_CERT_KEY_MISMATCH, ERR_CONFIG_VALUE, ERR_HOST_APPLY; then the old configuration
    *   stays
    */
-  reload(
+  async reload(
     next: GatewayConfig,
     via?: OperatorWay,
   ): Promise<{ applied: string[]; needsRestart: string[]; warnings: string[] }> {
-    return this.#policyChanges.inTurn(() => this.#reload(next, via));
+    return await this.tracer.span('reload', {}, async (span) => {
+      const reloaded = await this.#policyChanges.inTurn(() => this.#reload(next, via));
+      span.set({ 'customvpn.applied': reloaded.applied.join(' ') });
+      return reloaded;
+    });
   }
 
   async #reload(
@@ -750,7 +796,7 @@ export class AuthService {
     const hooks = undo.adopt(await this.#startHooks(merged), (started) => started?.stop());
     await this.#askPolicy(hooks, policy);
     const formerPolicy = this.#access.inForce;
-    const losers = await this.#access.enforce(policy);
+    const losers = await this.#enforce(policy);
     let isHostChanged = false;
     try {
       if (isOfHost) await host.supervisor.update(merged);
@@ -758,7 +804,7 @@ export class AuthService {
       await credentials.take(loaded);
     } catch (error) {
       if (isHostChanged) await host.supervisor.takeBack(former);
-      await this.#access.enforce(formerPolicy);
+      await this.#enforce(formerPolicy);
       throw error;
     }
     undo.move();

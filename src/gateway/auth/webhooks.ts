@@ -60,8 +60,10 @@ export interface WebhookState {
   readonly state: 'idle' | 'sending' | 'failing';
   readonly waiting: number;
   readonly dead: number;
+  /** Since the start: events that were told, requests that failed, events that were put aside. */
   readonly delivered: number;
   readonly failed: number;
+  readonly died: number;
   /** Milliseconds since the Unix epoch. */
   readonly lastDeliveredAt: number | undefined;
   readonly nextTryAt: number | undefined;
@@ -119,11 +121,6 @@ export class Webhooks {
     return await Promise.all(
       [...this.#deliveries.values()].map((delivery) => delivery.state(dead.get(delivery.name) ?? 0)),
     );
-  }
-
-  /** Delivered, and failed requests, by webhook; plain numbers. */
-  get counts(): ReadonlyMap<string, { readonly delivered: number; readonly failed: number; readonly died: number }> {
-    return new Map([...this.#deliveries].map(([name, { counts }]) => [name, counts]));
   }
 
   /** Posts an event of no meaning, once. @throws {VpnError} ERR_NOT_FOUND */
@@ -236,6 +233,7 @@ class Delivery {
       dead,
       delivered: this.counts.delivered,
       failed: this.counts.failed,
+      died: this.counts.died,
       lastDeliveredAt: this.#lastDeliveredAt,
       nextTryAt: this.#nextTryAt,
       lastError: this.#lastError,

@@ -10,6 +10,7 @@ import { VpnError } from '../../base/errors.ts';
 import type { Challenge, ChallengeRequest, LoginEvidence } from '../../protocol/login.ts';
 import type { CloseReason } from '../../protocol/messages.ts';
 import type { ResumeEvidence } from '../../protocol/resume.ts';
+import type { Tracer } from '../../telemetry/tracing.ts';
 import type {
   AttachRequest,
   AttachVerdict,
@@ -30,10 +31,12 @@ import type { Auth } from './auth.ts';
 export class WorkerGate implements AuthPort {
   readonly #auth: Auth;
   readonly #worker: number;
+  readonly #tracer: Tracer;
 
-  constructor(auth: Auth, worker: number) {
+  constructor(auth: Auth, worker: number, tracer: Tracer) {
     this.#auth = auth;
     this.#worker = worker;
+    this.#tracer = tracer;
   }
 
   challenge(request: ChallengeRequest, peer: LoginPeer): Promise<Challenge> {
@@ -41,7 +44,14 @@ export class WorkerGate implements AuthPort {
   }
 
   verify(evidence: LoginEvidence, peer: LoginPeer): Promise<LoginVerdict> {
-    return this.#auth.verify(evidence, this.#own(peer), this.#worker);
+    const facts = { 'customvpn.worker': this.#worker, 'customvpn.steps': evidence.steps.join(' ') };
+    return this.#tracer.span('login', facts, async (span) => {
+      const verdict = await this.#auth.verify(evidence, this.#own(peer), this.#worker);
+      if (verdict.accepted) span.set({ 'customvpn.result': 'accepted', 'customvpn.user': verdict.session.user });
+      else if ('code' in verdict) span.set({ 'customvpn.result': verdict.code });
+      else span.set({ 'customvpn.result': 'asked' });
+      return verdict;
+    });
   }
 
   forget(binding: string): void {
@@ -70,7 +80,11 @@ export class WorkerGate implements AuthPort {
   }
 
   resume(evidence: ResumeEvidence, peer: LoginPeer): Promise<ResumeVerdict> {
-    return this.#auth.resumption.resume(evidence, this.#own(peer), this.#worker);
+    return this.#tracer.span('resume', { 'customvpn.worker': this.#worker }, async (span) => {
+      const verdict = await this.#auth.resumption.resume(evidence, this.#own(peer), this.#worker);
+      span.set({ 'customvpn.result': 'code' in verdict ? verdict.code : 'accepted' });
+      return verdict;
+    });
   }
 
   proposeResume(resume: GrantedResume, mix: Uint8Array): Promise<void> {

@@ -18,8 +18,8 @@ const AUTHORITIES = ['NODE_EXTRA_CA_CERTS', 'SSL_CERT_FILE', 'SSL_CERT_DIR'] as 
  * makes files beside its own.
  */
 export function authFiles(config: GatewayConfig, stateDir: string): { read: string[]; write: string[] } {
-  const { store, admin, audit, backends, webhooks, hook } = config;
-  const named = [store, admin, ...Object.values(backends), ...Object.values(webhooks)].flatMap((section) =>
+  const { store, admin, audit, backends, webhooks, hook, otlp } = config;
+  const named = [store, admin, otlp, ...Object.values(backends), ...Object.values(webhooks)].flatMap((section) =>
     Object.entries(section).flatMap(([key, value]) =>
       key.endsWith('File') && typeof value === 'string' ? [value] : [],
     ),
