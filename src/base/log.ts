@@ -8,6 +8,7 @@
  */
 
 import { pino } from 'pino';
+import { type AddressRule, addressFilter } from './log-addresses.ts';
 
 export type LogLevel = 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent';
 export type LogFields = Readonly<Record<string, unknown>>;
@@ -59,6 +60,10 @@ export interface LogOptions {
   level?: LogLevel;
   /** `json`: one object a line; `text`: `level time component message key=value`. */
   format?: 'json' | 'text';
+  /** What becomes of addresses in lines; default: they stay. */
+  addresses?: AddressRule;
+  /** Networks whose addresses stay all the same. */
+  keepAddresses?: readonly string[];
   /** Where lines go; default standard error. */
   sink?: Sink;
 }
@@ -70,7 +75,9 @@ export const SECRET_FIELDS = ['password', 'secret', 'token', 'totp', 'privateKey
 export function createLogger(options: LogOptions = {}): Logger {
   standardError ??= new StandardError();
   const sink = options.sink ?? standardError;
-  const target = options.format === 'json' ? sink : { write: (line: string) => sink.write(formatText(line)) };
+  const filter = addressFilter(options.addresses ?? 'keep', options.keepAddresses ?? []);
+  const form = options.format === 'json' ? (line: string) => line : formatText;
+  const target = { write: (line: string) => sink.write(form(filter === undefined ? line : filter(line))) };
   return new FieldLogger(
     pino(
       {

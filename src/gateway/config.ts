@@ -534,6 +534,12 @@ export const gatewayConfigSchema = z.strictObject({
     .strictObject({
       level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
       format: z.enum(['text', 'json']).default('text'),
+      addresses: z.enum(['keep', 'shorten', 'hide']).default('keep').describe('what becomes of addresses in lines'),
+      keepAddresses: z
+        .array(prefix)
+        .max(64)
+        .default(['0.0.0.0/32', '127.0.0.0/8', '::/127'])
+        .describe('networks whose addresses stay all the same'),
     })
     .prefault({}),
 });
