@@ -178,7 +178,8 @@ export class Deployment implements AsyncDisposable {
   /** Starts the gateway, by means of another program where one is given; resolves when clients can connect. */
   async run(by: readonly string[] = []): Promise<BackgroundProcess> {
     const argv = [...by, COMMAND, 'server', 'run', '--state', this.state];
-    this.#server = await this.gateway.start(argv, { ready: /^ready$/m });
+    // A machine that is busy with other things takes its time.
+    this.#server = await this.gateway.start(argv, { ready: /^ready$/m, readyTimeoutMs: 60_000 });
     return this.#server;
   }
 

@@ -7,6 +7,7 @@
  *   node traffic-peer.ts udp ADDRESS PORT COUNT SIZE      the same in datagrams, one after the other
  *   node traffic-peer.ts udp-burst ADDRESS PORT COUNT SIZE   COUNT datagrams in one call with UDP_SEGMENT
  *   node traffic-peer.ts flows ADDRESS PORT COUNT         one datagram to each of COUNT ports, from PORT on
+ *   node traffic-peer.ts crowd ADDRESS PORT COUNT         holds COUNT connections, and opens those again that are ended
  *   node traffic-peer.ts talk ADDRESS PORT                one connection: sends its input, prints `ready` and what comes back
  *   node traffic-peer.ts reach ADDRESS PORT               prints whether a TCP connection is accepted within a second
  *
@@ -224,6 +225,17 @@ async function flows(address: string, first: number, count: number): Promise<{ s
   return { sent: count };
 }
 
+/** Strangers who say nothing. */
+function crowd(address: string, port: number, count: number): void {
+  const open = (): void => {
+    const socket = connect({ host: address, port });
+    socket.on('error', () => {});
+    socket.once('close', () => setTimeout(open, RETRY_MS));
+  };
+  for (let number = 0; number < count; number++) open();
+  process.stdout.write('ready\n');
+}
+
 /** One TCP connection that stays: sends each line of standard input, and prints what comes back. */
 async function talk(address: string, port: number): Promise<undefined> {
   const socket = connect({ host: address, port });
@@ -249,13 +261,17 @@ async function main([verb, first = '', ...rest]: readonly string[]): Promise<unk
       return await udpBurst(first, port, count, size);
     case 'flows':
       return await flows(first, port, count);
+    case 'crowd':
+      return void crowd(first, port, count);
     case 'talk':
       return await talk(first, port);
     case 'reach':
       return await reach(first, port);
     default:
       process.exitCode = 64;
-      return { usage: 'serve | tcp | stream | udp | udp-burst | flows | talk | reach; see the top of this file' };
+      return {
+        usage: 'serve | tcp | stream | udp | udp-burst | flows | crowd | talk | reach; see the top of this file',
+      };
   }
 }
 
