@@ -191,7 +191,7 @@ export async function runSuite(
   let failed = 0;
   let skipped = 0;
   let complete = files.length === 0;
-  const limitMs = Math.max(1, Math.min(suite.suiteTimeoutMs, options.limitMs ?? Number.POSITIVE_INFINITY));
+  const limitMs = Math.max(1, Math.ceil(Math.min(suite.suiteTimeoutMs, options.limitMs ?? Number.POSITIVE_INFINITY)));
 
   if (files.length > 0) {
     const limit = AbortSignal.timeout(limitMs);

@@ -116,7 +116,7 @@ export class DataLink {
       if (!(await this.#under(first, this.#attach(first)))) return 'never';
     } catch (cause) {
       const error = toVpnError(cause);
-      if (this.#isClosed || isHopeless(error)) throw error;
+      if (this.#isClosed || !isOfTheWay(error)) throw error;
       this.#failed(first, error);
       return 'later';
     }
@@ -334,6 +334,11 @@ export class DataLink {
     if (waits) place.notBefore = now + place.backoff.next(Math.random());
     else this.#dial(place);
   }
+}
+
+/** The way to the server was bad and may be better soon; it is nothing that the server has said. */
+function isOfTheWay(error: VpnError): boolean {
+  return error.kind !== 'auth' && recoveryAfterError(error) === 'retry';
 }
 
 /** Nothing comes of trying again within the session. */
