@@ -6,6 +6,7 @@
 
 import { execFileSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
+import { writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   GATEWAY_TABLE,
@@ -376,6 +377,9 @@ async function foreignFirewall(): Promise<void> {
 const drops: Record<string, Awaited<ReturnType<typeof findForeignDrops>>> = {};
 
 await new Promise<void>((done) => control.bind(0, '198.51.100.1', done));
+// Each case is about the rules; the kernel gives one address only so many errors in a second.
+writeFileSync('/proc/sys/net/ipv4/icmp_ratelimit', '0');
+writeFileSync('/proc/sys/net/ipv6/icmp/ratelimit', '0');
 openDevices();
 const serviceSocket = createSocket('udp4');
 await new Promise<void>((done) => serviceSocket.bind(SERVICE_PORT, GATEWAY, done));

@@ -31,8 +31,8 @@ export const LIMITS_OF_WORKER: ChannelLimits = {
   // The longest: a login with a certificate of many names, and a page of sessions.
   frameBytes: 64 * KIB,
   callsInFlight: 4096,
-  // A login is some six frames of a KiB at most, and a core makes a thousand logins a second at most.
-  framesPerSecond: 10_000,
+  // A login is some six frames of a KiB at most, and a core makes fewer than a thousand logins a second for long.
+  framesPerSecond: 6000,
   burstFrames: 30_000,
   bytesPerSecond: 8 * MIB,
   burstBytes: 24 * MIB,
