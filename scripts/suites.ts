@@ -95,7 +95,7 @@ export const SUITES: readonly Suite[] = [
     concurrency: 1,
     testTimeoutMs: 180_000,
     fileTimeoutMs: minutes(10),
-    suiteTimeoutMs: minutes(26),
+    suiteTimeoutMs: minutes(31),
   },
   {
     name: 'browser',

@@ -10,7 +10,7 @@
 import { countsText, row, runSuite, runTool, SUITES, type SuiteResult, strayTests, TOOLS } from './suites.ts';
 
 /** The whole run ends before this, whatever hangs. */
-const LIMIT_MS = 37 * 60_000;
+const LIMIT_MS = 39 * 60_000;
 
 const started = performance.now();
 const wanted = process.argv.slice(2);
