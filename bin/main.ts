@@ -50,10 +50,10 @@ export async function main(): Promise<void> {
   process.exitCode = await runProgram(host, version, process.argv.slice(2));
 }
 
-/** That of the package this file belongs to: one up in a checkout, two in a built package. */
+/** That of the package this file belongs to, in which the launcher is: one up in a checkout, two in a built package. */
 function packageFolder(): string {
   for (let folder = dirname(import.meta.dirname); ; folder = dirname(folder)) {
-    if (existsSync(join(folder, 'package.json'))) return folder;
+    if (existsSync(join(folder, 'bin/customvpn'))) return folder;
   }
 }
 

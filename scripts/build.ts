@@ -18,7 +18,7 @@ const EXPECTED_EXPORTS = ['VpnServer', 'VpnClient'];
 
 const consumer = mkdtempSync(join(tmpdir(), 'customvpn-build-'));
 try {
-  compile();
+  await compile();
   const installed = install(consumer);
   importExports(consumer);
   checkTypes(consumer);

@@ -48,7 +48,7 @@ if (values.help || kinds.length === 0 || unknown.length > 0) {
 } else {
   try {
     mkdirSync(out, { recursive: true });
-    if (kinds.some((kind) => kind !== 'sbom')) compile();
+    if (kinds.some((kind) => kind !== 'sbom')) await compile();
     for (const kind of kinds) console.log(makers[kind]?.());
   } catch (error) {
     console.error(`package: ${error instanceof Error ? error.message : String(error)}`);

@@ -8,6 +8,7 @@ import { spawnSync } from 'node:child_process';
 import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
+import { buildPrograms } from './programs.ts';
 
 /** The checkout. */
 export const ROOT = dirname(dirname(import.meta.dirname));
@@ -57,11 +58,12 @@ export function runtimePackages(): string[] {
     .filter((path) => existsSync(join(ROOT, path, 'package.json')));
 }
 
-/** Compiles to `dist/`. @throws {Error} with what the compiler said */
-export function compile(): void {
-  rmSync(join(ROOT, 'dist'), { recursive: true, force: true });
+/** Makes `dist/`: programs, and declarations for a consumer's compiler. @throws {Error} with what compiler or bundler said */
+export async function compile(): Promise<void> {
+  const dist = join(ROOT, 'dist');
+  rmSync(dist, { recursive: true, force: true });
   run(process.execPath, [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', 'scripts/tsconfig.build.json'], ROOT);
-  run(process.execPath, [join(ROOT, 'scripts/packaging/page.ts')], ROOT);
+  await buildPrograms(dist);
 }
 
 /** Packs what npm would publish, without compiling again; returns the path of the tarball. */

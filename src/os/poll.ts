@@ -3,7 +3,7 @@
  *
  * Hides libuv's poll handles and what differs from an ordinary Node callback: after a callback that came through the
  * foreign function interface neither `process.nextTick` nor promises run until some other callback of Node's does, so
- * each wake schedules an empty immediate. One pair of C callbacks serves all handles and is never taken away.
+ * each wake schedules an empty immediate, once what it is for has been done. One pair of C callbacks serves all handles and is never taken away.
  */
 
 import { VpnError } from '../base/errors.ts';
@@ -31,9 +31,9 @@ function endTurn(): void {
 }
 
 function handleEvent(handle: bigint, status: number, events: number): void {
-  scheduleTurn();
   try {
     handles.get(handle)?.dispatch(status, events);
+    scheduleTurn();
   } catch (error) {
     // A throw into C would abort the process; as an immediate it becomes an ordinary uncaught exception.
     setImmediate(() => {

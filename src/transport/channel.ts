@@ -30,6 +30,8 @@ import { translateTlsError } from './tls.ts';
 const CONTROL_BATCH_BYTES = 16 * 1024;
 /** Half of the listening socket's TCP_NOTSENT_LOWAT: the kernel reports "writable" below it. */
 const GATE_BYTES = 4096;
+/** Of a TLS record: header, type, authentication tag, and what TLS 1.2 adds. */
+const MAX_RECORD_OVERHEAD = 40;
 const CONTROL_QUEUE_BYTES = 1024 * 1024;
 /** Twice what a kernel lets one flow have in flight (`tcp_wmem`): on a fast path a single flow is never told to slow down. */
 const DATA_QUEUE_BYTES = 8 * 1024 * 1024;
@@ -485,6 +487,8 @@ class KernelGate implements SendGate {
   readonly #unsent: UnsentGate;
   readonly #path: TcpPath;
   readonly #watch: PathWatch;
+  /** There is no more than this unsent: what the kernel said last, and what has been written since. */
+  #mostUnsent = GATE_BYTES;
 
   constructor(fd: number) {
     this.#unsent = new UnsentGate(fd);
@@ -493,7 +497,9 @@ class KernelGate implements SendGate {
   }
 
   unsent(): number {
-    return this.#unsent.unsent();
+    // Few small writes need not ask: a call of the kernel costs as much as encrypting them.
+    if (this.#mostUnsent >= GATE_BYTES) this.#mostUnsent = this.#unsent.unsent();
+    return this.#mostUnsent;
   }
 
   unacknowledged(): number {
@@ -505,6 +511,7 @@ class KernelGate implements SendGate {
   }
 
   wrote(bytes: number): void {
+    this.#mostUnsent += bytes + MAX_RECORD_OVERHEAD;
     this.#watch.wrote(bytes);
   }
 

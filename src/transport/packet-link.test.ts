@@ -478,17 +478,38 @@ test('a buffer held by a frame that breaks off goes back to the pool, and none i
 test('small packets of one wake go out together, in one write; a super-packet behind them keeps its place', async () => {
   const r = rig();
   const small = tcpPacket({ source: OWN4, destination: OWN4, payload: new Uint8Array(100) });
+  sendMany(r, small, 2);
+  r.batch.flush();
   const writes = pair.server.counters.writes;
-  const bytes = new Uint8Array(PACKET_OFFSET + small.length);
-  for (let i = 0; i < 5; i++) {
-    bytes.set(small, PACKET_OFFSET);
-    r.link.send(bytes, small.length, 0, 0, 0);
-  }
+  sendMany(r, small, 5);
   assert.equal(pair.server.counters.writes, writes, 'nothing goes before the end of the wake');
   const frames = await send(r, small);
-  assert.equal(frames.length, 6);
+  assert.equal(frames.length, 8);
   assert.ok(pair.server.counters.writes <= writes + 2, 'six packets and the marker are two writes at most');
 });
+
+test('where small packets come one in a wake, each goes at once', async () => {
+  const r = rig();
+  const small = tcpPacket({ source: OWN4, destination: OWN4, payload: new Uint8Array(100) });
+  arrived = [];
+  for (let wake = 1; wake <= 3; wake++) {
+    // Node tells of a TLS write in the turn after it.
+    for (let turn = 0; turn < 2; turn++) await new Promise(setImmediate);
+    const writes = pair.server.counters.writes;
+    sendMany(r, small, 1);
+    assert.equal(pair.server.counters.writes, writes + 1);
+    r.batch.flush();
+    while (arrived.length < wake) await new Promise(setImmediate);
+  }
+});
+
+function sendMany(r: Rig, packet: Uint8Array, count: number): void {
+  const bytes = new Uint8Array(PACKET_OFFSET + packet.length);
+  for (let i = 0; i < count; i++) {
+    bytes.set(packet, PACKET_OFFSET);
+    r.link.send(bytes, packet.length, 0, 0, 0);
+  }
+}
 
 describe('a peer without super-packets', () => {
   const segment = (index: number, version: 4 | 6 = 4): { type: number; payload: Uint8Array } => {

@@ -100,10 +100,20 @@ export class PacketBufferPool {
 
 /**
  * The links that have small packets to send. They are sent when the device has no more for now, so that a wake of many small
- * packets costs one write and one TLS record for every 16 KiB of them, not for every packet.
+ * packets costs one write and one TLS record for every 16 KiB of them, not for every packet. Where packets come one by one,
+ * waiting would only delay them.
  */
 export class SendBatch {
   readonly #links: TunnelLink[] = [];
+  /** Small packets of this wake; and whether the one before had several. */
+  #packets = 0;
+  #isBusy = false;
+
+  /** Told of each small packet. @returns whether it should wait for others */
+  mayWait(): boolean {
+    this.#packets += 1;
+    return this.#isBusy || this.#packets > 1;
+  }
 
   add(link: TunnelLink): void {
     this.#links.push(link);
@@ -112,6 +122,8 @@ export class SendBatch {
   /** Called at the end of every wake of a device. */
   flush(): void {
     const links = this.#links;
+    this.#isBusy = this.#packets > 1;
+    this.#packets = 0;
     for (let i = 0; i < links.length; i++) links[i]?.flush();
     links.length = 0;
   }
@@ -249,7 +261,9 @@ export class PacketLink implements TunnelLink {
     }
     const end = PACKET_OFFSET + length;
     const isSent =
-      length < DEFER_BELOW_BYTES ? this.#defer(channel, bytes, start, end) : channel.sendData(bytes, start, end);
+      length < DEFER_BELOW_BYTES && this.#batch.mayWait()
+        ? this.#defer(channel, bytes, start, end)
+        : channel.sendData(bytes, start, end);
     if (!isSent) {
       this.#drop(DropReason.queueFull, segments);
       return;

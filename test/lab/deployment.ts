@@ -11,7 +11,8 @@ import { type BackgroundProcess, LabError, type RunResult, until } from './proce
 import { missingForLab, type Namespace, Rig } from './rig.ts';
 import { differences, type Snapshot } from './snapshot.ts';
 
-export const COMMAND = join(import.meta.dirname, '../../bin/customvpn');
+/** Our command: of the source, or as it is where it is installed (see scripts/suites.ts). */
+export const COMMAND = process.env.CUSTOMVPN_BUILT_COMMAND ?? join(import.meta.dirname, '../../bin/customvpn');
 export const PEER = join(import.meta.dirname, 'traffic-peer.ts');
 export const PORT = 8443;
 

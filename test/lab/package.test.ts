@@ -24,6 +24,8 @@ const make = (...words: string[]) => run([...NODE, join(ROOT, 'scripts/package.t
 
 /** Ends each step with its status, whatever became of it. */
 const LIFE = `
+# The tests’ own cache of compiled code would be a file that is left behind.
+unset NODE_COMPILE_CACHE
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 ip link set lo up
 step() { name=$1; shift; printf '\\n== %s\\n' "$name"; "$@" 2>&1; printf '\\n-- %s\\n' "$?"; }

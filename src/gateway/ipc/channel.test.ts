@@ -40,7 +40,10 @@ function serve(limits = LIMITS) {
         return { sum: a + b };
       },
       wait: () => new Promise<Record<string, never>>(() => {}),
-      note: ({ text }) => void notes.push(text),
+      note: ({ text }) => {
+        if (text === 'bad') throw new VpnError('ERR_INVARIANT', 'nobody may say that');
+        notes.push(text);
+      },
     },
     limits,
     closed: closed.resolve,
@@ -159,6 +162,16 @@ for (const [what, said, why] of broken) {
     await ended;
   });
 }
+
+test('cut off: a word that whoever hears it refuses', options, async () => {
+  const { far, notes, closed } = serve();
+  const peer = new Socket({ fd: far });
+  peer.write(frameOf({ tell: 'note', input: { text: 'bad' } }));
+  const error = await closed;
+  assert.match(error?.message ?? '', /note cannot be heard: nobody may say that/);
+  assert.deepEqual(notes, []);
+  peer.destroy();
+});
 
 test('whoever has said much may go on after a while', options, async () => {
   const { far, notes, server, pass, closed } = serve();

@@ -316,8 +316,16 @@ export class IpcChannel<Out extends Contract, In extends Contract> {
       return;
     }
     const parsed = kind.input.safeParse(input);
-    if (!parsed.success) this.#break(`${name} with a wrong value: ${issueOf(parsed.error)}`);
-    else handler(parsed.data as never);
+    if (!parsed.success) {
+      this.#break(`${name} with a wrong value: ${issueOf(parsed.error)}`);
+      return;
+    }
+    try {
+      handler(parsed.data as never);
+    } catch (cause) {
+      // There is no answer in which to refuse it.
+      this.#break(`${name} cannot be heard: ${toVpnError(cause).message}`);
+    }
   }
 
   #answered(message: { answer: number; output?: unknown; error?: { code: string; message: string } }): void {
