@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runProgram } from '../../test/support/process.ts';
+import { heldBytes, until } from '../../test/support/world.ts';
 import { Chores } from './chores.ts';
 
 function turn(): Promise<void> {
@@ -60,4 +61,27 @@ test('work that throws is an uncaught exception, and keeps nothing else from bei
      chores.add(() => console.log('done'));`,
   ]);
   assert.equal(stdout, 'broken\ndone\n');
+});
+
+test('what is done is dropped, also where there is always something that waits', async () => {
+  const chores = new Chores(() => 0);
+  const done: WeakRef<object>[] = [];
+  let left = 5000;
+  const add = (): void => {
+    const held = { bytes: new Uint8Array(1000) };
+    chores.add(() => {
+      done.push(new WeakRef(held));
+      left -= 1;
+      if (left > 0) add();
+    });
+  };
+  add();
+  add();
+  await until(() => left <= 0, 'all of it');
+  chores.add(() => {});
+  heldBytes();
+  await turn();
+  heldBytes();
+  const kept = done.filter((one) => one.deref() !== undefined).length;
+  assert.ok(kept < 1000, `${kept} of ${done.length} are kept`);
 });

@@ -8,6 +8,8 @@
 
 /** Of one turn. Longer than most turns without such work, and too short to be felt. */
 const BUDGET_MS = 1;
+/** So much that is done is dropped together: where work is added all the time, there is no end at which it could be. */
+const DROPPED = 256;
 
 export class Chores {
   readonly #now: () => number;
@@ -50,6 +52,10 @@ export class Chores {
         return;
       }
       this.#next += 1;
+      if (this.#next >= DROPPED && this.#next * 2 >= this.#queue.length) {
+        this.#queue = this.#queue.slice(this.#next);
+        this.#next = 0;
+      }
       // In case that this work throws.
       this.#schedule();
       work();
