@@ -154,6 +154,43 @@ test('there is room to wait for so many; then the source with the most makes roo
   assert.equal(rig.all.size, 8);
 });
 
+test('where there is no room left to wait, nobody is waited for longer than half a second', async (t: TestContext) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const rig = new Rig({ most: 2 });
+  rig.wait('a1', 'b1');
+  await turns(3);
+  rig.now = 600;
+  rig.wait('c1');
+  await turns(3);
+  assert.deepEqual(rig.displaced, [], 'there is room for another one to wait');
+  rig.wait('d1');
+  await turns(3);
+  assert.deepEqual(rig.displaced, ['a1']);
+  assert.deepEqual(rig.begun, ['a1', 'b1', 'c1']);
+  await turns(3);
+  assert.deepEqual(rig.displaced, ['a1'], 'there is room again');
+});
+
+test('who makes room is found as fast among many, of proxies or of strangers', () => {
+  const flood = (count: number, name: (at: number) => string): number => {
+    const rig = new Rig({ most: count, mostPerSource: count });
+    for (let at = 0; at < count; at += 1) rig.add(name(at));
+    const before = performance.now();
+    for (let at = 0; at < 20_000; at += 1) rig.add(name(count + at));
+    assert.equal(rig.displaced.length, 20_000);
+    return performance.now() - before;
+  };
+  // Of the last one there are two at most times, behind all others.
+  for (const name of [
+    (at: number) => `-${at}`,
+    (at: number) => (at < 8000 ? `${String.fromCodePoint(0x4e00 + at)}` : `z${at}`),
+  ]) {
+    flood(100, name);
+    const [few, many] = [flood(100, name), flood(8000, name)];
+    assert.ok(many < 20 * few + 100, `${few} ms of 100, ${many} ms of 8000`);
+  }
+});
+
 test('none begins once it is closed', async () => {
   const rig = new Rig();
   rig.wait('a1', 'b1');

@@ -12,6 +12,8 @@
 const MOST_BEGUN = 128;
 /** One that was begun and does not go on for so long makes room for one that waits. */
 const PATIENCE_MS = 1000;
+/** The same where there is no room left to wait: far more than a way to the other side of the world and back. */
+const SHORT_PATIENCE_MS = 500;
 
 export interface HandshakeLimits {
   /** How many may be there whose hello is not whole, and how many that wait for their turn. */
@@ -39,21 +41,59 @@ interface Source<T> {
   readonly begun: Set<T>;
 }
 
-type Stage = 'silent' | 'waiting' | 'begun';
+/** All handshakes in a stage that anybody can bring about; who makes room is found at the same cost, however many there are. */
+class Crowd<T> {
+  /** In the order in which they came. */
+  readonly all = new Set<T>();
+  /** The sets of sources with a name, by their size. */
+  readonly #bySize: Set<Set<T>>[] = [];
+
+  get size(): number {
+    return this.all.size;
+  }
+
+  /** @param own those of the source in this stage */
+  add(handshake: T, own: Set<T>, isNamed: boolean): void {
+    this.all.add(handshake);
+    own.add(handshake);
+    if (isNamed) this.#resized(own, own.size - 1);
+  }
+
+  /** @returns whether it was there */
+  delete(handshake: T, own: Set<T>, isNamed: boolean): boolean {
+    if (!own.delete(handshake)) return false;
+    this.all.delete(handshake);
+    if (isNamed) this.#resized(own, own.size + 1);
+    return true;
+  }
+
+  /** The first of a source that has the most; where none has more than one, the first of all. */
+  first(): T | undefined {
+    const most = this.#bySize.length > 2 ? this.#bySize.at(-1) : undefined;
+    const [own = this.all] = most ?? [];
+    const [handshake] = own;
+    return handshake;
+  }
+
+  #resized(own: Set<T>, before: number): void {
+    this.#bySize[before]?.delete(own);
+    for (let size = this.#bySize.length; size <= own.size; size += 1) this.#bySize.push(new Set());
+    if (own.size > 0) this.#bySize[own.size]?.add(own);
+    while (this.#bySize.at(-1)?.size === 0) this.#bySize.pop();
+  }
+}
 
 /** Handshakes, of the kind that the caller has, by their source. */
 export class Handshakes<T extends { readonly source: string | undefined }> {
   readonly #options: HandshakesOptions<T>;
   readonly #now: () => number;
   readonly #sources = new Map<string | undefined, Source<T>>();
-  readonly #silent = new Set<T>();
-  readonly #waiting = new Set<T>();
+  readonly #silent = new Crowd<T>();
+  readonly #waiting = new Crowd<T>();
   /** With the time, in its order. */
   readonly #begun = new Map<T, number>();
   /** Those with somebody who waits, who had its turn longest ago first. */
   readonly #awaited = new Set<Source<T>>();
-  /** No source has more. */
-  readonly #bounds = { silent: 0, waiting: 0, begun: Number.POSITIVE_INFINITY };
   #turn: NodeJS.Immediate | undefined;
   #patience: NodeJS.Timeout | undefined;
   #isClosed = false;
@@ -76,22 +116,18 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
 
   /** One has come and said nothing yet. */
   add(handshake: T): void {
-    if (this.#silent.size >= this.#options.limits().most) this.#displace(this.#silent.keys(), 'silent');
+    if (this.#silent.size >= this.#options.limits().most) this.#displace(this.#silent.first());
     const source = this.#sourceOf(handshake);
-    this.#silent.add(handshake);
-    source.silent.add(handshake);
-    this.#bounds.silent = Math.max(this.#bounds.silent, source.silent.size);
+    this.#silent.add(handshake, source.silent, source.name !== undefined);
   }
 
   /** Its hello is whole: it begins when it has its turn. */
   wait(handshake: T): void {
     const source = this.#sourceOf(handshake);
-    if (!source.silent.delete(handshake)) return;
-    this.#silent.delete(handshake);
-    if (this.#waiting.size >= this.#options.limits().most) this.#displace(this.#waiting.keys(), 'waiting');
-    this.#waiting.add(handshake);
-    source.waiting.add(handshake);
-    this.#bounds.waiting = Math.max(this.#bounds.waiting, source.waiting.size);
+    const isNamed = source.name !== undefined;
+    if (!this.#silent.delete(handshake, source.silent, isNamed)) return;
+    if (this.#isWaitFull) this.#displace(this.#waiting.first());
+    this.#waiting.add(handshake, source.waiting, isNamed);
     this.#awaited.add(source);
     // The one that made room may have been of this source, and its last.
     this.#sources.set(source.name, source);
@@ -102,10 +138,12 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
   delete(handshake: T): boolean {
     const source = this.#sources.get(handshake.source);
     if (source === undefined) return false;
-    this.#silent.delete(handshake);
-    this.#waiting.delete(handshake);
+    const isNamed = source.name !== undefined;
     this.#begun.delete(handshake);
-    const had = source.silent.delete(handshake) || source.waiting.delete(handshake) || source.begun.delete(handshake);
+    const had =
+      this.#silent.delete(handshake, source.silent, isNamed) ||
+      this.#waiting.delete(handshake, source.waiting, isNamed) ||
+      source.begun.delete(handshake);
     if (source.waiting.size === 0) this.#awaited.delete(source);
     if (source.silent.size + source.waiting.size + source.begun.size === 0) this.#sources.delete(source.name);
     if (had) this.#schedule();
@@ -117,7 +155,7 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
     this.#isClosed = true;
     clearImmediate(this.#turn);
     clearTimeout(this.#patience);
-    return [...this.#silent, ...this.#waiting, ...this.#begun.keys()];
+    return [...this.#silent.all, ...this.#waiting.all, ...this.#begun.keys()];
   }
 
   #sourceOf({ source: name }: T): Source<T> {
@@ -143,12 +181,11 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
     const source = isFull ? undefined : this.#next();
     const [handshake] = source?.waiting ?? [];
     if (source === undefined || handshake === undefined) {
-      this.#displace(this.#overdue(now), 'begun');
+      this.#displace(this.#overdue(now));
       this.#schedulePatience(now);
       return;
     }
-    this.#waiting.delete(handshake);
-    source.waiting.delete(handshake);
+    this.#waiting.delete(handshake, source.waiting, source.name !== undefined);
     this.#awaited.delete(source);
     if (source.waiting.size > 0) this.#awaited.add(source);
     this.#begun.set(handshake, now);
@@ -172,11 +209,27 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
     return next;
   }
 
-  *#overdue(now: number): Generator<T> {
+  /** Of those that do not go on, the first of the source that has the most begun. There are few. */
+  #overdue(now: number): T | undefined {
+    let most = 0;
+    let found: T | undefined;
     for (const [handshake, begunAt] of this.#begun) {
-      if (now - begunAt < PATIENCE_MS) return;
-      yield handshake;
+      if (now - begunAt < this.#patienceMs) break;
+      const { source } = handshake;
+      const count = source === undefined ? 1 : (this.#sources.get(source)?.begun.size ?? 0);
+      if (count <= most) continue;
+      most = count;
+      found = handshake;
     }
+    return found;
+  }
+
+  get #isWaitFull(): boolean {
+    return this.#waiting.size >= this.#options.limits().most;
+  }
+
+  get #patienceMs(): number {
+    return this.#isWaitFull ? SHORT_PATIENCE_MS : PATIENCE_MS;
   }
 
   /** While others wait, somebody who does not go on is waited for no longer. */
@@ -188,25 +241,13 @@ export class Handshakes<T extends { readonly source: string | undefined }> {
         this.#patience = undefined;
         this.#schedule();
       },
-      Math.max(1, begunAt + PATIENCE_MS - now),
+      Math.max(1, begunAt + this.#patienceMs - now),
     ).unref();
   }
 
-  /** Of these, of the source that has the most of them in that stage, the first makes room. */
-  #displace(from: Iterable<T>, stage: Stage): void {
-    let most = 0;
-    let found: T | undefined;
-    for (const handshake of from) {
-      const count = handshake.source === undefined ? 1 : (this.#sources.get(handshake.source)?.[stage].size ?? 0);
-      if (count <= most) continue;
-      most = count;
-      found = handshake;
-      // Mostly one of the first.
-      if (most >= this.#bounds[stage]) break;
-    }
-    if (stage !== 'begun') this.#bounds[stage] = most;
-    if (found === undefined) return;
-    this.delete(found);
-    this.#options.displaced(found);
+  #displace(handshake: T | undefined): void {
+    if (handshake === undefined) return;
+    this.delete(handshake);
+    this.#options.displaced(handshake);
   }
 }
