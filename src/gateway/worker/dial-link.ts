@@ -2,7 +2,8 @@
  * Who dials, as a worker in a process of its own reaches it: auth makes the connection, and its descriptor comes over a
  * socket of its own, under a number that only this worker and auth know.
  *
- * Hides that answer and descriptor come apart, in either order, and how many questions are on their way.
+ * Hides that answer and descriptor come apart, in either order, and how many questions are asked: so few that no client can
+ * make this worker cross what auth takes from one, and those of all keys in turn.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -12,20 +13,33 @@ import { adoptDatagrams, closeFd } from '../../os/socket.ts';
 import type { Dialled, DialPort, DialRequest, DialVerdict, ProxyKey } from '../ipc/ports.ts';
 import type { AuthLink } from './auth-link.ts';
 
-/** More wait here, not at auth, which would take so many for a worker gone wild. */
+/** On their way at once. More wait here, not at auth, which would take so many for a worker gone wild. */
 const MAX_ASKED = 1024;
+/** Asked for long, and at once before that: half of what auth takes (`LIMITS_OF_WORKER`). The rest is for logins. */
+const ASKED_PER_SECOND = 3000;
+const ASKED_BURST = 3000;
+/** How often those that wait are looked at. */
+const LOOK_MS = 10;
 const DESCRIPTOR_MS = 2000;
 const HIGH_WATER_MARK = 256 * 1024;
 
 export class DialLink implements DialPort {
-  readonly #auth: () => AuthLink;
+  readonly #auth: () => Pick<AuthLink, 'dial' | 'isAllowed'>;
+  readonly #now: () => number;
   /** Descriptors that are expected, by number. */
   readonly #expected = new Map<string, (fd: number) => void>();
-  readonly #waiting: (() => void)[] = [];
+  /** Those that wait for their turn, by whose they are; who had it last stands last. */
+  readonly #waiting = new Map<ProxyKey, (() => void)[]>();
   #asked = 0;
+  #mayAsk = ASKED_BURST;
+  #filledAt: number;
+  #look: NodeJS.Timeout | undefined;
 
-  constructor(auth: () => AuthLink) {
+  /** @param now monotonic milliseconds */
+  constructor(auth: () => Pick<AuthLink, 'dial' | 'isAllowed'>, now: () => number = () => performance.now()) {
     this.#auth = auth;
+    this.#now = now;
+    this.#filledAt = now();
   }
 
   /** A descriptor has come; one that nobody asked for is closed. */
@@ -49,13 +63,17 @@ export class DialLink implements DialPort {
     return await this.#dial(request, (fd, address) => adoptDatagrams(fd, isIPv6(address) ? 6 : 4));
   }
 
-  isAllowed(key: ProxyKey, kind: 'tcp' | 'udp', address: string, port: number): Promise<boolean> {
-    return this.#auth().isAllowed(key, kind, address, port);
+  async isAllowed(key: ProxyKey, kind: 'tcp' | 'udp', address: string, port: number): Promise<boolean> {
+    await this.#turn(key);
+    try {
+      return await this.#auth().isAllowed(key, kind, address, port);
+    } finally {
+      this.#answered();
+    }
   }
 
   async #dial<S>(request: DialRequest, adopt: (fd: number, address: string) => Promise<S>): Promise<DialVerdict<S>> {
-    while (this.#asked >= MAX_ASKED) await new Promise<void>((resolve) => void this.#waiting.push(resolve));
-    this.#asked += 1;
+    await this.#turn(request.key);
     const id = randomBytes(16).toString('hex');
     const arrived = Promise.withResolvers<number | undefined>();
     this.#expected.set(id, arrived.resolve);
@@ -69,9 +87,44 @@ export class DialLink implements DialPort {
       return { socket: await adopt(fd, answer.address), address: answer.address } satisfies Dialled<S>;
     } finally {
       this.#expected.delete(id);
-      this.#asked -= 1;
-      this.#waiting.shift()?.();
+      this.#answered();
     }
+  }
+
+  /** Resolves when a question may be asked; `answered` is to be called for it. */
+  #turn(key: ProxyKey): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const own = this.#waiting.get(key);
+    if (own === undefined) this.#waiting.set(key, [resolve]);
+    else own.push(resolve);
+    this.#askNext();
+    return promise;
+  }
+
+  #answered(): void {
+    this.#asked -= 1;
+    this.#askNext();
+  }
+
+  #askNext(): void {
+    const now = this.#now();
+    this.#mayAsk = Math.min(ASKED_BURST, this.#mayAsk + ((now - this.#filledAt) / 1000) * ASKED_PER_SECOND);
+    this.#filledAt = now;
+    for (const [key, own] of this.#waiting) {
+      if (this.#asked >= MAX_ASKED) return;
+      if (this.#mayAsk < 1) break;
+      this.#asked += 1;
+      this.#mayAsk -= 1;
+      const ask = own.shift();
+      this.#waiting.delete(key);
+      if (own.length > 0) this.#waiting.set(key, own);
+      ask?.();
+    }
+    if (this.#waiting.size === 0) return;
+    this.#look ??= setTimeout(() => {
+      this.#look = undefined;
+      this.#askNext();
+    }, LOOK_MS).unref();
   }
 }
 
