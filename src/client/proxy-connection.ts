@@ -23,6 +23,8 @@ const WINDOW_BUDGET_BYTES = 256 << 20;
 const BIND_TIMEOUT_MS = 10_000;
 const PING_MS = 15_000;
 const PING_TIMEOUT_MS = 10_000;
+/** How long a connection that has been ended waits for the gateway to end it, too. */
+const END_MS = 10_000;
 
 /** The gateway's no to one stream. */
 export class StreamRefused extends Error {
@@ -78,6 +80,8 @@ export class ProxyConnection {
       onPong: () => {
         for (const told of this.#pongs.splice(0)) told();
       },
+      // A turn later: what is said of the last stream is still to be said.
+      onUnused: () => setImmediate(() => this.#endRetired()),
       closed: (error) => {
         clearInterval(this.#ping);
         this.#bound.reject(error ?? gone());
@@ -111,10 +115,7 @@ export class ProxyConnection {
         { kind, host, port },
         {
           opened: () => stream !== undefined && resolve(new StreamEnd(stream)),
-          refused: (why) => {
-            reject(new StreamRefused(why));
-            this.#endRetired();
-          },
+          refused: (why) => reject(new StreamRefused(why)),
           broken: () => reject(gone()),
           bytes: ignore,
           ended: ignore,
@@ -148,15 +149,16 @@ export class ProxyConnection {
   }
 
   #start(): void {
-    this.#ping = setInterval(() => {
-      this.check(PING_TIMEOUT_MS);
-      this.#endRetired();
-    }, PING_MS);
+    this.#ping = setInterval(() => this.check(PING_TIMEOUT_MS), PING_MS);
     this.#ping.unref();
   }
 
   #endRetired(): void {
-    if (this.#isRetired && this.streams === 0) this.destroy();
+    if (!this.#isRetired || this.streams > 0 || this.#connection.isClosed) return;
+    clearInterval(this.#ping);
+    // What streams have said last is still to go.
+    this.#connection.end();
+    setTimeout(() => this.destroy(), END_MS).unref();
   }
 }
 

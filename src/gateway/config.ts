@@ -271,7 +271,7 @@ export const gatewayConfigSchema = z.strictObject({
         .min(1_048_576)
         .max(68_719_476_736)
         .default(268_435_456)
-        .describe('bound of all session queues together'),
+        .describe('bound of all session queues and proxy streams together'),
     })
     .prefault({}),
 

@@ -205,6 +205,40 @@ test('REQ-MUX-007: a window grows while its reader keeps up, to its limit and wi
   assert.equal(grow(openOne(ends)), 4 * INITIAL_WINDOW_BYTES);
 });
 
+test('REQ-MUX-007: while memory is short windows shrink to what each begins with, and no stream stands still', () => {
+  let isTight = false;
+  const memory = {
+    get isTight() {
+      return isTight;
+    },
+    hold: () => true,
+  };
+  const ends = pair({ memory });
+  const { mine, theirs, far } = openOne(ends);
+  const block = new Uint8Array(65_536);
+  let consumed = 0;
+  const carry = (): void => {
+    if (!mine.isFull) mine.send(block, 0, block.length);
+    ends.carry();
+    theirs.consumed(far.received - consumed);
+    consumed = far.received;
+    ends.carry();
+  };
+  for (let i = 0; i < 100; i++) carry();
+  assert.equal(theirs.windowBytes, 1 << 20);
+  isTight = true;
+  for (let i = 0; i < 100; i++) carry();
+  assert.equal(theirs.windowBytes, INITIAL_WINDOW_BYTES);
+  const before = far.received;
+  for (let i = 0; i < 20; i++) carry();
+  assert.ok(far.received >= before + 10 * INITIAL_WINDOW_BYTES);
+  for (let i = 0; i < 20; i++) {
+    mine.send(block, 0, block.length);
+    ends.carry();
+  }
+  assert.ok(far.received - consumed <= INITIAL_WINDOW_BYTES, 'what comes without being consumed');
+});
+
 test('REQ-MUX-008: streams take turns, and what is said of them overtakes what they carry', () => {
   const ends = pair();
   const streams = [openOne(ends), openOne(ends), openOne(ends)];
@@ -302,6 +336,23 @@ test('REQ-MUX-004 REQ-MUX-007 REQ-MUX-011: what is not legal ends the connection
     openOne(ends);
     assert.throws(() => ends.client.mux.receive(bytes), isWrong, what);
   }
+});
+
+test('REQ-MUX-012: a connection is bound once, whatever came of it', () => {
+  const { bind, bound } = StreamFrameType;
+  const asked: string[] = [];
+  const server = new End({ role: 'server', onBind: (credential) => void asked.push(credential) });
+  server.mux.receive(encodeStreamFrame(bind, 0, text('first')));
+  assert.throws(() => server.mux.receive(encodeStreamFrame(bind, 0, text('second'))), isWrong, 'before an answer');
+  const refused = new End({ role: 'server', onBind: (credential) => void asked.push(credential) });
+  refused.mux.receive(encodeStreamFrame(bind, 0, text('wrong')));
+  refused.mux.answerBind(undefined);
+  assert.throws(() => refused.mux.receive(encodeStreamFrame(bind, 0, text('again'))), isWrong, 'after a no');
+  assert.deepEqual(asked, ['first', 'wrong']);
+  const client = new End({ role: 'client' });
+  assert.throws(() => client.mux.receive(encodeStreamFrame(bound, 0, text('yes'))), isWrong, 'an answer to nothing');
+  const answered = pair();
+  assert.throws(() => answered.client.mux.receive(encodeStreamFrame(bound, 0, text('yes'))), isWrong, 'two answers');
 });
 
 test('REQ-MUX-011: a peer that asks and does not read is given up', () => {

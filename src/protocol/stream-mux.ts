@@ -9,7 +9,7 @@
  * @see docs/protocol.md §18
  */
 
-import { appendTo, type Chunk, ChunkPool } from '../base/chunk-pool.ts';
+import { appendTo, type Chunk } from '../base/chunk-pool.ts';
 import { VpnError } from '../base/errors.ts';
 import { readU16, writeU32 } from '../ip/bytes.ts';
 import {
@@ -27,6 +27,7 @@ import {
   type StreamWish,
   writeStreamHeader,
 } from './stream-frame.ts';
+import { type MemoryHolder, type MemoryLimit, StreamMemory } from './stream-memory.ts';
 
 /** Who has one end of a stream. What is told here comes in order, and nothing after `refused` or `broken`. */
 export interface StreamSink {
@@ -65,6 +66,8 @@ export interface MuxOptions {
   readonly maxWindowBytes: number;
   /** How far all windows together may grow beyond what each begins with. */
   readonly windowBudgetBytes: number;
+  /** What its streams may hold; default: what credit and windows allow. */
+  readonly memory?: MemoryLimit;
   /** At the server: a client wants to be known; `answerBind` says what comes of it. */
   onBind?(credential: string): void;
   /** At the client: what the server answered. */
@@ -72,6 +75,8 @@ export interface MuxOptions {
   /** At the server: a client wants a stream, which has no sink yet. */
   onWanted?(stream: MuxStream, wish: StreamWish): void;
   onPong?(): void;
+  /** The last stream is over. */
+  onUnused?(): void;
 }
 
 /** What a stream keeps at most of what cannot be sent yet, give or take one `send`. */
@@ -84,15 +89,15 @@ const BATCH_BYTES = 65_536;
 const WHOLE_BYTES = 16_384;
 /** Of frames other than DATA, that a peer does not read. */
 const MAX_CONTROL_BYTES = 1 << 20;
+/** The same of a peer that has proven nothing yet. */
+const MAX_STRANGER_CONTROL_BYTES = 1 << 14;
 const MAX_CREDIT = 0x7fff_ffff;
 const NOTHING = new Uint8Array(0);
-
-const CHUNKS = new ChunkPool(MAX_STREAM_DATA_BYTES);
 
 const NO_SINK: StreamSink = { bytes: ignore, ended: ignore, broken: ignore, room: ignore };
 
 /** One end of one stream. */
-export class MuxStream {
+export class MuxStream implements MemoryHolder {
   readonly #mux: StreamMux;
   readonly id: number;
   sink: StreamSink = NO_SINK;
@@ -108,6 +113,8 @@ export class MuxStream {
   readonly chunks: Chunk[] = [];
   /** @internal */
   pendingBytes = 0;
+  /** @internal In chunks, by whoever has them. */
+  heldBytes = 0;
   /** @internal It has a turn coming. */
   isQueued = false;
   /** @internal */
@@ -175,18 +182,48 @@ export class MuxStream {
     this.#mux.say(StreamFrameType.reset, this.id);
   }
 
-  /** So many of the bytes that have come are done with: as many may come again, or more. */
+  /** Breaks it at both ends. */
+  cut(): void {
+    this.isBroken = true;
+    this.reset();
+    this.sink.broken();
+  }
+
+  /**
+   * An empty chunk for bytes of the stream that wait somewhere else than here.
+   *
+   * @param wanted how many there are; it may hold fewer
+   * @returns undefined: there is no memory for them, and the stream has been broken
+   */
+  takeChunk(wanted: number): Chunk | undefined {
+    return this.#mux.memory.take(this, wanted);
+  }
+
+  /** Nobody uses the chunk any more. */
+  releaseChunk(chunk: Chunk): void {
+    this.#mux.memory.release(this, chunk);
+  }
+
+  /** Nobody waits for the chunk any more, but it may still be read. */
+  abandonChunk(chunk: Chunk): void {
+    this.#mux.memory.discount(this, chunk);
+  }
+
+  /** So many of the bytes that have come are done with: as many may come again, or more; fewer where memory is short. */
   consumed(length: number): void {
     this.#unreturnedBytes += length;
     if (this.isGone || this.isEndReceived || this.#unreturnedBytes * 2 < this.windowBytes) return;
-    const credit = this.#unreturnedBytes + this.#mux.widen(this);
+    const credit = this.#unreturnedBytes + this.#mux.resize(this);
     this.#unreturnedBytes = 0;
+    if (credit === 0) return;
     this.receiveCredit += credit;
     this.#mux.say(StreamFrameType.credit, this.id, u32(credit));
   }
 }
 
 export class StreamMux implements StreamFrameSink {
+  /** What all streams hold, in both directions. */
+  readonly memory: StreamMemory;
   readonly #options: MuxOptions;
   readonly #decoder: StreamFrameDecoder;
   readonly #streams = new Map<number, MuxStream>();
@@ -204,6 +241,8 @@ export class StreamMux implements StreamFrameSink {
   /** Those that have room again. */
   readonly #roomy: MuxStream[] = [];
   #lastId = 0;
+  /** BIND has been said, or has come: it is one for a connection. */
+  #hasBound = false;
   #isBound = false;
   #isClosed = false;
   #widenedBytes = 0;
@@ -212,6 +251,7 @@ export class StreamMux implements StreamFrameSink {
 
   constructor(options: MuxOptions) {
     this.#options = options;
+    this.memory = new StreamMemory(options.memory);
     this.#decoder = new StreamFrameDecoder(this);
   }
 
@@ -222,6 +262,7 @@ export class StreamMux implements StreamFrameSink {
 
   /** At the client: says who it is. */
   bind(credential: string): void {
+    this.#hasBound = true;
     this.say(StreamFrameType.bind, 0, asciiOf(credential));
   }
 
@@ -264,7 +305,7 @@ export class StreamMux implements StreamFrameSink {
 
   /** What is to be written next, borrowed until the next call of anything here; undefined: nothing is. */
   take(): Uint8Array | undefined {
-    if (this.#taken !== undefined) CHUNKS.release(this.#taken);
+    if (this.#taken !== undefined) this.memory.reuse(this.#taken);
     this.#taken = undefined;
     const taken = this.#controlBytes > 0 ? this.#takeControl() : this.#takeData();
     for (let stream = this.#roomy.pop(); stream !== undefined; stream = this.#roomy.pop()) {
@@ -324,8 +365,9 @@ export class StreamMux implements StreamFrameSink {
     stream.sendCredit -= length;
     if (chunk.start === chunk.end) {
       stream.chunks.shift();
+      this.memory.discount(stream, chunk);
       if (length >= WHOLE_BYTES) this.#taken = chunk;
-      else CHUNKS.release(chunk);
+      else this.memory.reuse(chunk);
     }
     if (stream.isWaiting && stream.pendingBytes < FULL_BYTES) {
       stream.isWaiting = false;
@@ -363,7 +405,8 @@ export class StreamMux implements StreamFrameSink {
     for (let at = start; at < end; ) {
       let chunk = stream.chunks.at(-1);
       if (chunk === undefined || chunk.end === chunk.bytes.length) {
-        chunk = CHUNKS.take();
+        chunk = this.memory.take(stream, chunk === undefined ? end - at : MAX_STREAM_DATA_BYTES);
+        if (chunk === undefined) return;
         stream.chunks.push(chunk);
       }
       at += appendTo(chunk, bytes, at, end);
@@ -407,10 +450,16 @@ export class StreamMux implements StreamFrameSink {
     if (this.#options.output.isIdle) this.#options.output.wake();
   }
 
-  /** @internal How much wider a stream's window becomes. */
-  widen(stream: MuxStream): number {
+  /** @internal How much wider a stream's window becomes; less than 0: narrower, by no more than a half. */
+  resize(stream: MuxStream): number {
     const { maxWindowBytes, windowBudgetBytes } = this.#options;
     const more = stream.windowBytes;
+    if (this.memory.isTight) {
+      const less = Math.min(more / 2, more - INITIAL_WINDOW_BYTES);
+      this.#widenedBytes -= less;
+      stream.windowBytes -= less;
+      return -less;
+    }
     if (2 * more > maxWindowBytes || this.#widenedBytes + more > windowBudgetBytes) return 0;
     this.#widenedBytes += more;
     stream.windowBytes += more;
@@ -422,11 +471,12 @@ export class StreamMux implements StreamFrameSink {
     if (!this.#streams.delete(stream.id)) return;
     stream.isGone = true;
     this.#widenedBytes -= stream.windowBytes - INITIAL_WINDOW_BYTES;
-    for (const chunk of stream.chunks) CHUNKS.release(chunk);
+    for (const chunk of stream.chunks) this.memory.release(stream, chunk);
     stream.chunks.length = 0;
     this.#pendingBytes -= stream.pendingBytes;
     stream.pendingBytes = 0;
     stream.isEnding = false;
+    if (this.#streams.size === 0 && !this.#isClosed) this.#options.onUnused?.();
   }
 
   #break(stream: MuxStream): void {
@@ -445,7 +495,7 @@ export class StreamMux implements StreamFrameSink {
   }
 
   control(type: StreamFrameType, id: number, payload: Uint8Array): void {
-    if (this.#controlBytes > MAX_CONTROL_BYTES) {
+    if (this.#controlBytes > (this.#isBound ? MAX_CONTROL_BYTES : MAX_STRANGER_CONTROL_BYTES)) {
       throw new VpnError('ERR_FRAME_STATE', 'the peer asks without reading what it is answered');
     }
     const { role } = this.#options;
@@ -457,11 +507,12 @@ export class StreamMux implements StreamFrameSink {
         this.#options.onPong?.();
         return;
       case StreamFrameType.bind:
-        if (role === 'client' || this.#isBound) throw wrong('BIND came where it cannot');
+        if (role === 'client' || this.#hasBound) throw wrong('BIND came where it cannot');
+        this.#hasBound = true;
         this.#options.onBind?.(textOf(payload));
         return;
       case StreamFrameType.bound:
-        if (role === 'server' || this.#isBound) throw wrong('BOUND came where it cannot');
+        if (role === 'server' || this.#isBound || !this.#hasBound) throw wrong('BOUND came where it cannot');
         this.#isBound = true;
         this.#options.onBound?.(textOf(payload));
         return;

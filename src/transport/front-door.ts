@@ -27,6 +27,7 @@ import type { Duplex } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { Endpoint } from './endpoint.ts';
 import { forwardHttp } from './http-forward.ts';
+import type { QueueBudget } from './queue-budget.ts';
 import { StreamDoor } from './stream-door.ts';
 import {
   type PlainRequest,
@@ -64,6 +65,8 @@ export interface FrontDoorOptions {
   timeoutMs: number;
   /** Takes requests for a proxy; without it there is none. */
   onProxyRequest?: ((request: ProxyRequest) => void) | undefined;
+  /** Whose memory the streams of `customvpn-streams/1` hold; default: nobody counts it. */
+  queues?: QueueBudget | undefined;
   /** Whether whoever is not known meets a web server even when asking for a proxy. */
   isHidden?: boolean;
   /** The secret path at which a tunnel is opened, and who takes it. */
@@ -114,9 +117,9 @@ export class FrontDoor {
   }
 
   #openStreams(visitor: Visitor): void {
-    const { onProxyRequest } = this.#options;
+    const { onProxyRequest, queues } = this.#options;
     if (onProxyRequest === undefined) visitor.destroy();
-    else visitor.streams = new StreamDoor(visitor, onProxyRequest);
+    else visitor.streams = new StreamDoor(visitor, onProxyRequest, queues);
   }
 
   #openHttp2(visitor: Visitor): void {

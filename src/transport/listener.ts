@@ -98,7 +98,7 @@ export interface ListenerOptions {
   /** Takes what the front door is asked for as a proxy; without it the front door is none. */
   onProxyRequest?: (request: ProxyRequest) => void;
   dataQueueBytes?: number;
-  /** Shared by the data queues of all connections. */
+  /** Shared by the data queues and streams of all connections. */
   queues?: QueueBudget;
   /**
    * Gives a connection to another listener, whose `takeOver` goes on with it, if its client asks for that by what it has sent.
@@ -241,6 +241,7 @@ export class Listener {
     this.#frontDoor = new FrontDoor({
       timeoutMs: options.frontDoorTimeoutMs ?? FRONT_DOOR_TIMEOUT_MS,
       onProxyRequest: options.onProxyRequest,
+      queues: options.queues,
       isHidden: camouflage?.only === true,
       ...(camouflage === undefined
         ? {}

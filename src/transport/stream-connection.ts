@@ -9,10 +9,14 @@
 
 import type { TLSSocket } from 'node:tls';
 import { toVpnError, type VpnError } from '../base/errors.ts';
+import type { MemoryLimit } from '../protocol/stream-memory.ts';
 import { type MuxOptions, type MuxOutput, StreamMux } from '../protocol/stream-mux.ts';
 import { readDirectly } from './direct-read.ts';
+import type { BudgetedQueue, QueueBudget } from './queue-budget.ts';
 
-export type StreamConnectionOptions = Omit<MuxOptions, 'output'> & {
+export type StreamConnectionOptions = Omit<MuxOptions, 'output' | 'memory'> & {
+  /** Whose memory its streams hold; default: nobody counts it. */
+  queues?: QueueBudget | undefined;
   /** Called once, when it is gone; with what the other end did wrong, if that is why. */
   closed(error: VpnError | undefined): void;
 };
@@ -29,10 +33,14 @@ export class StreamConnection implements MuxOutput {
 
   /** Takes over a socket whose handshake is complete. */
   constructor(socket: TLSSocket, options: StreamConnectionOptions) {
-    const { closed, ...rest } = options;
+    const { closed, queues, ...rest } = options;
     this.#socket = socket;
     this.#closed = closed;
-    this.mux = new StreamMux({ ...rest, output: this });
+    this.mux = new StreamMux({
+      ...rest,
+      output: this,
+      ...(queues === undefined ? {} : { memory: new Share(queues, this) }),
+    });
     this.#written = () => {
       this.#isBusy = false;
       this.wake();
@@ -93,6 +101,38 @@ export class StreamConnection implements MuxOutput {
     this.#socket.destroy();
     this.mux.close();
     this.#closed(this.#error);
+  }
+}
+
+/** What one connection's streams hold of the memory that all queues of the process share. */
+class Share implements MemoryLimit, BudgetedQueue {
+  heldBytes = 0;
+  readonly #queues: QueueBudget;
+  readonly #connection: StreamConnection;
+
+  constructor(queues: QueueBudget, connection: StreamConnection) {
+    this.#queues = queues;
+    this.#connection = connection;
+  }
+
+  get queuedBytes(): number {
+    return this.heldBytes;
+  }
+
+  get isTight(): boolean {
+    return this.#queues.isTight;
+  }
+
+  hold(bytes: number): boolean {
+    if (!this.#queues.grant(this, bytes)) return false;
+    this.heldBytes = bytes;
+    return true;
+  }
+
+  give(): void {
+    const { memory } = this.#connection.mux;
+    memory.shed();
+    this.heldBytes = memory.heldBytes;
   }
 }
 

@@ -9,6 +9,7 @@
 
 import type { TLSSocket } from 'node:tls';
 import type { MuxStream, StreamSink } from '../protocol/stream-mux.ts';
+import type { QueueBudget } from './queue-budget.ts';
 import { StreamConnection } from './stream-connection.ts';
 import { StreamEnd } from './stream-end.ts';
 import type {
@@ -35,13 +36,19 @@ export class StreamDoor {
   #mayGiveUp = GIVEN_UP_BURST;
   #refilledAt = performance.now();
 
-  constructor(visitor: ProxyConnection & { readonly socket: TLSSocket }, onRequest: (request: ProxyRequest) => void) {
+  /** @param queues whose memory its streams hold */
+  constructor(
+    visitor: ProxyConnection & { readonly socket: TLSSocket },
+    onRequest: (request: ProxyRequest) => void,
+    queues: QueueBudget | undefined,
+  ) {
     this.#visitor = visitor;
     this.#onRequest = onRequest;
     this.#connection = new StreamConnection(visitor.socket, {
       role: 'server',
       maxWindowBytes: MAX_WINDOW_BYTES,
       windowBudgetBytes: WINDOW_BUDGET_BYTES,
+      queues,
       onBind: (credential) => this.#onRequest(new Binding(visitor, this.#connection, credential)),
       onWanted: (stream, { kind, host, port }) => {
         const request = new Request(visitor, stream, kind, { host, port }, () => this.#gaveUp());

@@ -2,19 +2,18 @@
  * A stream of `customvpn-streams/1` and what it is joined with: a TCP connection, or whoever reads and writes it as a `Duplex`.
  *
  * Hides how bytes get from one to the other. Between socket and stream there is no stream of Node's: a socket is read into one
- * buffer that all sockets share, from which a frame is written where it lies; what comes is gathered, and written to the
- * socket a frame at a time. Ends, resets and back pressure go both ways.
+ * buffer that all sockets share, from which a frame is written where it lies; what comes is written
+ * to the socket a frame at a time, and gathered while a write is under way. Ends, resets and back pressure go both ways.
  */
 
 import type { Socket } from 'node:net';
 import { Duplex } from 'node:stream';
-import { appendTo, type Chunk, ChunkPool } from '../base/chunk-pool.ts';
+import { appendTo, type Chunk } from '../base/chunk-pool.ts';
 import { MAX_STREAM_DATA_BYTES, STREAM_HEADER_BYTES } from '../protocol/stream-frame.ts';
 import type { MuxStream, StreamSink } from '../protocol/stream-mux.ts';
 import { readInto } from './direct-read.ts';
 import { resetSocket, type SpliceEnd, type SpliceOutcome } from './splice.ts';
 
-const CHUNKS = new ChunkPool(MAX_STREAM_DATA_BYTES);
 /** What is read from a socket, behind room for a frame's header; it is sent or copied before the next read of any. */
 const READ = Buffer.alloc(STREAM_HEADER_BYTES + MAX_STREAM_DATA_BYTES);
 const READ_BODY = READ.subarray(STREAM_HEADER_BYTES);
@@ -80,7 +79,7 @@ class SocketJoint implements StreamSink {
   readonly #flushLater: () => void;
   /** What is gathered for the next write. */
   #gathered: Chunk | undefined;
-  /** What is being written, in order. */
+  /** What is being written, in order; all but the first are full. */
   readonly #writing: Chunk[] = [];
   #isFlushDue = false;
   #hasEnded = false;
@@ -94,8 +93,9 @@ class SocketJoint implements StreamSink {
       const chunk = this.#writing.shift();
       if (chunk === undefined) return;
       const length = chunk.end - chunk.start;
-      CHUNKS.release(chunk);
-      this.#stream.consumed(length);
+      stream.releaseChunk(chunk);
+      stream.consumed(length);
+      if (!this.#isFlushDue) this.#flush();
     };
     this.#flushLater = () => {
       this.#isFlushDue = false;
@@ -127,9 +127,11 @@ class SocketJoint implements StreamSink {
 
   bytes(bytes: Uint8Array, start: number, end: number, isLast: boolean): void {
     for (let at = start; at < end; ) {
-      this.#gathered ??= CHUNKS.take();
+      // Small chunks are for who says little: those that say it again and again get few large ones.
+      this.#gathered ??= this.#stream.takeChunk(this.#writing.length < 2 ? end - at : MAX_STREAM_DATA_BYTES);
+      if (this.#gathered === undefined) return;
       at += appendTo(this.#gathered, bytes, at, end);
-      if (this.#gathered.end === this.#gathered.bytes.length) this.#flush();
+      if (isFull(this.#gathered)) this.#write();
     }
     if (isLast) this.#flush();
     else if (!this.#isFlushDue && this.#gathered !== undefined) {
@@ -140,7 +142,7 @@ class SocketJoint implements StreamSink {
   }
 
   ended(): void {
-    this.#flush();
+    this.#write();
     this.#hasEnded = true;
     this.#socket.end();
   }
@@ -153,7 +155,12 @@ class SocketJoint implements StreamSink {
     if (!this.#isOver) this.#socket.resume();
   }
 
+  /** Writes what is gathered, unless more may come to it first. */
   #flush(): void {
+    if (this.#writing.length === 0) this.#write();
+  }
+
+  #write(): void {
     const chunk = this.#gathered;
     if (chunk === undefined || this.#isOver) return;
     this.#gathered = undefined;
@@ -169,8 +176,16 @@ class SocketJoint implements StreamSink {
       this.#stream.reset();
       if (!this.#socket.closed) resetSocket(this.#socket);
     }
+    if (this.#gathered !== undefined) this.#stream.releaseChunk(this.#gathered);
+    this.#gathered = undefined;
+    // The socket lets go of them a little later.
+    for (const chunk of this.#writing.splice(0)) this.#stream.abandonChunk(chunk);
     this.#done(outcome);
   }
+}
+
+function isFull(chunk: Chunk): boolean {
+  return chunk.end === chunk.bytes.length;
 }
 
 /** A stream for those who take it as Node's. */

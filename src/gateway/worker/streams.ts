@@ -40,6 +40,8 @@ const TICK_MS = 1000;
 const MAX_FAILURES = 3;
 /** Datagrams for a client that does not read are dropped beyond this. */
 const MAX_UDP_QUEUE_BYTES = 256 * 1024;
+/** The same of all clients together. */
+const MAX_UDP_QUEUES_BYTES = 64 * 1024 * 1024;
 const NO_TOKEN = new Uint8Array(0);
 
 export interface StreamsOptions {
@@ -104,6 +106,8 @@ export class Streams implements ProxyWorkerPort {
   readonly #byKey = new Map<ProxyKey, Admission>();
   /** Streams, and those that are being made. */
   readonly #byUser = new Map<string, number>();
+  /** Datagrams that wait for clients, as far as their streams have been looked at. */
+  #udpQueuedBytes = 0;
   readonly #tick: NodeJS.Timeout;
 
   constructor(options: StreamsOptions) {
@@ -339,24 +343,37 @@ export class Streams implements ProxyWorkerPort {
     let receivedBytes = 0;
     request.onGone = ignore;
     const { duplex, reset } = request.accept();
+    let queuedBytes = 0;
+    /** How much waits for the client is known only by looking. */
+    const look = (waiting = duplex.writableLength): void => {
+      this.#udpQueuedBytes += waiting - queuedBytes;
+      queuedBytes = waiting;
+    };
     const stream = this.#begin(admission, {
       kind: 'udp',
       address,
       port: request.target.port,
-      bytes: () => ({ receivedBytes, sentBytes }),
+      bytes: () => {
+        look();
+        return { receivedBytes, sentBytes };
+      },
       cut: reset,
     });
     const done = once(() => {
       socket.close();
       this.#end(admission, stream);
+      look(0);
       release();
     });
     // RFC 9298 §3.1: what ICMP says of the server ends the stream.
     socket.on('error', reset);
     socket.on('message', (payload) => {
       sentBytes += payload.length;
-      if (duplex.writableLength > MAX_UDP_QUEUE_BYTES) this.counters.droppedDatagrams += 1;
+      look();
+      const isShort = queuedBytes > 0 && this.#udpQueuedBytes > MAX_UDP_QUEUES_BYTES;
+      if (isShort || queuedBytes > MAX_UDP_QUEUE_BYTES) this.counters.droppedDatagrams += 1;
       else if (duplex.writable) duplex.write(encodeUdp(payload));
+      look();
     });
     const decoder = new CapsuleDecoder((payload) => {
       receivedBytes += payload.length;
