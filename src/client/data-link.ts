@@ -88,7 +88,7 @@ export class DataLink {
       const slot = new Slot<ServerConnection>({
         number,
         counters: options.counters,
-        onSending: (connection) => this.#link?.spread.set(number, connection?.channel),
+        onSending: (connection) => this.#sendOn(number, connection?.channel),
       });
       const never = Number.NEGATIVE_INFINITY;
       return {
@@ -131,6 +131,13 @@ export class DataLink {
       for (const connection of slot.connections) connection.receiver = link.createReceiver();
       link.spread.set(number, slot.sending?.channel);
     }
+  }
+
+  #sendOn(number: number, channel: Channel | undefined): void {
+    const spread = this.#link?.spread;
+    spread?.set(number, channel);
+    // The control connection has the first slot as long as there is no data connection, and no longer.
+    if (channel !== undefined && number > 0) spread?.set(0, this.#places[0]?.slot.sending?.channel);
   }
 
   /** Connections that packets are sent on. */

@@ -120,6 +120,23 @@ for (const count of [1, 3]) {
   });
 }
 
+test('the control connection carries nothing once any data connection is there, whichever of them comes first', async () => {
+  const clock = new ManualClock();
+  await using world = await World.open({ config: { data: { channels: 3 } } });
+  await using relay = await Relay.open(world.port);
+  relay.takes = 1;
+  const sim = await world.connected('alice', { serverPort: relay.port, clock });
+  // The first has to wait before it is tried again, the others have not.
+  relay.takes = Number.POSITIVE_INFINITY;
+  await channels(sim.client, 2);
+  await until(() => world.server.sessions[0]?.channels === 2, 'the gateway to see them');
+  const [control] = relay.connections;
+  const before = { up: control?.upBytes ?? 0, down: control?.downBytes ?? 0 };
+  await exchangeFlows(world, sim, 1000);
+  assert.equal(sim.client.snapshot.channels, 2);
+  assert.ok((control?.upBytes ?? 0) - before.up < 1000 && (control?.downBytes ?? 0) - before.down < 1000);
+});
+
 test('the only data connection of a session may be lost, too', async () => {
   await using world = await World.open();
   await using relay = await Relay.open(world.port);
