@@ -6,6 +6,7 @@ import { isVpnError } from '../base/errors.ts';
 import {
   addressAt,
   createPrefix,
+  findOverlaps,
   formatIp,
   formatPrefix,
   type IpAddress,
@@ -16,6 +17,7 @@ import {
   parseIp,
   parsePrefix,
   prefixContains,
+  prefixCovers,
   prefixesOverlap,
   prefixSize,
 } from './address.ts';
@@ -230,4 +232,33 @@ test('an address is unusable when its own route is', () => {
     assert.ok(isUnusableAddress(parseIp(text)), text);
   }
   for (const text of ['10.8.0.1', '192.0.2.1', 'fd00::1']) assert.ok(!isUnusableAddress(parseIp(text)), text);
+});
+
+test('overlaps in a list are those that a comparison of each with each finds, with the first before it', () => {
+  const anyPrefix = fc
+    .tuple(
+      fc.constantFrom('10.0.0.0', '10.0.0.128', '10.0.1.0', '10.9.0.0', 'fd00::', 'fd00::1', 'fd00:1::'),
+      fc.nat(128),
+    )
+    .map(([text, length]) => createPrefix(parseIp(text), text.includes(':') ? length : length % 33));
+  fc.assert(
+    fc.property(fc.array(anyPrefix, { maxLength: 12 }), (prefixes) => {
+      const expected = prefixes.flatMap((prefix, at) => {
+        const first = prefixes.findIndex((other) => prefixesOverlap(other, prefix));
+        return first < at ? [[at, first] as const] : [];
+      });
+      assert.deepEqual(
+        [...findOverlaps(prefixes)].toSorted(([a], [b]) => a - b),
+        expected,
+      );
+    }),
+  );
+});
+
+test('a prefix covers itself and what is within it', () => {
+  const covers = (outer: string, inner: string): boolean => prefixCovers(parsePrefix(outer), parsePrefix(inner));
+  assert.ok(covers('10.1.0.0/16', '10.1.0.0/16') && covers('10.1.0.0/16', '10.1.7.0/24') && covers('::/0', 'fd00::/8'));
+  assert.ok(
+    !covers('10.1.7.0/24', '10.1.0.0/16') && !covers('10.1.0.0/16', '10.2.7.0/24') && !covers('::/0', '10.0.0.0/8'),
+  );
 });

@@ -88,9 +88,42 @@ export function prefixContains(prefix: Prefix, address: IpAddress): boolean {
   return prefix.address.version === address.version && commonBits(prefix.address.bytes, address.bytes) >= prefix.length;
 }
 
+/** Whether all of a prefix is within another one. */
+export function prefixCovers(outer: Prefix, inner: Prefix): boolean {
+  return outer.length <= inner.length && prefixContains(outer, inner.address);
+}
+
+/** The prefix that holds one address only. */
+export function hostPrefix(address: IpAddress): Prefix {
+  return { address, length: address.bytes.length * 8 };
+}
+
 /** Whether two prefixes have an address in common, which means that one is within the other. */
 export function prefixesOverlap(a: Prefix, b: Prefix): boolean {
   return a.length <= b.length ? prefixContains(a, b.address) : prefixContains(b, a.address);
+}
+
+/**
+ * Finds prefixes of a list that have addresses in common, without comparing each with each.
+ *
+ * @returns for each that overlaps one before it in the list the first such one, both by their places
+ */
+export function findOverlaps(prefixes: readonly Prefix[]): ReadonlyMap<number, number> {
+  const found = new Map<number, number>();
+  const sorted = prefixes.map((prefix, at) => ({ prefix, at })).sort((a, b) => comparePrefixes(a.prefix, b.prefix));
+  // Those that hold the one that is looked at, the widest first.
+  const around: typeof sorted = [];
+  for (const one of sorted) {
+    for (let last = around.at(-1); last !== undefined && !prefixCovers(last.prefix, one.prefix); last = around.at(-1)) {
+      around.pop();
+    }
+    for (const other of around) {
+      const later = Math.max(one.at, other.at);
+      found.set(later, Math.min(one.at, other.at, found.get(later) ?? later));
+    }
+    around.push(one);
+  }
+  return found;
 }
 
 /** How many addresses a prefix holds. */
@@ -140,7 +173,7 @@ export function isUnusableAddress(address: IpAddress): boolean {
 
 /** Whether all of a prefix is for private networks: RFC 1918, or unique local addresses (RFC 4193). */
 export function isPrivateNetwork(prefix: Prefix): boolean {
-  return PRIVATE_NETWORKS.some((outer) => outer.length <= prefix.length && prefixContains(outer, prefix.address));
+  return PRIVATE_NETWORKS.some((outer) => prefixCovers(outer, prefix));
 }
 
 const BROAD_ROUTE_BITS = 8;
@@ -162,6 +195,17 @@ const UNUSABLE_ROUTES: readonly Prefix[] = [
 const PRIVATE_NETWORKS: readonly Prefix[] = ['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', 'fc00::/7'].map(
   parsePrefix,
 );
+
+/** By family and address; of those that begin alike the widest comes first. */
+function comparePrefixes(a: Prefix, b: Prefix): number {
+  const [left, right] = [a.address, b.address];
+  if (left.version !== right.version) return left.version - right.version;
+  for (const [at, byte] of left.bytes.entries()) {
+    const difference = byte - (right.bytes[at] ?? 0);
+    if (difference !== 0) return difference;
+  }
+  return a.length - b.length;
+}
 
 /** How many leading bits two addresses of one version share. */
 function commonBits(a: Uint8Array, b: Uint8Array): number {

@@ -406,3 +406,35 @@ test('whatever is leased, released, wanted and kept, no address is leased twice,
     { numRuns: 300 },
   );
 });
+
+test('in a pool that is larger than anything that is remembered of it, each share has its addresses, before and after a restart', () => {
+  const open = (): LeasePool => new LeasePool({ v6: parsePrefix('fd00:8::/64'), shares: 2 });
+  const leases = open();
+  const second = leases.lease('a', 1);
+  assert.deepEqual(texts(second), ['fd00:8::8000:0']);
+  // Whoever has the same pool and not the leases, such as the supervisor, comes to the same.
+  assert.deepEqual([open().shareOf(second), open().shareOf(leases.lease('b', 0))], [1, 0]);
+  const restored = open();
+  restored.restore([['a', second]]);
+  assert.deepEqual(texts(restored.lease('c', 1)), ['fd00:8::8000:1']);
+  assert.deepEqual(texts(restored.lease('a', 0)), ['fd00:8::8000:0']);
+  const far = open();
+  far.restore([['a', { v6: parseIp('fd00:8::7fff:ffff') }]]);
+  assert.deepEqual(texts(far.lease('a', 0)), ['fd00:8::2'], 'too far behind the beginning of its block');
+});
+
+test('addresses can be kept where clients can have them; of those that cannot, no two are the same', () => {
+  const large = pool(undefined, 'fd00:8::/64');
+  const can = (of: LeasePool, text: string): boolean => of.canKeep(parsePrefix(text));
+  assert.ok(can(large, 'fd00:8::2/128') && can(large, 'fd00:8::/120') && can(large, 'fd00:8::10:0/128'));
+  for (const text of ['fd00:8::/128', 'fd00:8::1/128', 'fd00:8::10:1/128', 'fd00:8::dead:beef/128', 'fd00:9::2/128']) {
+    assert.ok(!can(large, text), text);
+  }
+  const small = pool('10.8.0.0/24', 'fd00:8::/64');
+  assert.ok(can(small, '10.8.0.254/32') && !can(small, '10.8.0.255/32') && !can(small, '10.8.0.1/32'));
+  assert.ok(can(small, 'fd00:8::fe/128') && !can(small, 'fd00:8::ff/128'), 'the other family has no such host part');
+  const far = ['fd00:8::dead:1', 'fd00:8::dead:2'].map((text) => parsePrefix(`${text}/128`));
+  large.keep(far);
+  const leases = far.map((wanted, at) => large.lease(`device ${at}`, 0, [wanted]));
+  assert.deepEqual(leases.map(texts), [['fd00:8::2'], ['fd00:8::3']]);
+});

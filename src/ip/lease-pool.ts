@@ -62,8 +62,10 @@ interface Holding {
 /** The host part of the gateway's own addresses. */
 const GATEWAY_INDEX = 1;
 const REMEMBERED_OWNERS = 65_536;
-/** Nobody is restored to a higher index, so that the free ones below stay few. */
-const HIGHEST_RESTORED_INDEX = 2 ** 20;
+/** Nobody is restored to an index further within its block, so that the free ones below stay few. */
+const MOST_RESTORED = 2 ** 20;
+/** Addresses are kept for somebody among so many at the beginning of a pool, for the same reason. */
+export const KEPT_INDEXES = 2 ** 20;
 /** A smaller block would be borrowing all the time. */
 const MIN_BLOCK_SIZE = 8;
 
@@ -192,7 +194,8 @@ export class LeasePool {
     for (const [owner, addresses] of former) {
       const index = this.#indexFor(addresses);
       if (index === undefined || this.#indexOf.has(owner)) continue;
-      const { ownerOf } = this.#blockAt(index);
+      const { ownerOf, base } = this.#blockAt(index);
+      if (index - base > MOST_RESTORED) continue;
       const earlier = ownerOf.get(index);
       if (earlier !== undefined) this.#indexOf.delete(earlier);
       ownerOf.delete(index);
@@ -240,6 +243,12 @@ export class LeasePool {
       const left = free.filter((index) => !this.#kept.has(index));
       free.splice(0, free.length, ...left);
     }
+  }
+
+  /** Whether any address of a prefix is one that can be kept for somebody. */
+  canKeep(prefix: Prefix): boolean {
+    const [first, last] = this.#keptRange(prefix);
+    return first <= last;
   }
 
   /** How many leases are held. */
@@ -347,23 +356,27 @@ export class LeasePool {
       ...(this.#v6 === undefined ? [] : [v6 && indexIn(this.#v6, v6)]),
     ].filter((index) => index !== undefined);
     const [index] = indexes;
-    const last = Math.min(this.size + GATEWAY_INDEX, HIGHEST_RESTORED_INDEX);
     if (index === undefined || indexes.some((other) => other !== index)) return undefined;
-    return index > GATEWAY_INDEX && index <= last ? index : undefined;
+    return index > GATEWAY_INDEX && index <= this.size + GATEWAY_INDEX ? index : undefined;
   }
 
   /** The indexes of the addresses of this pool that these prefixes hold. */
   #indexesOf(prefixes: readonly Prefix[]): number[] {
-    const last = Math.min(this.size + GATEWAY_INDEX, HIGHEST_RESTORED_INDEX);
     const found = new Set<number>();
     for (const prefix of prefixes) {
-      const own = prefix.address.version === 4 ? this.#v4 : this.#v6;
-      const first = own === undefined ? undefined : indexIn(own, prefix.address);
-      if (first === undefined) continue;
-      const end = Math.min(last, first + Number(prefixSize(prefix)) - 1);
-      for (let index = Math.max(first, GATEWAY_INDEX + 1); index <= end; index++) found.add(index);
+      const [first, end] = this.#keptRange(prefix);
+      for (let index = first; index <= end; index++) found.add(index);
     }
     return [...found];
+  }
+
+  /** The first and the last index that a prefix can keep; there are none where the last is the lower. */
+  #keptRange(prefix: Prefix): [first: number, last: number] {
+    const own = prefix.address.version === 4 ? this.#v4 : this.#v6;
+    const first = own === undefined ? undefined : indexIn(own, prefix.address);
+    if (first === undefined) return [0, -1];
+    const last = Math.min(this.size + GATEWAY_INDEX, KEPT_INDEXES, first + Number(prefixSize(prefix)) - 1);
+    return [Math.max(first, GATEWAY_INDEX + 1), last];
   }
 
   #forget(index: number): void {
@@ -385,11 +398,11 @@ export class LeasePool {
   }
 }
 
-/** How many indexes can be leased. They are exact as numbers; a pool beyond 2^32 is never full. */
+/** How many indexes can be leased. They are exact as numbers; of a larger pool the first 2^32 are enough, which shares cut evenly. */
 function sizeOf({ v4, v6 }: Pick<LeasePoolOptions, 'v4' | 'v6'>): number {
   const last4 = v4 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v4)) - 2;
   const last6 = v6 === undefined ? Number.POSITIVE_INFINITY : Number(prefixSize(v6)) - 1;
-  return Math.min(last4, last6, 2 ** 32) - GATEWAY_INDEX;
+  return Math.min(last4, last6, 2 ** 32 - 1) - GATEWAY_INDEX;
 }
 
 function roomOf(size: number): number {

@@ -20,7 +20,10 @@ const MAX_RULES = 20_000;
 const MAX_SETTINGS = 1_000;
 const MAX_ENTRIES = 10_000;
 const MAX_SITES = 1_000;
-const MAX_SITE_NETWORKS = 64;
+/** Networks of one site, or behind one client; what a peer takes in a message is as many. */
+export const MAX_NETWORKS = 64;
+const MAX_OPEN_TO = 64;
+const MAX_ADDRESSES = 64;
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$/;
 const GROUP = /^[\p{L}\p{N}][\p{L}\p{M}\p{N}._@+-]{0,63}$/u;
 const RESERVED = ['any', 'clients', 'tcp', 'udp', 'ip', 'icmp'];
@@ -134,10 +137,10 @@ const site = z.strictObject({
       ),
     )
     .min(1)
-    .max(MAX_SITE_NETWORKS),
+    .max(MAX_NETWORKS),
   openTo: z
     .array(cidr)
-    .max(MAX_SITE_NETWORKS)
+    .max(MAX_OPEN_TO)
     .default([])
     .describe("networks on the gateway's side from where connections to the site may be begun"),
 });
@@ -147,7 +150,7 @@ const staticAddresses = z.strictObject({
   addresses: z
     .array(word)
     .min(1)
-    .max(MAX_SITE_NETWORKS)
+    .max(MAX_ADDRESSES)
     .describe('addresses and prefixes of the pool that nobody else gets; the other family has the same host part'),
 });
 

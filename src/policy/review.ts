@@ -5,7 +5,7 @@
  * what is covered only by several rules together is not found.
  */
 
-import { formatPrefix, type Prefix, prefixContains, prefixesOverlap } from '../ip/address.ts';
+import { formatPrefix, type Prefix, prefixCovers, prefixesOverlap } from '../ip/address.ts';
 import type { Problem } from './document.ts';
 import type { Destination, Policy, Rule, Subject } from './policy.ts';
 import { formatDestination, formatSubject } from './policy.ts';
@@ -49,17 +49,13 @@ function sitesAtOdds({ rules, settings, sites }: Policy): Problem[] {
   }
   for (const { line, settings: given } of settings) {
     for (const route of given.routes ?? []) {
-      const site = sites.find(({ networks }) => networks.some(({ seenAs }) => isWithin(seenAs, route)));
+      const site = sites.find(({ networks }) => networks.some(({ seenAs }) => prefixCovers(seenAs, route)));
       if (site === undefined) continue;
       const message = `the route ${formatPrefix(route)} is that of the site ${site.name} in line ${site.line}, which is pushed to whoever may reach it: leave it out`;
       problems.push({ severity: 'warning', line, column: 1, message });
     }
   }
   return problems;
-}
-
-function isWithin(outer: Prefix, inner: Prefix): boolean {
-  return outer.length <= inner.length && prefixContains(outer, inner.address);
 }
 
 function shadowedRules(rules: readonly Rule[]): Problem[] {
@@ -149,7 +145,7 @@ function destinationCovers(outer: Destination, inner: Destination): boolean {
   if (outer.kind === 'any') return inner.kind === 'any' || inner.kind === 'prefix' || inner.kind === 'host';
   if (outer.kind === 'clients') return inner.kind === 'clients' || inner.kind === 'user' || inner.kind === 'group';
   if (outer.kind === 'prefix' && inner.kind === 'prefix') {
-    return isWithin(outer.prefix, inner.prefix);
+    return prefixCovers(outer.prefix, inner.prefix);
   }
   return formatDestination(outer) === formatDestination(inner);
 }

@@ -175,6 +175,53 @@ test('sites and addresses must fit the networks of the gateway', () => {
   );
 });
 
+test('an address that no client can have is an error', () => {
+  const check = (address: string, pool: string[]): string =>
+    checkNetworks(policyOf(`version = 1\n[[addresses]]\nfor = ["user:erika"]\naddresses = ["${address}"]\n`), {
+      pool,
+      routes: [],
+    })
+      .map(({ severity, line, message }) => `${severity} ${line}: ${message}`)
+      .join();
+  assert.match(
+    check('10.88.0.1', ['10.88.0.0/24']),
+    /^error 2: no client can have 10\.88\.0\.1\/32: .*own \(10\.88\.0\.1\)/,
+  );
+  assert.match(check('10.88.0.255', ['10.88.0.0/24']), /^error 2: no client can have 10\.88\.0\.255\/32/);
+  assert.match(check('fd88::dead:beef', ['fd88::/64']), /^error 2: no client can have .*among the first 1048576/);
+  assert.match(check('fd88::1:2', ['10.88.0.0/24', 'fd88::/64']), /^error 2: no client can have/);
+  for (const address of ['10.88.0.2', '10.88.0.0/30', 'fd88::fe']) {
+    assert.equal(check(address, ['10.88.0.0/24', 'fd88::/64']), '', address);
+  }
+});
+
+test('a client is granted so many networks, however much it offers and the policy has for it', () => {
+  const site = (number: number): string =>
+    `[[sites]]\nname = "s${number}"\nfor = ["user:erika"]\nnetworks = [${Array.from({ length: 40 }, (_, at) => `"10.${number}.${at}.0/24"`).join(', ')}]\n`;
+  const policy = policyOf(`version = 1\n${site(1)}${site(2)}`);
+  const all = granted(policy, offering('a', 'erika', ['10.0.0.0/8']), offering('b', 'erika', ['10.0.0.0/8'], 'bb'));
+  assert.deepEqual([all.a?.length, all.b?.length], [64, 16]);
+  assert.equal(new Set([...(all.a ?? []), ...(all.b ?? [])]).size, 80);
+});
+
+test('large tables are read without comparing each entry with each', () => {
+  const sites = Array.from({ length: 64 }, (_, number) => {
+    const networks = Array.from({ length: 64 }, (_, at) => `"fd00:${number + 1}:${at + 1}::/48"`);
+    return `[[sites]]\nname = "s${number}"\nfor = ["user:a"]\nnetworks = [${networks.join(', ')}]\n`;
+  });
+  const addresses = Array.from({ length: 1000 }, (_, number) => {
+    const own = Array.from({ length: 64 }, (_, at) => `"fd88::${(number + 1).toString(16)}:${at}"`);
+    return `[[addresses]]\nfor = ["user:a"]\naddresses = [${own.join(', ')}]\n`;
+  });
+  const text = `version = 1\n${sites.join('')}${addresses.join('')}`;
+  const before = performance.now();
+  assert.deepEqual(errorsOf(text), []);
+  const took = performance.now() - before;
+  assert.ok(took < 10_000, `${took} ms`);
+  const more = `[[sites]]\nname = "one-more"\nfor = ["user:a"]\nnetworks = ["fd01::/48"]\n`;
+  assert.match(errorsOf(`version = 1\n${sites.join('')}${more}`)[0] ?? '', /sites have 4097 networks, at most 4096/);
+});
+
 test('a site that nobody reaches, and a route that is pushed twice, are warned of', () => {
   const warnings = (text: string): string[] =>
     reviewPolicy(policyOf(text)).map(({ line, message }) => `${line}: ${message}`);

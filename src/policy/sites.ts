@@ -7,7 +7,10 @@
 
 import { toVpnError } from '../base/errors.ts';
 import {
+  findOverlaps,
+  formatIp,
   formatPrefix,
+  hostPrefix,
   type IpAddress,
   isBroadRoute,
   isUnusableRoute,
@@ -15,10 +18,13 @@ import {
   parseIp,
   parsePrefix,
   prefixContains,
+  prefixCovers,
   prefixesOverlap,
+  prefixSize,
 } from '../ip/address.ts';
+import { KEPT_INDEXES, LeasePool } from '../ip/lease-pool.ts';
 import { groupsOf, type Holder, isSubject } from './access.ts';
-import type { AddressesDocument, Problem, SiteDocument } from './document.ts';
+import { type AddressesDocument, MAX_NETWORKS, type Problem, type SiteDocument } from './document.ts';
 import type { Destination, Policy, Rule, Subject } from './policy.ts';
 
 /** Whose something may be: a user's, a member's of a group, or one device's. */
@@ -88,9 +94,13 @@ export function readSites(documents: readonly SiteDocument[], reader: TableReade
       openTo: openTo.map(parsePrefix),
     };
   });
-  if (count > MAX_SITE_NETWORKS) reader.error(['sites'], `sites have more than ${MAX_SITE_NETWORKS} networks`);
+  if (count > MAX_SITE_NETWORKS) {
+    reader.error(['sites'], `sites have ${count} networks, at most ${MAX_SITE_NETWORKS} can be had together`);
+    return sites;
+  }
   const seen = new Map<string, Site>();
-  const taken: { site: Site; network: SiteNetwork }[] = [];
+  const all = sites.flatMap((site) => site.networks.map((network) => ({ site, network })));
+  const overlaps = findOverlaps(all.map(({ network }) => network.seenAs));
   for (const [index, site] of sites.entries()) {
     const former = seen.get(site.name);
     if (former !== undefined) {
@@ -99,18 +109,18 @@ export function readSites(documents: readonly SiteDocument[], reader: TableReade
     seen.set(site.name, site);
     for (const [at, network] of site.networks.entries()) {
       const path = ['sites', index, 'networks', at];
-      for (const other of taken) {
-        if (prefixesOverlap(other.network.seenAs, network.seenAs)) {
-          const where = other.site === site ? 'is in the list already' : `is that of the site ${other.site.name}, too`;
-          reader.error(
-            path,
-            `${formatPrefix(network.seenAs)} ${where}; give one of them another one for everybody else: { network = "${formatPrefix(network.network)}", as = "…" }`,
-          );
-        } else if (other.site === site && prefixesOverlap(other.network.network, network.network)) {
-          reader.error(path, `${formatPrefix(network.network)} overlaps ${formatPrefix(other.network.network)}`);
-        }
+      const other = all[overlaps.get(network.number) ?? -1];
+      if (other !== undefined) {
+        const where = other.site === site ? 'is in the list already' : `is that of the site ${other.site.name}, too`;
+        reader.error(
+          path,
+          `${formatPrefix(network.seenAs)} ${where}; give one of them another one for everybody else: { network = "${formatPrefix(network.network)}", as = "…" }`,
+        );
       }
-      taken.push({ site, network });
+      for (const before of site.networks.slice(0, at)) {
+        if (before === other?.network || !prefixesOverlap(before.network, network.network)) continue;
+        reader.error(path, `${formatPrefix(network.network)} overlaps ${formatPrefix(before.network)}`);
+      }
     }
   }
   return sites;
@@ -122,32 +132,50 @@ export function readStaticAddresses(
   sites: readonly Site[],
   reader: TableReader,
 ): StaticAddresses[] {
-  const taken: { line: number; prefix: Prefix }[] = [];
-  let count = 0n;
-  return documents.map((document, index) => {
+  const entries = documents.map((document, index) => {
     const line = reader.line(['addresses', index]);
     const addresses = document.addresses.flatMap((text, at) => {
       const path = ['addresses', index, 'addresses', at];
       const prefix = addressOrPrefix(text);
-      if (prefix === undefined) {
-        reader.error(path, `expected an address or a prefix, found ${JSON.stringify(text)}`);
-        return [];
-      }
-      const other = taken.find((one) => prefixesOverlap(one.prefix, prefix));
-      if (other !== undefined)
-        reader.error(
-          path,
-          `${text} is kept for somebody already, by ${formatPrefix(other.prefix)} in line ${other.line}`,
-        );
-      const site = sites.find(({ networks }) => networks.some(({ seenAs }) => prefixesOverlap(seenAs, prefix)));
-      if (site !== undefined) reader.error(path, `${text} is in the network of the site ${site.name}`);
-      taken.push({ line, prefix });
-      count += 1n << BigInt(prefix.address.bytes.length * 8 - prefix.length);
-      if (count > MAX_KEPT) reader.error(path, `more than ${MAX_KEPT} addresses are kept`);
-      return [prefix];
+      if (prefix !== undefined) return [{ text, path, line, prefix }];
+      reader.error(path, `expected an address or a prefix, found ${JSON.stringify(text)}`);
+      return [];
     });
     return { line, for: claimants(document.for, ['addresses', index, 'for'], reader), addresses };
   });
+  const all = entries.flatMap(({ addresses }) => addresses);
+  checkKept(all, sites, reader);
+  return entries.map(({ addresses, ...rest }) => ({ ...rest, addresses: addresses.map(({ prefix }) => prefix) }));
+}
+
+interface KeptAddresses {
+  readonly text: string;
+  readonly path: readonly PropertyKey[];
+  readonly line: number;
+  readonly prefix: Prefix;
+}
+
+function checkKept(all: readonly KeptAddresses[], sites: readonly Site[], reader: TableReader): void {
+  let count = 0n;
+  for (const { path, prefix } of all) {
+    count += prefixSize(prefix);
+    if (count <= MAX_KEPT) continue;
+    reader.error(path, `more than ${MAX_KEPT} addresses are kept`);
+    return;
+  }
+  const prefixes = all.map(({ prefix }) => prefix);
+  const behind = sites.flatMap(({ name, networks }) => networks.map(({ seenAs }) => ({ name, seenAs })));
+  const overlaps = findOverlaps(prefixes);
+  const inSites = findOverlaps([...behind.map(({ seenAs }) => seenAs), ...prefixes]);
+  for (const [at, { text, path }] of all.entries()) {
+    const other = all[overlaps.get(at) ?? -1];
+    if (other !== undefined) {
+      const by = `${formatPrefix(other.prefix)} in line ${other.line}`;
+      reader.error(path, `${text} is kept for somebody already, by ${by}`);
+    }
+    const site = behind[inSites.get(behind.length + at) ?? -1];
+    if (site !== undefined) reader.error(path, `${text} is in the network of the site ${site.name}`);
+  }
 }
 
 function claimants(texts: readonly string[], path: readonly PropertyKey[], reader: TableReader): Claimant[] {
@@ -185,8 +213,7 @@ function siteNetwork(
 function addressOrPrefix(text: string): Prefix | undefined {
   try {
     if (text.includes('/')) return parsePrefix(text);
-    const address = parseIp(text);
-    return { address, length: address.bytes.length * 8 };
+    return hostPrefix(parseIp(text));
   } catch (error) {
     if (toVpnError(error).code === 'ERR_CONFIG_VALUE') return undefined;
     throw error;
@@ -230,7 +257,7 @@ export function checkNetworks({ sites, addresses }: Policy, gateway: GatewayNetw
         const text = formatPrefix(network);
         say('error', line, `the pool has no addresses of the family of ${text} of the site ${name}`);
       }
-      const route = routes.find((one) => covers(seenAs, one));
+      const route = routes.find((one) => prefixCovers(seenAs, one));
       if (route !== undefined) {
         say(
           'warning',
@@ -240,10 +267,18 @@ export function checkNetworks({ sites, addresses }: Policy, gateway: GatewayNetw
       }
     }
   }
+  if (addresses.length === 0) return problems;
+  const leases = new LeasePool(byFamily(pool));
   for (const { line, addresses: kept } of addresses) {
     for (const prefix of kept) {
-      if (!pool.some((one) => covers(one, prefix))) {
+      if (!pool.some((one) => prefixCovers(one, prefix))) {
         say('error', line, `${formatPrefix(prefix)} is not in the pool (${gateway.pool.join(', ')})`);
+      } else if (!leases.canKeep(prefix)) {
+        say(
+          'error',
+          line,
+          `no client can have ${formatPrefix(prefix)}: expected addresses behind the gateway's own (${gatewayText(leases)}), before the last of an IPv4 pool, and among the first ${KEPT_INDEXES} that the pool has in each family`,
+        );
       }
     }
   }
@@ -252,7 +287,7 @@ export function checkNetworks({ sites, addresses }: Policy, gateway: GatewayNetw
 
 /**
  * Which networks each session has. Of several that offer the same site's, the one that comes first has them, and the next one when
- * that is over.
+ * that is over. One session has no more than `MAX_NETWORKS`, the first of the policy.
  *
  * @param sessions oldest first
  */
@@ -260,10 +295,12 @@ export function grantNetworks(policy: Policy, sessions: readonly Offering[]): Ma
   const granted = new Map<string, readonly SiteNetwork[]>();
   const taken = new Set<SiteNetwork>();
   for (const session of sessions) {
+    if (session.offered.length === 0) continue;
     const own = policy.sites
       .filter((site) => isClaimedBy(policy, site.for, session))
       .flatMap(({ networks }) => networks)
-      .filter((one) => !taken.has(one) && session.offered.some((offer) => covers(offer, one.network)));
+      .filter((one) => !taken.has(one) && session.offered.some((offer) => prefixCovers(offer, one.network)))
+      .slice(0, MAX_NETWORKS);
     for (const one of own) taken.add(one);
     if (own.length > 0) granted.set(session.key, own);
   }
@@ -300,6 +337,11 @@ function isClaimedBy(policy: Policy, claims: readonly Claimant[], holder: Device
   );
 }
 
-function covers(outer: Prefix, inner: Prefix): boolean {
-  return outer.length <= inner.length && prefixContains(outer, inner.address);
+function byFamily(pool: readonly Prefix[]): { v4?: Prefix; v6?: Prefix } {
+  const [v4, v6] = ([4, 6] as const).map((version) => pool.find(({ address }) => address.version === version));
+  return { ...(v4 === undefined ? {} : { v4 }), ...(v6 === undefined ? {} : { v6 }) };
+}
+
+function gatewayText({ gateway4, gateway6 }: LeasePool): string {
+  return [gateway4, gateway6].flatMap((address) => (address === undefined ? [] : [formatIp(address)])).join(', ');
 }

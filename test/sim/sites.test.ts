@@ -120,6 +120,32 @@ test('a site stays with its session over a reload and is taken by another one', 
 });
 
 test(
+  'a pool does not grow into the network of a site, and a policy may keep addresses in what it grows by',
+  LIMIT,
+  async () => {
+    await using stage = new Stage();
+    const world = await stage.open(site('router'));
+    const router = await world.connected('router', OFFER);
+    const near = site('router').replaceAll('10.30.0.0/16', '10.20.1.0/24');
+    await stage.reload(near);
+    await assert.rejects(
+      world.server.reload(world.config({ policyFile: stage.file, pool: ['10.20.0.0/23', 'fd20:1::/64'] })),
+      {
+        code: 'ERR_CONFIG_VALUE',
+        message: /10\.20\.1\.0\/24 of the site berlin overlaps the pool/,
+      },
+    );
+    await exchange(world, router);
+    assert.equal((await world.status()).pool[0]?.prefix, '10.20.0.0/24');
+    stage.write('[[addresses]]\nfor = ["user:carol"]\naddresses = ["10.20.1.7"]\n');
+    const grown = world.config({ policyFile: stage.file, pool: ['10.20.0.0/23', 'fd20:1::/64'] });
+    assert.deepEqual((await world.server.reload(grown)).applied, ['pool']);
+    const carol = await world.connected('carol');
+    assert.equal(addressOf(carol, 4), '10.20.1.7');
+  },
+);
+
+test(
   'REQ-SITE-007: an offer is good for the session: its client has the networks again after a restart',
   LIMIT,
   async () => {

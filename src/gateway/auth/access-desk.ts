@@ -148,15 +148,16 @@ export class AccessDesk {
    */
   async read(config: GatewayConfig): Promise<ReadyPolicy | undefined> {
     const text = await this.#parts.files.readPolicy(config);
-    return text === undefined ? undefined : await this.readText(text, config.policyFile ?? '');
+    return text === undefined ? undefined : await this.readText(text, config.policyFile ?? '', config);
   }
 
   /**
    * The same for a text that is to stand in a file.
    *
+   * @param config with which it is to be in force: its pool may be larger than the one that there is
    * @throws {VpnError} ERR_CONFIG_VALUE, ERR_STORE
    */
-  async readText(text: string, file: string): Promise<ReadyPolicy> {
+  async readText(text: string, file: string, { pool }: Pick<GatewayConfig, 'pool'>): Promise<ReadyPolicy> {
     const { resolve, clock } = this.#parts;
     const policy = usablePolicy(text, file);
     if (policy.hosts.length > MAX_HOSTS) {
@@ -164,9 +165,7 @@ export class AccessDesk {
       throw new VpnError('ERR_CONFIG_VALUE', message, { details: { key: 'policyFile' } });
     }
     const [groups, tested] = await Promise.all([this.#parts.groups(), this.#testedNames(testedHosts(policy))]);
-    const misfit = checkNetworks(policy, { pool: this.#parts.pool.prefixes.map(formatPrefix), routes: [] }).find(
-      ({ severity }) => severity === 'error',
-    );
+    const misfit = checkNetworks(policy, { pool, routes: [] }).find(({ severity }) => severity === 'error');
     if (misfit !== undefined) {
       const { line, message } = misfit;
       throw new VpnError('ERR_CONFIG_VALUE', `policyFile: ${file}:${line}: ${message}`, {

@@ -108,7 +108,7 @@ export class PolicyChanges {
       );
     }
     await files.offerPolicy(text);
-    const ready = await access.readText(text, former.file);
+    const ready = await access.readText(text, former.file, this.#parts.config());
     await this.#parts.ask(ready);
     await files.savePolicy(textOf(ready), former.digest);
     let losers: LiveSession[];

@@ -810,7 +810,11 @@ export class AuthService {
     undo.move();
     this.#hooks = hooks;
     formerHooks?.stop().catch((error: unknown) => this.#log.warn('the former hooks did not end', { error }));
-    if (applied.includes('pool')) this.#pool.grow(prefixesOf(merged.pool));
+    if (applied.includes('pool')) {
+      this.#pool.grow(prefixesOf(merged.pool));
+      // Some of them may be in what has been added.
+      this.#keepAddresses();
+    }
     host.supervisor.reloaded();
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
     this.#config = merged;
@@ -836,7 +840,7 @@ export class AuthService {
   async #policyChanged({ digest }: ReadyPolicy, losers: readonly LiveSession[]): Promise<string[]> {
     await this.#state.recordPolicy(this.#config, digest);
     this.#log.info('another policy is in force', { component: 'policy', digest: digest.slice(0, 16) });
-    const warnings = this.#policyDesk.cutOff(losers);
+    const warnings = [...this.#policyDesk.cutOff(losers), ...this.#policyDesk.taken()];
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
     return warnings;
   }

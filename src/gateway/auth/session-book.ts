@@ -8,7 +8,7 @@
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import { formatIp, formatPrefix, type IpAddress, type Prefix, parseIp, parsePrefix } from '../../ip/address.ts';
+import { formatIp, formatPrefix, hostPrefix, type Prefix, parseIp, parsePrefix } from '../../ip/address.ts';
 import type { LeasePool } from '../../ip/lease-pool.ts';
 import type { Settings } from '../../policy/settings.ts';
 import type { DeviceHolder, SiteNetwork } from '../../policy/sites.ts';
@@ -517,10 +517,6 @@ function readOffer(networks: readonly string[]): Prefix[] {
 
 function leasedBefore({ lease4, lease6 }: Pick<SessionRecord, 'lease4' | 'lease6'>): Prefix[] {
   return [lease4, lease6].flatMap((text) => (text === undefined ? [] : [hostPrefix(parseIp(text))]));
-}
-
-function hostPrefix(address: IpAddress): Prefix {
-  return { address, length: address.bytes.length * 8 };
 }
 
 function networkInfo({ network, seenAs }: SiteNetwork): NonNullable<ConfigMessage['networks']>[number] {

@@ -16,6 +16,7 @@ import type { Logger } from '../../base/log.ts';
 import {
   formatIp,
   formatPrefix,
+  hostPrefix,
   type IpAddress,
   type Prefix,
   parseIp,
@@ -63,8 +64,8 @@ const MAX_DEVICE_NAME = 15;
 const MAX_GENERATION = 0xffff_ffff;
 /** Packets that the kernel keeps for us while we are busy. */
 const QUEUE_LENGTH = 1000;
-/** Where the host itself is in such a network, its own route counts. */
-const SITE_METRIC = 17_238;
+/** Where the host itself is in such a network, its own route counts: what sets routes gives them metrics of 20,000 and some at most. */
+const SITE_METRIC = 50_000;
 const NOTHING: Enforcement = { policy: EMPTY_POLICY, hosts: new Map(), sessions: [] };
 
 /**
@@ -253,22 +254,31 @@ export class GatewayHost implements WorkerHost {
       for (const { lease } of enforcement?.sessions ?? []) this.#checkLease(lease);
       const access = enforcement === undefined ? undefined : this.#accessOf(enforcement);
       const sites = enforcement?.policy.sites ?? [];
-      this.#checkSites(sites);
-      const generation = nextGeneration(this.#generation);
-      await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(this.#config, generation, access, sites)));
-      this.#generation = generation;
-      this.#access = access;
-      this.#sites = sites;
-      await this.#routeNetworks();
+      checkSites(sites, this.#config);
+      const former = { access: this.#access, sites: this.#sites };
+      await this.#replaceAccess(access, sites);
+      await this.#routeNetworks(() => this.#replaceAccess(former.access, former.sites));
     });
+  }
+
+  async #replaceAccess(access: AccessTable | undefined, sites: readonly Site[]): Promise<void> {
+    const generation = nextGeneration(this.#generation);
+    await replaceTable(GATEWAY_TABLE, gatewayRuleset(this.#rules(this.#config, generation, access, sites)));
+    this.#generation = generation;
+    this.#access = access;
+    this.#sites = sites;
   }
 
   admit(entries: readonly AdmittedLease[]): Promise<void> {
     return this.#change(async () => {
       for (const { lease } of entries) this.#checkLease(lease);
       if (this.#access === undefined) return;
-      await this.#regrade(this.#access.admit(entries));
-      await this.#routeNetworks();
+      const change = this.#access.admit(entries);
+      await this.#regrade(change);
+      await this.#routeNetworks(async () => {
+        change.undo();
+        await this.#replaceAccess(this.#access, this.#sites);
+      });
     });
   }
 
@@ -315,17 +325,27 @@ export class GatewayHost implements WorkerHost {
     }
   }
 
-  /** Nor over what is the clients', whatever the policy says. */
-  #checkSites(sites: readonly Site[]): void {
-    const { v4, v6 } = prefixesOf(this.#config.pool);
-    for (const { seenAs } of sites.flatMap(({ networks }) => networks)) {
-      if (![v4, v6].some((pool) => pool !== undefined && prefixesOverlap(pool, seenAs))) continue;
-      throw new VpnError('ERR_CONFIG_VALUE', `${formatPrefix(seenAs)} of a site overlaps the pool`);
+  /**
+   * Routes each network to where its client lives, and lets nobody else speak for it.
+   *
+   * @param takeBack undoes what it is done for, where it fails
+   */
+  async #routeNetworks(takeBack?: () => Promise<void>): Promise<void> {
+    try {
+      await this.#moveNetworks();
+    } catch (error) {
+      if (takeBack === undefined) throw error;
+      try {
+        await takeBack();
+        await this.#moveNetworks();
+      } catch (second) {
+        this.#log.error('a change of access failed half way and could not be taken back', { error: second });
+      }
+      throw error;
     }
   }
 
-  /** Routes each network to where its client lives, and lets nobody else speak for it. */
-  async #routeNetworks(): Promise<void> {
+  async #moveNetworks(): Promise<void> {
     const wanted = new Map<string, { network: Prefix; device: number }>();
     for (const [lease, networks] of this.#access?.networks ?? []) {
       const [address = ''] = lease.split(',');
@@ -342,7 +362,12 @@ export class GatewayHost implements WorkerHost {
       if (this.#networks.has(text)) continue;
       await this.#shell.run(moveNetwork(device, network, 'here'));
       const to = { device: this.#deviceName(device) ?? '', ...this.#sourceOf(network.address) };
-      await this.#routes.add({ prefix: text, ...to, metric: SITE_METRIC });
+      try {
+        await this.#routes.add({ prefix: text, ...to, metric: SITE_METRIC });
+      } catch (error) {
+        await this.#shell.run(moveNetwork(device, network, 'away'));
+        throw error;
+      }
       this.#networks.set(text, { network, device });
     }
   }
@@ -350,6 +375,7 @@ export class GatewayHost implements WorkerHost {
   update(config: GatewayConfig): Promise<void> {
     // In turn with the moves of hosts: the new table must hold those that were made, and none may be lost between.
     return this.#change(async () => {
+      checkSites(this.#sites, config);
       const former = { pool: this.#pool, config: this.#config };
       const generation = nextGeneration(this.#generation);
       const isOtherPool = config.pool.join() !== former.config.pool.join();
@@ -417,7 +443,7 @@ export class GatewayHost implements WorkerHost {
     const away = former === undefined ? '' : moveHost(former, address, 'away');
     await this.#shell.run(`${away}${moveHost(device, address, 'here')}`);
     await this.#routes.add({
-      prefix: hostPrefix(address),
+      prefix: formatPrefix(hostPrefix(address)),
       device: this.#deviceName(device) ?? '',
       ...this.#sourceOf(address),
     });
@@ -428,7 +454,7 @@ export class GatewayHost implements WorkerHost {
     const key = formatIp(address);
     const former = this.#placed.get(key)?.device;
     if (former === undefined) return;
-    await this.#routes.remove({ prefix: hostPrefix(address), device: this.#deviceName(former) ?? '' });
+    await this.#routes.remove({ prefix: formatPrefix(hostPrefix(address)), device: this.#deviceName(former) ?? '' });
     await this.#shell.run(moveHost(former, address, 'back'));
     this.#placed.delete(key);
   }
@@ -588,6 +614,20 @@ function deviceNames(device: string, worker: number): { primary: string; plain: 
   );
 }
 
+/** Nobody can be given rights over what is the clients', whatever the policy says. @throws {VpnError} ERR_CONFIG_VALUE */
+function checkSites(sites: readonly Site[], { pool }: Pick<GatewayConfig, 'pool'>): void {
+  const clients = pool.map(parsePrefix);
+  for (const { seenAs } of sites.flatMap(({ networks }) => networks)) {
+    const own = clients.find((prefix) => prefixesOverlap(prefix, seenAs));
+    if (own === undefined) continue;
+    throw new VpnError(
+      'ERR_CONFIG_VALUE',
+      `pool: ${formatPrefix(own)} overlaps ${formatPrefix(seenAs)}, which the policy says is behind a client; choose another pool, or give the site another network`,
+      { details: { key: 'pool' } },
+    );
+  }
+}
+
 function nextGeneration(generation: number): number {
   return generation === MAX_GENERATION ? 1 : generation + 1;
 }
@@ -600,10 +640,6 @@ export function journalOf(stateDir: string | undefined): string {
 
 function addressesOf({ v4, v6 }: Lease): IpAddress[] {
   return [v4, v6].filter((address) => address !== undefined);
-}
-
-function hostPrefix(address: IpAddress): string {
-  return `${formatIp(address)}/${address.version === 4 ? 32 : 128}`;
 }
 
 function parseService(text: string): { protocol: 'tcp' | 'udp'; port: number } {
