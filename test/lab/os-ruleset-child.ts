@@ -8,14 +8,16 @@ import { execFileSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { writeFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+import { AccessTable } from '../../src/gateway/supervisor/access-table.ts';
 import {
   GATEWAY_TABLE,
   gatewayRuleset,
   moveHost,
   moveNetwork,
+  POLICY_VERDICTS,
   type RulesetInput,
 } from '../../src/gateway/supervisor/ruleset.ts';
-import { formatIp, parseIp, parsePrefix } from '../../src/ip/address.ts';
+import { formatIp, type Prefix, parseIp, parsePrefix } from '../../src/ip/address.ts';
 import { NO_OFFLOAD } from '../../src/ip/super-packet.ts';
 import { deleteTable, findForeignDrops, readCounters, replaceTable, runNft } from '../../src/os/nft.ts';
 import { PACKET_OFFSET, type TunDevice } from '../../src/os/tun.ts';
@@ -332,6 +334,26 @@ async function sites(): Promise<void> {
   await runNft(moveNetwork(0, network, 'away'));
   await record('site that has gone', () => send(0, datagram('10.40.1.2')));
   execFileSync('ip', ['route', 'delete', '10.40.0.0/16', 'dev', 'cvpn0']);
+  execFileSync('ip', ['route', 'add', '10.40.0.0/16', 'via', OUTSIDE]);
+  await record('what others route through the gateway', () => ask('send 10.40.1.2 7000'));
+  await apply({ networks: [network], open });
+  await record('whoever may speak to a site that is away', () => ask('send 10.40.1.2 7000'));
+  execFileSync('ip', ['route', 'delete', '10.40.0.0/16', 'via', OUTSIDE]);
+}
+
+/** A client with a network behind it, which may go anywhere under a policy. */
+function accessWith(network: Prefix): string[] {
+  let mark = 0;
+  const client = { lease: { v4: parseIp(CLIENT) }, access: { rules: [0], peers: [], networks: [0] } };
+  return new AccessTable({
+    table: `${GATEWAY_TABLE.family} ${GATEWAY_TABLE.name}`,
+    rules: [{ action: 'allow', services: [{ kind: 'any' }], to: [{ kind: 'any' }] }],
+    ...POLICY_VERDICTS,
+    clients: { 4: 'pool4', 6: 'pool6' },
+    networks: [network],
+    admitted: [client],
+    nextMark: () => ++mark,
+  }).lines();
 }
 
 async function cap(): Promise<void> {
@@ -342,6 +364,17 @@ async function cap(): Promise<void> {
   await record('too many connections', () => many('10.8.0.20'), 5);
   await record('another address beside it', () => send(0, datagram('10.8.0.21')), 1);
   await record('too many connections6', () => many('fd00:8::20'), 5);
+  const network = parsePrefix('10.40.0.0/16');
+  await apply({ connectionsPerAddress: 5, networks: [network], access: accessWith(network) });
+  await runNft(moveNetwork(0, network, 'here'));
+  execFileSync('ip', ['route', 'add', '10.40.0.0/16', 'dev', 'cvpn0']);
+  const behind = (): void => {
+    for (let i = 1; i <= 8; i += 1) send(0, datagram(`10.40.1.${i}`));
+  };
+  await record('too many connections of a site', behind, 5);
+  await record('its client beside it', () => send(0, datagram(CLIENT)), 1);
+  await record('too many of its client', () => many(CLIENT), 4);
+  execFileSync('ip', ['route', 'delete', '10.40.0.0/16', 'dev', 'cvpn0']);
 }
 
 async function routed(): Promise<void> {

@@ -175,6 +175,15 @@ test('a network behind a client that is away is refused, however else it could b
   assert.deepEqual(received, ['0 10.8.0.1>10.8.0.5 icmp 3.0']);
 });
 
+test(
+  'whoever may speak to a site first is refused while it is away, and other traffic of the machine is left alone',
+  options,
+  () => {
+    assert.deepEqual(seen('what others route through the gateway').counters, {});
+    assert.deepEqual(seen('whoever may speak to a site that is away').counters, { drop_site_away: 1 });
+  },
+);
+
 test('whoever may speak to a site first is heard and answered, and nobody else', options, () => {
   dropped('from outside to a site that is not open', 'drop_unsolicited');
   assert.deepEqual(seen('from outside to an open site').counters, { accepted: 1 });
@@ -188,6 +197,12 @@ test('one address cannot fill the table of connections', options, () => {
   assert.deepEqual(seen('too many connections').counters, { accepted: 5, replies: 5, drop_connections: 3 });
   assert.deepEqual(seen('another address beside it').counters, { accepted: 1, replies: 1 });
   assert.deepEqual(seen('too many connections6').counters, { accepted: 5, replies: 5, drop_connections: 3 });
+});
+
+test('a network behind a client is one address there, however many speak from it', options, () => {
+  assert.deepEqual(seen('too many connections of a site').counters, { accepted: 5, replies: 5, drop_connections: 3 });
+  assert.deepEqual(seen('its client beside it').counters, { accepted: 1, replies: 1 });
+  assert.deepEqual(seen('too many of its client').counters, { accepted: 4, replies: 4, drop_connections: 4 });
 });
 
 test('a routed pool keeps its addresses, takes answers, and nothing unasked for', options, () => {

@@ -83,6 +83,11 @@ export const MARK_RULES: readonly string[] = KINDS.flatMap((kind) =>
   VERSIONS.map((version) => `ct mark set ${IP[version]} saddr map @${kind}marks${version}`),
 );
 
+/** The same of clients that have a network behind them, for packets from there alone. */
+export const SITE_MARK_RULES: readonly string[] = VERSIONS.map(
+  (version) => `ct mark set ${IP[version]} saddr map @site_marks${version}`,
+);
+
 /** Match what answers a connection that bears the present mark of the client that began it. */
 export const ANSWER_MATCHES: readonly string[] = KINDS.flatMap((kind) =>
   VERSIONS.map((version) => `ct direction reply ct original ${IP[version]} saddr . ct mark @${kind}current${version}`),

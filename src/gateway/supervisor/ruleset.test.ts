@@ -122,7 +122,7 @@ test('a network behind a client may speak from its device alone, and is nowhere 
   assert.match(text, /set networks4_0 \{ type ipv4_addr; flags interval; \}/);
   assert.match(text, /set networks4_1 \{ type ipv4_addr; flags interval; elements = \{ 10\.20\.0\.0\/16 \}; \}/);
   assert.match(text, /chain source_1 \{[^}]*ip saddr @networks4_1 return\n[^}]*counter name drop_source drop\n/);
-  assert.match(text, /oifname != @tunnels ip6 daddr @networks6 counter name drop_site_away reject/);
+  assert.match(text, /\tiifname @tunnels oifname != @tunnels ip6 daddr @networks6 counter name drop_site_away reject/);
   assert.match(text, /set networks6 \{[^\n]*fd00:20::\/48/);
   assert.match(
     text,

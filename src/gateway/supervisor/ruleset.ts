@@ -13,7 +13,7 @@
 
 import { VpnError } from '../../base/errors.ts';
 import { formatIp, formatPrefix, type IpAddress, type Prefix, prefixContains } from '../../ip/address.ts';
-import { ACCESS_RULES, ANSWER_MATCHES, MARK_RULES } from './access-table.ts';
+import { ACCESS_RULES, ANSWER_MATCHES, MARK_RULES, SITE_MARK_RULES } from './access-table.ts';
 
 export const GATEWAY_TABLE = { family: 'inet', name: 'customvpn' } as const;
 
@@ -47,7 +47,7 @@ export interface RulesetInput {
   masquerade6: boolean;
   /** 1 to 2^32 - 1; a different one for every set of rules that differs. */
   generation: number;
-  /** Connections that the kernel tracks for one address, at most. */
+  /** Connections that the kernel tracks for one address of the pool, or for all of a network behind a client, at most. */
   connectionsPerAddress: number;
   /** What a policy adds (`access-table`); it says where clients may go, in place of `allowed` and `clientToClient`. */
   access?: readonly string[];
@@ -92,7 +92,7 @@ export type RulesetCounter = (typeof RULESET_COUNTERS)[number];
 const NEVER4 = '0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3';
 const NEVER6 = '::/127, ::ffff:0:0/96, fe80::/10, ff00::/8';
 
-/** How many addresses the kernel counts connections of. */
+/** How many addresses, or networks behind clients, the kernel counts connections of. */
 const COUNTED_ADDRESSES = 65_536;
 
 /**
@@ -172,14 +172,9 @@ const movedSet = (version: 4 | 6): string => `moved${version}`;
 
 function sets(input: RulesetInput): string[] {
   const hosts = input.devices.flatMap((device) => device.hosts);
-  const lines = [
-    setOf(
-      'tunnels',
-      'ifname',
-      [],
-      input.devices.map((device) => `"${device.name}"`),
-    ),
-  ];
+  const counted = [`size ${COUNTED_ADDRESSES}`, 'flags dynamic'];
+  const names = input.devices.map((device) => `"${device.name}"`);
+  const lines = [setOf('tunnels', 'ifname', [], names), setOf('connections', 'mark', counted, [])];
   for (const version of [4, 6] as const) {
     const type = version === 4 ? 'ipv4_addr' : 'ipv6_addr';
     const interval = ['flags interval', 'auto-merge'];
@@ -188,7 +183,7 @@ function sets(input: RulesetInput): string[] {
       setOf(`pool${version}`, type, interval, pool === undefined ? [] : [formatPrefix(pool)]),
       setOf(`allowed${version}`, type, interval, prefixes(input.allowed, version)),
       setOf(movedSet(version), type, [], addresses(hosts, version)),
-      setOf(`connections${version}`, type, [`size ${COUNTED_ADDRESSES}`, 'flags dynamic'], []),
+      setOf(`connections${version}`, type, counted, []),
       setOf(`networks${version}`, type, interval, prefixes(input.networks ?? [], version)),
       setOf(`open${version}`, `${type} . ${type}`, ['flags interval'], openings(input.open ?? [], version)),
     );
@@ -286,12 +281,28 @@ function inputChain(input: RulesetInput): string {
   return chain('input', [...rules, drop('drop_input')], 'filter hook input priority filter');
 }
 
-/** What one client may have the kernel remember, wherever its packets go. */
-function connectionCaps({ connectionsPerAddress }: RulesetInput): string[] {
+/** What one client may have the kernel remember, wherever its packets go: a network behind it counts as one address. */
+function connectionCaps({ connectionsPerAddress, access }: RulesetInput): string[] {
   const cap = `ct count over ${connectionsPerAddress}`;
+  return bySource(
+    access !== undefined,
+    (set, key) => `add @connections${set} { ${key} ${cap} } ${drop('drop_connections')}`,
+  ).map((rule) => `ct state new ${rule}`);
+}
+
+/**
+ * Rules that keep something for each client. Addresses of the pool are kept by themselves; the mark of the client stands for
+ * all those behind it, of which there are more than any set holds.
+ */
+function bySource(hasSites: boolean, rule: (set: string, key: string) => string): string[] {
+  const [four, six] = [rule('4', 'ip saddr'), rule('6', 'ip6 saddr')];
+  if (!hasSites) return [four, six];
   return [
-    `ct state new add @connections4 { ip saddr ${cap} } ${drop('drop_connections')}`,
-    `ct state new add @connections6 { ip6 saddr ${cap} } ${drop('drop_connections')}`,
+    `ip saddr @pool4 ${four}`,
+    `ip6 saddr @pool6 ${six}`,
+    ...SITE_MARK_RULES,
+    `ip saddr @networks4 ${rule('', 'ct mark')}`,
+    `ip6 saddr @networks6 ${rule('', 'ct mark')}`,
   ];
 }
 
@@ -300,8 +311,11 @@ function forwardChain(input: RulesetInput): string {
   const mark = `ct mark set ${generation}`;
   const away = 'counter name drop_site_away reject with icmpx no-route';
   const rules = [
-    `oifname != @tunnels ip daddr @networks4 ${away}`,
-    `oifname != @tunnels ip6 daddr @networks6 ${away}`,
+    `iifname @tunnels oifname != @tunnels ip daddr @networks4 ${away}`,
+    `iifname @tunnels oifname != @tunnels ip6 daddr @networks6 ${away}`,
+    // What others send through this machine is its own business, but for those who may speak to the site.
+    `oifname != @tunnels ip saddr . ip daddr @open4 ${away}`,
+    `oifname != @tunnels ip6 saddr . ip6 daddr @open6 ${away}`,
     'iifname @tunnels goto from_tunnel',
     'oifname @tunnels goto to_tunnel',
   ];
@@ -354,11 +368,11 @@ function policyParts(access: readonly string[]): string[] {
   return [
     setOf('denied4', 'ipv4_addr', properties, []),
     setOf('denied6', 'ipv6_addr', properties, []),
+    setOf('denied', 'mark', properties, []),
     chain('allowed', [...MARK_RULES, 'counter name accepted accept']),
     chain('denied', [
+      ...bySource(true, (set, key) => `update @denied${set} { ${key} ${often} } ${log}`),
       'ct mark set 0',
-      `update @denied4 { ip saddr ${often} } ${log}`,
-      `update @denied6 { ip6 saddr ${often} } ${log}`,
       drop('drop_policy'),
     ]),
     ...access,
