@@ -273,10 +273,17 @@ class Lives {
     this.#desk.down();
     this.#options.onState?.('down');
     if (this.#stopping.signal.aborted) wake();
+    const before = this.#offer;
     await promise;
     this.#wake = undefined;
     this.#host = this.#createHost();
-    this.#client = this.#create(ticket);
+    // What a session may have behind it was said at its login: another offer needs another one.
+    this.#client = this.#create(this.#offer === before ? ticket : undefined);
+  }
+
+  /** The networks behind this machine that it offers in this life. */
+  get #offer(): string {
+    return (this.#flags.networks ?? this.#profile.tunnel.networks).toSorted().join();
   }
 
   /** @throws {VpnError} ERR_CONFLICT when the client that runs was started with something else than is asked for */

@@ -13,6 +13,8 @@ const ELSEWHERE: HostFacts = {
   routed: [],
   tunnels: [],
   hasIpv6: true,
+  forwards4: [],
+  forwards6: false,
   isStrict: false,
 };
 const SEGMENT: AcceptedEthernet = {

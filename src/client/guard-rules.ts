@@ -8,12 +8,19 @@
  * - Only the machine's own address may enter the tunnel: a connection that was open before has another one, and is cut at
  *   once instead of hanging. So is everything of a family that the tunnel does not carry.
  * - Networks behind the machine may enter, too; those that are seen under other addresses elsewhere are translated, one to one.
+ *   What comes out of the tunnel goes to them and to nothing else behind the machine, and a machine that forwards for their sake
+ *   forwards nothing else.
  *
  * The last ones are bound to the device: when it goes with a client that crashed, they hold nothing up.
  */
 
 import { formatIp, formatPrefix, type IpAddress, type Prefix } from '../ip/address.ts';
 import type { AcceptedNetwork } from '../protocol/config-check.ts';
+
+/** All devices of ours. */
+const TUNNELS = '"cvpn*"';
+/** Of which `nft` makes nothing else. */
+const DEVICE_NAME = /^[\w.@:-]+$/;
 
 export interface GuardInput {
   readonly device: string;
@@ -23,11 +30,13 @@ export interface GuardInput {
   readonly v6?: IpAddress;
   /** Networks behind this machine that it carries packets for. */
   readonly networks: readonly AcceptedNetwork[];
+  /** What forwards for these networks only, and would not without them: IPv4 from these devices, and IPv6 from any. */
+  readonly opened: { readonly devices4: readonly string[]; readonly all6: boolean };
   /** Families of which only a part, or nothing, may enter the tunnel. */
   readonly only: readonly { readonly family: 4 | 6; readonly to: readonly Prefix[] }[];
 }
 
-export function guardRules({ device, mark, v4, v6, networks, only }: GuardInput): string {
+export function guardRules({ device, mark, v4, v6, networks, opened, only }: GuardInput): string {
   const outside = `iifname != "${device}"`;
   const into = `oifname "${device}"`;
   return [
@@ -65,6 +74,7 @@ export function guardRules({ device, mark, v4, v6, networks, only }: GuardInput)
     'chain forward {',
     '  type filter hook forward priority filter; policy accept;',
     `  ${into} jump refused`,
+    ...between(device, networks, opened),
     '}',
     ...translation(device, networks),
   ].join('\n');
@@ -74,6 +84,28 @@ function sources(own: IpAddress, networks: readonly AcceptedNetwork[]): string {
   const behind = networks.filter(({ network }) => network.address.version === own.version);
   if (behind.length === 0) return formatIp(own);
   return `{ ${[formatIp(own), ...behind.map(({ network }) => formatPrefix(network))].join(', ')} }`;
+}
+
+/** For forwarded packets, whose destination is that of the site already. Other tunnels have rules of their own. */
+function between(device: string, networks: readonly AcceptedNetwork[], opened: GuardInput['opened']): string[] {
+  if (networks.length === 0) return [];
+  const from = `iifname "${device}"`;
+  const inside = ([4, 6] as const).flatMap((version) => {
+    const own = networks.filter(({ network }) => network.address.version === version);
+    const to = own.map(({ network }) => formatPrefix(network)).join(', ');
+    return own.length === 0 ? [] : [`  ${from} ${version === 4 ? 'ip' : 'ip6'} daddr { ${to} } accept`];
+  });
+  const devices = opened.devices4.filter((name) => DEVICE_NAME.test(name)).map((name) => `"${name}"`);
+  return [
+    // Others behind this machine may have asked something through the tunnel, from its own address.
+    `  ${from} ct direction reply accept`,
+    ...inside,
+    `  ${from} drop`,
+    ...(devices.length === 0
+      ? []
+      : [`  meta nfproto ipv4 iifname { ${devices.join(', ')} } oifname != ${TUNNELS} drop`]),
+    ...(opened.all6 ? [`  meta nfproto ipv6 iifname != ${TUNNELS} oifname != ${TUNNELS} drop`] : []),
+  ];
 }
 
 function translation(device: string, networks: readonly AcceptedNetwork[]): string[] {

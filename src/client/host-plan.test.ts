@@ -19,6 +19,8 @@ const AT_HOME: HostFacts = {
   tunnels: [],
   hasIpv6: true,
   isStrict: false,
+  forwards4: [],
+  forwards6: false,
 };
 
 function config(routes: readonly string[], change: Partial<AcceptedConfig> = {}): AcceptedConfig {
@@ -304,9 +306,19 @@ test('REQ-SITE-005: what is behind the machine stays outside the tunnel, may spe
   assert.match(guard, /oifname "cvpn3" snat ip prefix to ip saddr map \{ 192\.168\.1\.0\/24 : 10\.201\.1\.0\/24 \}/);
   assert.doesNotMatch(guard, /nat ip6/, 'a network that is seen as it is is not translated');
   assert.deepEqual(made.notes, []);
+  const inside = '192\\.168\\.1\\.0/24';
+  assert.match(guard, new RegExp(`iifname "cvpn3" ip daddr \\{ ${inside} \\} accept\n`));
+  assert.match(guard, /iifname "cvpn3" ip6 daddr \{ 2001:db8:7::\/64 \} accept\n {2}iifname "cvpn3" drop/);
+  assert.match(guard, /meta nfproto ipv4 iifname \{ "wlan0" \} oifname != "cvpn\*" drop/);
+  assert.match(guard, /meta nfproto ipv6 iifname != "cvpn\*" oifname != "cvpn\*" drop/);
+  const router = guardOf(
+    plan(config(['10.0.0.0/8'], BEHIND), {}, { facts: { ...AT_HOME, forwards4: ['wlan0'], forwards6: true } }),
+  );
+  assert.match(router, /iifname "cvpn3" drop/);
+  assert.doesNotMatch(router, /oifname != "cvpn\*"/, 'what forwards already goes on forwarding');
   const nothing = plan(config(['10.0.0.0/8']));
   assert.ok(!nothing.changes.some((change) => change.kind === 'sysctl' && change.key.endsWith('/forwarding')));
-  assert.doesNotMatch(guardOf(nothing), /nat/);
+  assert.doesNotMatch(guardOf(nothing), /nat|iifname "cvpn3"|cvpn\*/);
 });
 
 test('a network that this machine has no way to is told', () => {

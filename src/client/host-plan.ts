@@ -14,18 +14,19 @@
 import {
   formatIp,
   formatPrefix,
+  hostPrefix,
   type IpAddress,
   isBroadRoute,
   isPrivateNetwork,
   type Prefix,
   parsePrefix,
-  prefixContains,
+  prefixCovers,
   prefixesOverlap,
 } from '../ip/address.ts';
 import type { HostChange } from '../os/host.ts';
 import type { HostFacts, NetworkOnDevice } from '../os/host-facts.ts';
 import type { AcceptedConfig, AcceptedNetwork, RefusedItem } from '../protocol/config-check.ts';
-import { guardRules } from './guard-rules.ts';
+import { type GuardInput, guardRules } from './guard-rules.ts';
 
 /** The firewall mark of our sockets: `CV`. All clients of a machine share it: none carries another's tunnel. */
 export const OWN_MARK = 0x4356;
@@ -109,7 +110,7 @@ export function findOverlaps({ config, wishes, facts }: Pick<PlanInput, 'config'
   const outside = [...wishes.exclude, ...config.networks.map(({ network }) => network)];
   return facts.attached.flatMap(({ prefix, device }) => {
     const route = routes.find((wanted) => prefixesOverlap(wanted, prefix));
-    const isExcluded = outside.some((excluded) => covers(excluded, prefix));
+    const isExcluded = outside.some((excluded) => prefixCovers(excluded, prefix));
     if (route === undefined || isExcluded) return [];
     return [{ prefix, device, route, isPrivate: isPrivateNetwork(prefix) }];
   });
@@ -170,13 +171,14 @@ export function planHost(given: PlanInput): HostPlan {
         ...(v4 === undefined ? {} : { v4: v4.address }),
         ...(v6 === undefined ? {} : { v6: v6.address }),
         networks,
+        opened: openedFor(networks, facts),
         only: closed.map((family) => ({ family, to: narrowRoutes(config, wishes, family) })),
       }),
     },
     ...uniqueTexts(
-      addresses.map(({ gateway }) => hostPrefix(gateway)),
+      addresses.map(({ gateway }) => formatPrefix(hostPrefix(gateway))),
       routes.map(formatPrefix),
-      mode === 'full' ? [] : dnsServers(config, wishes).map(hostPrefix),
+      mode === 'full' ? [] : dnsServers(config, wishes).map((server) => formatPrefix(hostPrefix(server))),
     ).map(inTable),
     ...wishes.exclude
       .filter(({ address }) => families.some((family) => family === address.version))
@@ -223,11 +225,12 @@ export function isOpen(family: 4 | 6, config: AcceptedConfig, wishes: TunnelWish
 export function narrowRoutes(config: AcceptedConfig, wishes: TunnelWishes, family: 4 | 6): Prefix[] {
   const gateway = (family === 4 ? config.addresses.v4 : config.addresses.v6)?.gateway;
   if (gateway === undefined) return [];
-  const own = parsePrefix(hostPrefix(gateway));
+  const own = hostPrefix(gateway);
   const all = [own, ...splitRoutes(config, wishes).filter(({ address }) => address.version === family)];
   // A set of the packet filter has no place for one prefix within another.
   return all.filter(
-    (inner, at) => !all.some((outer, i) => i !== at && covers(outer, inner) && !(covers(inner, outer) && i > at)),
+    (inner, at) =>
+      !all.some((outer, i) => i !== at && prefixCovers(outer, inner) && !(prefixCovers(inner, outer) && i > at)),
   );
 }
 
@@ -258,6 +261,13 @@ function forwarding(device: string, networks: readonly AcceptedNetwork[], facts:
     ...devices.map((one): HostChange => ({ kind: 'sysctl', key: `net/ipv4/conf/${one}/forwarding`, value: '1' })),
     ...(has(6) ? [{ kind: 'forwarding6' } as const] : []),
   ];
+}
+
+/** What forwards only because of these networks. */
+function openedFor(networks: readonly AcceptedNetwork[], facts: HostFacts): GuardInput['opened'] {
+  const has = (version: 4 | 6): boolean => networks.some(({ network }) => network.address.version === version);
+  const ways = has(4) ? [...new Set(waysTo(networks, facts).map((way) => way.device))] : [];
+  return { devices4: ways.filter((way) => !facts.forwards4.includes(way)), all6: has(6) && !facts.forwards6 };
 }
 
 /** The devices that lead to networks behind this machine. */
@@ -306,7 +316,7 @@ function notesOf({ device, facts, config, wishes }: PlanInput, mode: 'full' | 's
   }
   notes.push(...(mode === 'full' ? [] : clashNotes(device, splitRoutes(config, wishes), facts)));
   const routes = mode === 'full' ? [ALL[4], ALL[6]] : splitRoutes(config, wishes);
-  const overruled = facts.routed.filter(({ prefix }) => routes.some((route) => covers(route, prefix)));
+  const overruled = facts.routed.filter(({ prefix }) => routes.some((route) => prefixCovers(route, prefix)));
   for (const { prefix, device } of overruled.slice(0, 10)) {
     notes.push(`a route of this machine to ${formatPrefix(prefix)} on ${device} is overruled by the tunnel`);
   }
@@ -336,14 +346,6 @@ function clashNotes(device: string, routes: readonly Prefix[], { tunnels }: Host
 
 function isPrivate({ prefix }: NetworkOnDevice): boolean {
   return isPrivateNetwork(prefix);
-}
-
-function covers(outer: Prefix, inner: Prefix): boolean {
-  return outer.length <= inner.length && prefixContains(outer, inner.address);
-}
-
-export function hostPrefix(address: IpAddress): string {
-  return `${formatIp(address)}/${address.version === 4 ? 32 : 128}`;
 }
 
 function uniqueTexts(...lists: readonly (readonly string[])[]): string[] {

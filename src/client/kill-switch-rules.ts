@@ -8,7 +8,7 @@
  * @see docs/security.md, what a client lets out
  */
 
-import { formatPrefix, type Prefix, prefixContains } from '../ip/address.ts';
+import { formatPrefix, type Prefix, prefixCovers } from '../ip/address.ts';
 
 export interface KillSwitchInput {
   /** The firewall mark of our own sockets. */
@@ -61,14 +61,12 @@ function daddrRules(open: readonly Prefix[]): string[] {
   // A set of the packet filter has no place for one prefix within another.
   const outermost = open.filter(
     (inner, at) =>
-      !open.some((outer, other) => other !== at && covers(outer, inner) && !(covers(inner, outer) && other > at)),
+      !open.some(
+        (outer, other) => other !== at && prefixCovers(outer, inner) && !(prefixCovers(inner, outer) && other > at),
+      ),
   );
   return ([4, 6] as const).flatMap((family) => {
     const prefixes = outermost.filter(({ address }) => address.version === family).map(formatPrefix);
     return prefixes.length === 0 ? [] : [`  ${family === 4 ? 'ip' : 'ip6'} daddr { ${prefixes.join(', ')} } accept`];
   });
-}
-
-function covers(outer: Prefix, inner: Prefix): boolean {
-  return outer.length <= inner.length && prefixContains(outer, inner.address);
 }

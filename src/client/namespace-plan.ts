@@ -5,9 +5,9 @@
  * be kept apart: what no route leads to is refused at once. Pure.
  */
 
-import { formatIp, formatPrefix, type IpAddress, type Prefix, parsePrefix } from '../ip/address.ts';
+import { formatIp, formatPrefix, hostPrefix, type IpAddress, type Prefix, parsePrefix } from '../ip/address.ts';
 import type { AcceptedConfig } from '../protocol/config-check.ts';
-import { dnsPlan, hostPrefix, isOpen, modeOf, narrowRoutes, type TunnelWishes } from './host-plan.ts';
+import { dnsPlan, isOpen, modeOf, narrowRoutes, type TunnelWishes } from './host-plan.ts';
 
 const QUEUE_LENGTH = 1000;
 const ALL = { 4: parsePrefix('0.0.0.0/0'), 6: parsePrefix('::/0') } as const;
@@ -36,7 +36,7 @@ export function planNamespace(device: string, config: AcceptedConfig, wishes: Tu
   const isWhole = (family: 4 | 6): boolean => mode === 'full' && isOpen(family, config, wishes, true);
   const inside = carried.flatMap((family) => (isWhole(family) ? [ALL[family]] : narrowRoutes(config, wishes, family)));
   const dns = dnsPlan(config, wishes, mode);
-  const servers = (dns?.servers ?? []).map((server) => ({ server, prefix: hostPrefix(server) }));
+  const servers = (dns?.servers ?? []).map((server) => ({ server, prefix: formatPrefix(hostPrefix(server)) }));
   const routes = new Set([...inside.map(formatPrefix), ...servers.map(({ prefix }) => prefix)]);
   const outside = wishes.exclude.filter(({ address }) => carried.some((family) => family === address.version));
   const link = ['mtu', String(config.mtu), 'txqueuelen', String(QUEUE_LENGTH), 'addrgenmode', 'none'];

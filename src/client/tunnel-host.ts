@@ -76,6 +76,8 @@ export class TunnelHost implements ClientHost {
   #config: AcceptedConfig | undefined;
   #plan: HostPlan | undefined;
   #told = '';
+  /** What forwarded before us: IPv4 by device, and IPv6. */
+  #forwarded: { readonly devices: Map<string, boolean>; readonly six: boolean } | undefined;
   /** What was seen when the device was made: good for a configuration that comes at once. */
   #early: { readonly facts: Promise<HostFacts | undefined>; readonly at: number } | undefined;
   /** What changes the machine is done one after the other. */
@@ -298,6 +300,7 @@ export class TunnelHost implements ClientHost {
       this.#tun = undefined;
       this.#config = undefined;
       this.#plan = undefined;
+      this.#forwarded = undefined;
     }
   }
 
@@ -332,7 +335,18 @@ export class TunnelHost implements ClientHost {
     const early = this.#early;
     this.#early = undefined;
     const isFresh = early !== undefined && performance.now() - early.at < FRESH_MS;
-    return (isFresh ? await early.facts : undefined) ?? (await readHostFacts(isOurs));
+    return this.#before((isFresh ? await early.facts : undefined) ?? (await readHostFacts(isOurs)));
+  }
+
+  /** What forwards without us: each device as it was seen first. */
+  #before(facts: HostFacts): HostFacts {
+    this.#forwarded ??= { devices: new Map(), six: facts.forwards6 };
+    const { devices, six } = this.#forwarded;
+    for (const { device } of [...facts.attached, ...facts.routed]) {
+      if (!devices.has(device)) devices.set(device, facts.forwards4.includes(device));
+    }
+    const forwards4 = [...devices].flatMap(([device, isForwarding]) => (isForwarding ? [device] : []));
+    return { ...facts, forwards4, forwards6: six };
   }
 
   async #chooseAll(overlaps: readonly Overlap[]): Promise<void> {

@@ -10,6 +10,7 @@ import { formatPrefix, isBroadRoute, isUnusableRoute, type Prefix, parsePrefix }
 import { runCommand } from './command.ts';
 
 const CONF_FOLDER = '/proc/sys/net/ipv4/conf';
+const FORWARDING6 = '/proc/sys/net/ipv6/conf/all/forwarding';
 
 /** A network and the device that leads to it. */
 export interface NetworkOnDevice {
@@ -28,6 +29,10 @@ export interface HostFacts {
   readonly hasIpv6: boolean;
   /** Whether some device takes only packets whose sender it would answer over the same device (RFC 3704 §2.2). */
   readonly isStrict: boolean;
+  /** Devices from which this machine forwards IPv4. */
+  readonly forwards4: readonly string[];
+  /** Whether it forwards IPv6, from all devices. */
+  readonly forwards6: boolean;
 }
 
 /**
@@ -63,16 +68,19 @@ export async function readHostFacts(isOurs: (device: string) => boolean): Promis
     attached: attachedIn(addresses).filter(({ device }) => !isOurs(device)),
     routed: routedIn([...routes4, ...routes6]).filter(({ device }) => !isOurs(device)),
     hasIpv6,
-    isStrict: await hasStrictDevice(),
+    isStrict: (await devicesWith('rp_filter')).length > 0,
+    forwards4: await devicesWith('forwarding'),
+    forwards6: (await readFile(FORWARDING6, 'utf8').catch(() => '')).trim() === '1',
   };
 }
 
-async function hasStrictDevice(): Promise<boolean> {
+/** Devices, `all` and `default` among them, whose setting is 1. */
+async function devicesWith(setting: 'rp_filter' | 'forwarding'): Promise<string[]> {
   const devices = await readdir(CONF_FOLDER).catch(() => []);
   const values = await Promise.all(
-    devices.map((device) => readFile(join(CONF_FOLDER, device, 'rp_filter'), 'utf8').catch(() => '')),
+    devices.map((device) => readFile(join(CONF_FOLDER, device, setting), 'utf8').catch(() => '')),
   );
-  return values.some((value) => value.trim() === '1');
+  return devices.filter((_device, at) => values[at]?.trim() === '1');
 }
 
 /** From the list of `ip -j address`. */

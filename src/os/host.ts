@@ -73,7 +73,7 @@ export class HostNetwork {
 
   /**
    * Makes the host have these changes and no others of ours: what is missing is made, then what is not wanted any more is
-   * taken back, and what stays is not touched. Settings of links and of the kernel stay until `revert`.
+   * taken back, and what stays is not touched. Settings of links and of the kernel stay until `revert`, but for forwarding.
    *
    * @throws {VpnError} as `apply`; the host has then what it had before
    */
@@ -230,7 +230,11 @@ export class HostNetwork {
   }
 }
 
-/** Settings are put back in the reverse of the order in which they were made: only all together. */
-function isUndoneAlone({ kind }: HostChange): boolean {
-  return kind !== 'link' && kind !== 'sysctl' && kind !== 'forwarding6';
+/**
+ * Settings are put back in the reverse of the order in which they were made, so only all together. Forwarding of one family or
+ * device depends on no other setting, and is not to outlive its reason.
+ */
+function isUndoneAlone(change: HostChange): boolean {
+  if (change.kind === 'sysctl') return change.key.endsWith('/forwarding');
+  return change.kind !== 'link';
 }

@@ -297,9 +297,9 @@ export class Client {
     this.#isUp = false;
   }
 
-  down(): Promise<RunResult> {
+  down(...flags: string[]): Promise<RunResult> {
     this.#isUp = false;
-    return this.#deployment.ok(this.namespace, 'client', 'down', '--state', this.state);
+    return this.#deployment.ok(this.namespace, 'client', 'down', '--state', this.state, ...flags);
   }
 
   async status(): Promise<ClientStatus> {

@@ -1,5 +1,6 @@
 /** Runs inside a namespace for `os-host.test.ts`: `SCENARIO JOURNAL [KILL-AT]`; prints what happened as JSON. */
 
+import { readFile } from 'node:fs/promises';
 import { isVpnError } from '../../src/base/errors.ts';
 import { type Logger, silentLogger } from '../../src/base/log.ts';
 import { runCommand } from '../../src/os/command.ts';
@@ -104,6 +105,29 @@ const scenarios: Record<string, () => Promise<unknown>> = {
     await host.revert();
     seen.push(await has());
     return seen;
+  },
+
+  /** Says at each step what is forwarded, and the MTU, which stays until the end. */
+  async forwarding() {
+    const host = await HostNetwork.open({ journalPath, log: silentLogger });
+    const forward: HostChange = { kind: 'sysctl', key: 'net/ipv4/conf/out0/forwarding', value: '1' };
+    const mtu: HostChange = { kind: 'link', device: 'out0', mtu: 1400 };
+    const has = async (): Promise<string> => {
+      const values = await Promise.all(
+        ['ipv4/conf/out0', 'ipv6/conf/all', 'ipv6/conf/out0'].map((key) =>
+          readFile(`/proc/sys/net/${key}/forwarding`, 'utf8'),
+        ),
+      );
+      const [link = ''] = /mtu \d+/.exec(await runCommand('ip', ['-o', 'link', 'show', 'dev', 'out0'])) ?? [];
+      return [...values.map((value) => value.trim()), link].join(' ');
+    };
+    const seen = [await has()];
+    for (const changes of [[mtu, forward, { kind: 'forwarding6' } as const], [mtu, forward], []]) {
+      await host.become(changes);
+      seen.push(await has());
+    }
+    await host.revert();
+    return [...seen, await has()];
   },
 
   async apply() {

@@ -105,6 +105,19 @@ test(
   },
 );
 
+test('forwarding goes with its reason, other settings in the end', options, async () => {
+  await using lab = await openLab();
+  const before = await lab.host.snapshot();
+  assert.deepEqual(await lab.child('forwarding'), [
+    '0 0 0 mtu 1500',
+    '1 1 1 mtu 1400',
+    '1 0 0 mtu 1400',
+    '0 0 0 mtu 1400',
+    '0 0 0 mtu 1500',
+  ]);
+  assert.deepEqual(differences(before, await lab.host.snapshot()), []);
+});
+
 test('a process that dies at any step leaves nothing behind after the next start', options, async () => {
   await using lab = await openLab();
   const before = await lab.host.snapshot();

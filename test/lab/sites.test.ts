@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, changesSince, Deployment, labOptions } from './deployment.ts';
+import { BEHIND, type Client, changesSince, Deployment, labOptions, OUTER } from './deployment.ts';
 import { until } from './process.ts';
 import type { Namespace } from './rig.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -157,6 +157,36 @@ describe('networks behind clients', labOptions(), () => {
     assert.ok(await pings(host0, SEEN[1].host6));
   });
 
+  test('a machine that forwards for its site forwards nothing else', async () => {
+    const [host0] = hosts;
+    const [outer] = OUTER;
+    assert.ok(host0 !== undefined);
+    const back = ['route', 'add', LOCAL6.network6, 'via', outer.client6];
+    await deployment.gateway.run(['ip', '-6', ...back]);
+    assert.ok(await pings(first.namespace, outer.gateway6), 'the machine itself gets there');
+    assert.equal(await pings(host0, outer.gateway6), false);
+    await deployment.gateway.run(['ip', '-6', ...back.with(1, 'del')]);
+    assert.ok(await pings(host0, BEHIND.host6));
+  });
+
+  test('a client that was kept and comes up with another offer has what it offers then', async () => {
+    const seen = async (): Promise<string[] | undefined> => {
+      const sessions = await deployment.ask<{ user: string; networks?: string[] }[]>('server', 'sessions');
+      const own = sessions.filter(({ user }) => user === second.user);
+      assert.equal(own.length, 1);
+      return own[0]?.networks;
+    };
+    await second.down('--keep');
+    await second.up('--network', LOCAL.network4);
+    assert.deepEqual(await seen(), [SEEN[1].network4]);
+    await second.down('--keep');
+    await second.up(...offers);
+    assert.deepEqual(await seen(), [SEEN[1].network4, SEEN[1].network6]);
+    const [host0] = hosts;
+    assert.ok(host0 !== undefined);
+    await until('the site to answer', () => pings(host0, SEEN[1].host6), { timeoutMs: WITHIN_MS });
+  });
+
   test('after a restart of the gateway the same client has its site and its address again, and nobody else the address', async () => {
     const [host0, host1] = hosts;
     assert.ok(host0 !== undefined && host1 !== undefined);
@@ -181,6 +211,15 @@ describe('networks behind clients', labOptions(), () => {
       timeoutMs: WITHIN_MS,
     });
     assert.equal(await pings(host0, SEEN[1].host4), false);
+    for (const key of ['ipv4/conf/lan0', 'ipv6/conf/all']) {
+      const path = `/proc/sys/net/${key}/forwarding`;
+      const values = await Promise.all([first, second].map(({ namespace }) => namespace.run(['cat', path])));
+      assert.deepEqual(
+        values.map(({ stdout }) => stdout.trim()),
+        ['1', '0'],
+        `${key}: who has no site any more forwards nothing`,
+      );
+    }
     assert.ok(await pings(host0, BEHIND.host4), 'the other site is not disturbed');
     await first.down();
     assert.deepEqual(await changesSince(clean, { snapshot: () => first.namespace.snapshot() } as Namespace), []);
