@@ -28,7 +28,7 @@ export const systemClock: Clock = {
 export class ManualClock implements Clock {
   #now = 0;
   #sleptMs = 0;
-  readonly #wallStart: number;
+  #wallStart: number;
 
   constructor(wallStart = Date.UTC(2026, 0, 1)) {
     this.#wallStart = wallStart;
@@ -48,6 +48,11 @@ export class ManualClock implements Clock {
 
   advance(ms: number): void {
     this.#now += ms;
+  }
+
+  /** Somebody sets the clock on the wall, forward or back; nothing else changes. */
+  setWall(at: number): void {
+    this.#wallStart += at - this.wallNow();
   }
 
   /** The machine sleeps: everything goes on but the monotonic clock. */

@@ -278,7 +278,7 @@ async function openShared(
 ): Promise<{ store: Store; clock: Clock; audit: Audit; bans: Bans }> {
   await using undo = new AsyncDisposableStack();
   undo.use(store);
-  const audit = new Audit(store, clock);
+  const audit = await Audit.open(store, clock);
   const bans = await Bans.open({ store, audit, clock, sourceOf });
   undo.move();
   return { store, clock, audit, bans };

@@ -86,6 +86,7 @@ test('refusals have half of the room at most: strangers push out nothing but ref
   await append('session.resume_refused', 20);
   await append('certificate.refused', 20);
   await append('operator.refused', 20);
+  await append('ban.begun', 20);
   await retention.look();
   const { 'user.disabled': disabled, 'audit.pruned': pruned, ...refusals } = await counts();
   assert.equal(disabled, 45);

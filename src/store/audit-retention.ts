@@ -11,7 +11,7 @@ import { sql } from 'kysely';
 import type { Clock } from '../base/clock.ts';
 import type { Logger } from '../base/log.ts';
 import { Repeat } from '../base/repeat.ts';
-import { type Audit, AuditEvent, firstIdOf } from './audit.ts';
+import { type Audit, AuditEvent, firstIdOf, timeOfId } from './audit.ts';
 import type { Store } from './store.ts';
 
 const DAY_MS = 86_400_000;
@@ -26,6 +26,7 @@ const REFUSALS: readonly AuditEvent[] = [
   AuditEvent.resumeRefused,
   AuditEvent.certificateRefused,
   AuditEvent.operatorRefused,
+  AuditEvent.banBegun,
 ];
 /** In the table of what may go: whatever the event. */
 const ALL = '*';
@@ -214,5 +215,5 @@ function idAfter(id: string): string {
 }
 
 function instantOf(id: string): string {
-  return new Date(Number.parseInt(id.slice(0, 12), 16)).toISOString();
+  return new Date(timeOfId(id)).toISOString();
 }

@@ -56,3 +56,42 @@ test('what a peer chooses is cut to a bound', async () => {
   assert.deepEqual([record?.user?.length, record?.reason?.length], [256, 256]);
   await store.close();
 });
+
+test('a record is behind those before it though the clock is set back, also after a restart', async () => {
+  const { store, clock, audit } = await setUp();
+  clock.advance(3_600_000);
+  await audit.append({ event: 'user.added', user: 'first' });
+  clock.setWall(clock.wallNow() - 3_000_000);
+  await audit.append({ event: 'user.added', user: 'second' });
+  const again = await Audit.open(store, clock);
+  clock.setWall(clock.wallNow() - 1000);
+  await again.append({ event: 'user.added', user: 'third' });
+  await again.append({ event: 'user.added', user: 'fourth' });
+  clock.advance(4_000_000);
+  await again.append({ event: 'user.added', user: 'fifth' });
+  const records = await again.list();
+  assert.deepEqual(
+    records.map(({ user }) => user),
+    ['first', 'second', 'third', 'fourth', 'fifth'],
+  );
+  assert.equal(new Set(records.map(({ id }) => id)).size, 5);
+  // What the clock said is on record all the same.
+  assert.ok((records[1]?.at ?? 0) < (records[0]?.at ?? 0));
+  await store.close();
+});
+
+test('who reads on behind a record misses none for a clock that is set back, nor one that is still written', async () => {
+  const { store, clock, audit } = await setUp();
+  clock.advance(3_600_000);
+  await audit.append({ event: 'user.added', user: 'before' });
+  clock.setWall(clock.wallNow() - 1_800_000);
+  await audit.append({ event: 'user.added', user: 'behind' });
+  clock.advance(5000);
+  await audit.append({ event: 'user.added', user: 'just now' });
+  const users = async (settleMs: number) => (await audit.next('', settleMs, 10)).map(({ user }) => user);
+  assert.deepEqual(await users(2000), ['before', 'behind']);
+  clock.advance(2001);
+  assert.deepEqual(await users(2000), ['before', 'behind', 'just now']);
+  assert.deepEqual((await audit.next('', 0, 2)).length, 2);
+  await store.close();
+});

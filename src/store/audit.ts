@@ -73,7 +73,7 @@ export interface AuditEntry {
 }
 
 export interface AuditRecord extends AuditEntry {
-  /** Sorts by time, then by order of writing. */
+  /** Sorts by order of writing: a clock that is set back makes none that is smaller than those before. */
   readonly id: string;
   /** Milliseconds since the Unix epoch. */
   readonly at: number;
@@ -101,6 +101,10 @@ const append = prepare((db, { id, at, event, user, device, source, reason, detai
 
 /** A user or peer chooses some of the values; none may fill the disk. */
 const MAX_TEXT = 256;
+/** Of an id: its time and its counter, hexadecimal. */
+const TIME_DIGITS = 12;
+const ORDER_DIGITS = 8;
+const MAX_ORDER = 0xffff_ffff;
 
 const actors = new AsyncLocalStorage<string>();
 
@@ -119,11 +123,22 @@ export class Audit {
   readonly #clock: Clock;
   readonly #writer = randomBytes(6).toString('hex');
   readonly #counts = new Map<AuditEvent, number>();
-  #order = 0;
+  /** Time and counter of the last id. */
+  #last: { at: number; order: number };
 
-  constructor(store: Store, clock: Clock) {
+  /** Goes on behind what is on record. @throws {VpnError} ERR_STORE */
+  static async open(store: Store, clock: Clock): Promise<Audit> {
+    const [newest] = await new Audit(store, clock).list({ limit: 1 });
+    return new Audit(store, clock, newest?.id);
+  }
+
+  /** @param newest id of the last record there is */
+  constructor(store: Store, clock: Clock, newest?: string) {
     this.#store = store;
     this.#clock = clock;
+    const at = timeOfId(newest ?? '');
+    const order = Number.parseInt(newest?.slice(TIME_DIGITS, TIME_DIGITS + ORDER_DIGITS) ?? '', 16);
+    this.#last = { at: at || 0, order: order || 0 };
   }
 
   /** How many rows of an event this process has appended. */
@@ -176,17 +191,24 @@ export class Audit {
     return rows.reverse().map(recordOf);
   }
 
-  /** The first rows after one, oldest first, of those that were written before `until`. @param after its id */
-  async next(after: string, until: number, limit: number): Promise<AuditRecord[]> {
+  /**
+   * The first rows after one, oldest first.
+   *
+   * @param after its id
+   * @param settleMs so long before a row is read, and those behind it: somebody may still be writing one before it
+   */
+  async next(after: string, settleMs: number, limit: number): Promise<AuditRecord[]> {
     const rows = await this.#store.db
       .selectFrom('audit')
       .selectAll()
       .where('id', '>', after)
-      .where('at', '<', until)
       .orderBy('id')
       .limit(limit)
       .execute();
-    return rows.map(recordOf);
+    const now = this.#clock.wallNow();
+    // One of a time to come is from before the clock was set back.
+    const end = rows.findIndex(({ at }) => Number(at) > now - settleMs && Number(at) <= now);
+    return (end < 0 ? rows : rows.slice(0, end)).map(recordOf);
   }
 
   /** The rows with these ids, as far as there are any. */
@@ -212,15 +234,22 @@ export class Audit {
   }
 
   /** Milliseconds and a counter keep the order of one writer; the random end, its own, keeps two writers apart. */
-  #nextId(at: number): string {
-    this.#order = (this.#order + 1) % 0x1_0000_0000;
-    return hex(at, 12) + hex(this.#order, 8) + this.#writer;
+  #nextId(now: number): string {
+    const isFull = this.#last.order >= MAX_ORDER;
+    const at = Math.max(now, isFull ? this.#last.at + 1 : this.#last.at);
+    this.#last = { at, order: isFull ? 0 : this.#last.order + 1 };
+    return hex(at, TIME_DIGITS) + hex(this.#last.order, ORDER_DIGITS) + this.#writer;
   }
 }
 
 /** Below the ids of all records of this time and later. @param at milliseconds since the Unix epoch */
 export function firstIdOf(at: number): string {
-  return hex(Math.max(0, Math.trunc(at)), 12);
+  return hex(Math.max(0, Math.trunc(at)), TIME_DIGITS);
+}
+
+/** What the clock said when a record was made, or before it was set back. @returns milliseconds since the Unix epoch */
+export function timeOfId(id: string): number {
+  return Number.parseInt(id.slice(0, TIME_DIGITS), 16);
 }
 
 function recordOf(row: Selectable<Schema['audit']>): AuditRecord {

@@ -91,7 +91,10 @@ export async function restore(
       });
     });
     await opened.db.deleteFrom('sessions').execute();
-    await new Audit(opened, clock).append({ event: AuditEvent.storeRestored, detail: { file: basename(source) } });
+    await (await Audit.open(opened, clock)).append({
+      event: AuditEvent.storeRestored,
+      detail: { file: basename(source) },
+    });
     await opened.close();
     syncFile(temporary);
     const replaced = existsSync(target) ? `${target}.replaced` : undefined;

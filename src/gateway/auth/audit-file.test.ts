@@ -22,14 +22,14 @@ async function setUp() {
   worlds += 1;
   const path = join(folder, `audit-${worlds}.jsonl`);
   const { log, lines } = collectLog();
-  const openFile = () => AuditFile.open({ audit, path, log, format: ({ id, user }) => ({ id, user }) });
+  const openFile = () => AuditFile.open({ audit, path, clock, log, format: ({ id, user }) => ({ id, user }) });
   const users = async () =>
     (await readFile(path, 'utf8'))
       .trimEnd()
       .split('\n')
       .map((line) => (JSON.parse(line) as { user: string }).user);
   const record = (user: string) => audit.append({ event: 'user.added', user });
-  return { store, clock, path, lines, openFile, users, record };
+  return { store, clock, audit, path, lines, openFile, users, record };
 }
 
 test('records are written once, in order, in a file of the owner alone; what was recorded before is not', async () => {
@@ -63,6 +63,58 @@ test('a gateway that starts again writes what was recorded meanwhile, and nothin
   await record('after');
   await second.close();
   assert.deepEqual(await users(), ['ada', 'bob', 'meanwhile', 'later', 'after']);
+  await store.close();
+});
+
+test('more than a batch at once is written whole, and nothing is left out when the clock is set back', async () => {
+  const { store, clock, audit, openFile, users, record } = await setUp();
+  clock.advance(3_600_000);
+  const first = await openFile();
+  const many = Array.from({ length: 1100 }, (_, at) => `user ${at}`);
+  await store.transaction(async (db) => {
+    for (const user of many) await audit.append({ event: 'user.added', user }, db);
+  });
+  await first.look();
+  assert.deepEqual(await users(), many);
+  clock.setWall(clock.wallNow() - 3_000_000);
+  await record('set back');
+  await first.look();
+  await first.look();
+  await first.close();
+  await record('meanwhile');
+  const second = await openFile();
+  await second.look();
+  clock.advance(60_000);
+  await record('later');
+  await second.close();
+  assert.deepEqual(await users(), [...many, 'set back', 'meanwhile', 'later']);
+  await store.close();
+});
+
+test('one that is committed behind those after it is written, too', async () => {
+  const { store, clock, audit, openFile, users, record } = await setUp();
+  const file = await openFile();
+  await record('first');
+  const id = (await audit.list())[0]?.id ?? '';
+  clock.advance(10);
+  await record('second');
+  await file.look();
+  // Of another writer, whose transaction began before.
+  const [row] = await store.db.selectFrom('audit').selectAll().where('id', '=', id).execute();
+  const late = { ...row, id: `${id.slice(0, 20)}ffffffffffff`, user: 'late' };
+  await store.db
+    .insertInto('audit')
+    .values(late as never)
+    .execute();
+  clock.advance(5000);
+  await file.look();
+  await file.look();
+  assert.deepEqual(await users(), ['first', 'second', 'late']);
+  await file.close();
+  // Which is not the end of those that are written.
+  const again = await openFile();
+  await again.close();
+  assert.deepEqual(await users(), ['first', 'second', 'late']);
   await store.close();
 });
 

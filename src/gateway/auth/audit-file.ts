@@ -7,19 +7,21 @@
  */
 
 import { open } from 'node:fs/promises';
+import type { Clock } from '../../base/clock.ts';
 import type { Logger } from '../../base/log.ts';
-import type { Audit, AuditRecord } from '../../store/audit.ts';
+import { type Audit, type AuditRecord, firstIdOf, timeOfId } from '../../store/audit.ts';
 
 const LOOK_MS = 1000;
 const BATCH = 1000;
 /** A record is far shorter. */
 const END_BYTES = 64 * 1024;
-/** Two writers can commit in another order than their records are in: so far back is looked again. */
+/** Two writers can commit in another order than their records are in: for so long one before others is waited for. */
 const OVERLAP_MS = 10_000;
 
 export interface AuditFileOptions {
   audit: Audit;
   path: string;
+  clock: Clock;
   log: Logger;
   /** One record as JSON. */
   format: (record: AuditRecord) => unknown;
@@ -27,9 +29,11 @@ export interface AuditFileOptions {
 
 export class AuditFile {
   readonly #options: AuditFileOptions;
-  /** When the written records of the overlap happened, by id. */
+  /** When the written records of the overlap were seen, by id, monotonic. */
   readonly #written = new Map<string, number>();
-  #since = 0;
+  /** Nothing before it comes any more; and the greatest id that is written. */
+  #settled = '';
+  #newest = '';
   #timer: NodeJS.Timeout | undefined;
   #look: Promise<void> | undefined;
   #isFailing = false;
@@ -72,33 +76,71 @@ export class AuditFile {
     const { audit, path } = this.#options;
     const end = await readEnd(path);
     this.#isBroken = end !== '' && !end.endsWith('\n');
-    const lastLine = end === '' ? undefined : end.trimEnd().split('\n').at(-1);
-    const id = lastLine === undefined ? undefined : idOf(lastLine);
-    const [known] = id === undefined ? await audit.list({ limit: 1 }) : [{ id, at: timeOf(id) }];
+    // The last line is not the newest record when that was committed before it.
+    const ids = end.split('\n').flatMap((line) => idOf(line) ?? []);
+    const known = ids.toSorted().at(-1) ?? (await audit.list({ limit: 1 }))[0]?.id;
     if (known === undefined) return;
-    this.#since = Math.max(0, known.at - OVERLAP_MS);
-    for (const { id: earlier, at } of await audit.list({ since: this.#since, limit: BATCH })) {
-      if (earlier <= known.id) this.#written.set(earlier, at);
+    this.#newest = known;
+    this.#settled = firstIdOf(timeOfId(known) - OVERLAP_MS);
+    for (let after = this.#settled; ; ) {
+      const written = (await audit.next(after, 0, BATCH)).filter((record) => record.id <= known);
+      this.#note(written);
+      const last = written.at(-1);
+      if (last === undefined) return;
+      after = last.id;
     }
   }
 
   async #write(): Promise<void> {
-    const { audit, path, format } = this.#options;
-    const records = await audit.list({ since: this.#since, limit: BATCH });
-    const fresh = records.filter(({ id }) => !this.#written.has(id));
-    if (fresh.length === 0) return;
+    const { audit } = this.#options;
+    const counts = await audit.countAfter(this.#settled);
+    let left = [...counts.values()].reduce((sum, count) => sum + count, 0) - this.#written.size;
+    if (left > 0) left -= await this.#writeAfter(this.#newest);
+    // Others have been committed before those that are written.
+    if (left > 0) await this.#writeAfter(this.#settled);
+    this.#settle();
+  }
+
+  /** Writes what comes after a record, as far as it is not written; returns how many that were. @param id of the record */
+  async #writeAfter(id: string): Promise<number> {
+    let count = 0;
+    for (let after = id; ; ) {
+      const records = await this.#options.audit.next(after, 0, BATCH);
+      const fresh = records.filter((record) => !this.#written.has(record.id));
+      if (fresh.length > 0) await this.#append(fresh);
+      this.#note(fresh);
+      count += fresh.length;
+      const last = records.at(-1);
+      if (last === undefined) return count;
+      after = last.id;
+      if (after > this.#newest) this.#newest = after;
+    }
+  }
+
+  async #append(records: readonly AuditRecord[]): Promise<void> {
+    const { path, format } = this.#options;
     const handle = await open(path, 'a', 0o600);
     try {
       if (this.#isBroken) await handle.appendFile('\n');
       this.#isBroken = false;
-      await handle.appendFile(fresh.map((record) => `${JSON.stringify(format(record))}\n`).join(''));
+      await handle.appendFile(records.map((record) => `${JSON.stringify(format(record))}\n`).join(''));
     } finally {
       await handle.close();
     }
-    for (const { id, at } of fresh) this.#written.set(id, at);
-    const newest = fresh.at(-1)?.at ?? this.#since;
-    this.#since = Math.max(this.#since, newest - OVERLAP_MS);
-    for (const [id, at] of this.#written) if (at < this.#since) this.#written.delete(id);
+  }
+
+  #note(records: readonly AuditRecord[]): void {
+    const now = this.#options.clock.now();
+    for (const { id } of records) this.#written.set(id, now);
+  }
+
+  #settle(): void {
+    const end = this.#options.clock.now() - OVERLAP_MS;
+    for (const [id, seenAt] of this.#written) {
+      if (seenAt > end) break;
+      if (id > this.#settled) this.#settled = id;
+    }
+    for (const id of this.#written.keys()) if (id <= this.#settled) this.#written.delete(id);
   }
 
   #say(error: unknown): void {
@@ -135,9 +177,4 @@ function idOf(line: string): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** An id begins with the milliseconds since the Unix epoch, 12 hexadecimal digits. */
-function timeOf(id: string): number {
-  return Number.parseInt(id.slice(0, 12), 16);
 }

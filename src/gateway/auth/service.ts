@@ -210,7 +210,9 @@ export class AuthService {
     const collector = await readCollector(config);
     const path = config.audit.file;
     const auditFile =
-      path === undefined ? undefined : await AuditFile.open({ audit: state.audit, path, log, format: auditInfo });
+      path === undefined
+        ? undefined
+        : await AuditFile.open({ audit: state.audit, path, clock, log, format: auditInfo });
     undo.move();
     const parts = {
       pool,

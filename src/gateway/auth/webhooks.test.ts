@@ -36,12 +36,12 @@ async function setUp() {
   const audit = new Audit(store, clock);
   const record = new WebhookRecord(store);
   const { log, lines } = collectLog();
-  const open = async (hooks: Record<string, HookOptions>) => {
+  const open = async (hooks: Record<string, HookOptions>, of = audit) => {
     const webhooks = Object.fromEntries(
       Object.entries(hooks).map(([name, hook]) => [name, { secretFile, insecure: true, ...hook }]),
     );
     const targets = await readWebhookTargets(gatewayConfigSchema.parse({ webhooks }));
-    const opened = new Webhooks({ targets, audit, record, clock, log, settleMs: 0, lookMs: 1, delaysMs: [1] });
+    const opened = new Webhooks({ targets, audit: of, record, clock, log, settleMs: 0, lookMs: 1, delaysMs: [1] });
     await opened.start();
     return opened;
   };
@@ -82,6 +82,29 @@ test('events are told in order, signed, from the first that is recorded after th
     { state: 'idle', waiting: 0, dead: 0, delivered: 3 },
   );
   await hooks.stop();
+  await store.close();
+});
+
+test('a clock that is set back, also while nothing runs, hides nothing from a webhook', async () => {
+  const { store, clock, open, happens } = await setUp();
+  await using receiver = await Receiver.open();
+  const hooks = await open({ siem: { url: receiver.url } });
+  clock.advance(3_600_000);
+  await happens('ada');
+  await until(() => receiver.received.length === 1, 'the first');
+  clock.setWall(clock.wallNow() - 3_000_000);
+  await happens('bob');
+  await until(() => receiver.received.length === 2, 'the one behind it');
+  await until(async () => (await hooks.list())[0]?.delivered === 2, 'both to count');
+  await hooks.stop();
+  clock.setWall(clock.wallNow() - 1_000_000);
+  const again = await Audit.open(store, clock);
+  await again.append({ event: 'login.accepted', user: 'eve' });
+  clock.advance(1);
+  const next = await open({ siem: { url: receiver.url } }, again);
+  await until(() => receiver.received.length === 3, 'the one of the next start');
+  assert.deepEqual(usersOf(receiver), ['ada', 'bob', 'eve']);
+  await next.stop();
   await store.close();
 });
 

@@ -298,7 +298,7 @@ class Delivery {
   /** The next records; false: there is none. */
   async #goOn(): Promise<boolean> {
     const { audit, clock, record, settleMs = SETTLE_MS } = this.#options;
-    const events = await audit.next(this.#after, clock.wallNow() - settleMs, BATCH);
+    const events = await audit.next(this.#after, settleMs, BATCH);
     const old: DeadLetter[] = [];
     const done = async (last: AuditRecord): Promise<void> => {
       this.counts.died += old.length;
