@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { createLogger, type LogOptions } from './log.ts';
+import { addressFilter } from './log-addresses.ts';
 
 function lines(options: LogOptions): { log: ReturnType<typeof createLogger>; said: string[] } {
   const said: string[] = [];
@@ -43,4 +45,53 @@ test('kept, as by default, they are as they were', () => {
   const { log, said } = lines({});
   log.info('hello', { peer: '203.0.113.77:51234' });
   assert.equal((JSON.parse(said[0] ?? '') as { peer: string }).peer, '203.0.113.77:51234');
+});
+
+test('an address is found whatever stands beside it: words, colons, digits of other bases, ports, brackets, escapes', () => {
+  const hide = addressFilter('hide', []) ?? assert.fail();
+  const ipv4 = fc.ipV4();
+  const ipv6 = fc.ipV6().filter((address) => address !== '::');
+  // What ends in a colon may belong to the address, or stand before it.
+  const before = fc.constantFrom(
+    '',
+    'from=',
+    'addr:',
+    'peer: ',
+    '[',
+    '(',
+    '"',
+    'https://',
+    '\\u0001',
+    '\\n',
+    '...',
+    'to ',
+    'x',
+  );
+  const behind = fc.constantFrom('', ':443', ']:443', ': refused', '.', '. Then', ',', ')', '"', '/24', '%eth0', ' ');
+  const words = fc.constantFrom('', 'fe:', 'dead:', 'a', 'cafe');
+  const property = (address: fc.Arbitrary<string>, close: fc.Arbitrary<string>) =>
+    fc.property(before, close, address, behind, (start, word, found, end) => {
+      const line = hide(`{"msg":"${start}${word}${found}${end}"}`);
+      assert.ok(line.includes('[address]'), line);
+      assert.ok(!line.toLowerCase().includes(found), line);
+    });
+  fc.assert(property(ipv4, words), { numRuns: 2000 });
+  // A word of hexadecimal digits and a colon in front is part of an IPv6 address, as far as that has room.
+  fc.assert(property(ipv6, fc.constantFrom('', 'addr:', 'code:')), { numRuns: 2000 });
+});
+
+test('what only looks like one stays: times, versions with more parts, fingerprints, hardware addresses, everybody', () => {
+  const hide = addressFilter('hide', []) ?? assert.fail();
+  for (const text of [
+    'at 12:34:56.789',
+    'OID 1.3.6.1.4.1.311',
+    'fingerprint AB:CD:EF:01:23:45:67:89:AB:CD:EF:01:23:45:67:89',
+    'lladdr 52:54:00:12:34:56',
+    'version 26.10.0',
+    'listening at [::]:443',
+    'no. 999.1.1.1',
+    'a:b',
+  ]) {
+    assert.equal(hide(text), text);
+  }
 });

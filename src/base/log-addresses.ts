@@ -10,8 +10,19 @@ import { BlockList, isIP } from 'node:net';
 /** What becomes of addresses. */
 export type AddressRule = 'keep' | 'shorten' | 'hide';
 
-/** Runs of the characters of an address, with a dot or two colons in them. */
-const CANDIDATE = /[0-9A-Fa-f:.]*[0-9A-Fa-f:][.:][0-9A-Fa-f:.]*[0-9A-Fa-f:]/g;
+/** A whole run of the characters of addresses with a dot or a colon in it, also behind an escaped character of JSON. */
+const CANDIDATE = /(?:\\u[0-9A-Fa-f]{4}|(?<![0-9A-Fa-f:.]))([0-9A-Fa-f]*[.:][0-9A-Fa-f:.]*)/g;
+const DOTS = /^\.+|\.+$/g;
+const IPV4 = /(?<!\d)(?<!\d\.)\d{1,3}(?:\.\d{1,3}){3}(?!\d)(?!\.\d)/g;
+/** How many parts of a run, between colons, are tried to be no part of its address: a word before it, a port or colon behind. */
+const OUTSIDE = [
+  [0, 0],
+  [0, 1],
+  [1, 0],
+  [1, 1],
+] as const;
+/** A run of more is a fingerprint, or the like. */
+const MAX_PARTS = 12;
 const TIME = /"time":"[^"]*"/;
 const HIDDEN = '[address]';
 const KEPT_GROUPS = 3;
@@ -25,14 +36,17 @@ export function addressFilter(rule: AddressRule, kept: readonly string[]): ((lin
     const family = isIP(network) === 6 ? 'ipv6' : 'ipv4';
     list.addSubnet(network, Number(bits), family);
   }
+  const put = (address: string, version: 4 | 6): string => {
+    if (list.check(address, version === 6 ? 'ipv6' : 'ipv4')) return address;
+    return rule === 'hide' ? HIDDEN : shorten(address, version);
+  };
+  const cleanRun = (run: string): string => {
+    const ipv6 = findIpv6(run);
+    if (ipv6 !== undefined) return run.replace(ipv6, () => put(ipv6, 6));
+    return run.replace(IPV4, (found) => (isIP(found) === 4 ? put(found, 4) : found));
+  };
   const clean = (text: string): string =>
-    text.replace(CANDIDATE, (found) => {
-      // With a port, as an IPv4 address has it: that of an IPv6 address stands after a bracket.
-      const [, address = found, port = ''] = /^((?:\d{1,3}\.){3}\d{1,3})(:\d+)$/.exec(found) ?? [];
-      const version = isIP(address);
-      if (version === 0 || list.check(address, version === 6 ? 'ipv6' : 'ipv4')) return found;
-      return (rule === 'hide' ? HIDDEN : shorten(address, version)) + port;
-    });
+    text.replace(CANDIDATE, (found, run: string) => found.slice(0, found.length - run.length) + cleanRun(run));
   return (line) => {
     const time = TIME.exec(line);
     if (time === null) return clean(line);
@@ -41,7 +55,18 @@ export function addressFilter(rule: AddressRule, kept: readonly string[]): ((lin
   };
 }
 
-function shorten(address: string, version: number): string {
+function findIpv6(run: string): string | undefined {
+  const parts = run.replace(DOTS, '').split(':');
+  if (parts.length < 3 || parts.length > MAX_PARTS) return undefined;
+  for (const [before, behind] of OUTSIDE) {
+    const text = parts.slice(before, parts.length - behind).join(':');
+    // Everybody, as in `[::]:443`, is nobody's.
+    if (text !== '::' && isIP(text) === 6) return text;
+  }
+  return undefined;
+}
+
+function shorten(address: string, version: 4 | 6): string {
   if (version === 4) return address.replace(/\d+$/, '0');
   // One that carries an IPv4 address is as that.
   const mapped = /^::ffff:(\d+\.\d+\.\d+)\.\d+$/i.exec(address);
