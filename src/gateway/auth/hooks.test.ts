@@ -157,6 +157,36 @@ test('what it prints is in the log, bounded, and sessions are told', async () =>
   assert.ok(said().every((text) => String(text).length <= 500));
 });
 
+test('a line that never ends, and a flood of lines, are read within bounds, and verdicts come all the same', async () => {
+  await using opened = await open(`
+    export const onLogin = ({ user }) => {
+      if (user === 'long') for (let i = 0; i < 200; i++) process.stdout.write('x'.repeat(100_000));
+      if (user === 'many') for (let i = 0; i < 100; i++) process.stderr.write('y\\n'.repeat(1000));
+      return true;
+    };
+  `);
+  const { hooks, lines } = opened;
+  const said = () => lines.filter(({ msg }) => msg === 'said by a hook').map((line) => String(line.said));
+  const before = process.memoryUsage.rss();
+  assert.equal((await hooks.login(login('long'))).allow, true);
+  assert.deepEqual(said(), ['x'.repeat(500)], 'once, cut, though it has not ended');
+  assert.ok(process.memoryUsage.rss() - before < 64 << 20, '20 MB of a line are not kept');
+  assert.equal((await hooks.login(login('many'))).allow, true);
+  assert.ok(said().length < 20, String(said().length));
+});
+
+test('sessions that are told of keep no login out, however many wait', async () => {
+  await using opened = await open(`
+    export const onSessionStart = () => new Promise(() => {});
+    export const onLogin = () => true;
+  `);
+  const { hooks, lines } = opened;
+  for (let count = 0; count < 1500; count++) hooks.sessionStarted(session);
+  assert.deepEqual(await hooks.login(login('ada')), { allow: true, reason: '' });
+  await until(() => (hooks.counts.get('onSessionStart')?.failed ?? 0) === 500, 'those beyond the bound to fail');
+  assert.ok(lines.some(({ reason }) => reason === '1000 calls wait for an answer'));
+});
+
 test('a file that cannot be loaded, or has no hook, is refused with what is wrong', async () => {
   for (const [text, why] of [
     ['export const onLogin = (', /hooks-\d+\.ts cannot be loaded/],

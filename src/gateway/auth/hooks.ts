@@ -9,12 +9,12 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { dirname, extname } from 'node:path';
-import { createInterface } from 'node:readline';
 import type { Duplex, Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Clock } from '../../base/clock.ts';
 import { VpnError } from '../../base/errors.ts';
+import { readLines } from '../../base/lines.ts';
 import type { Logger } from '../../base/log.ts';
 import { confinedProgram } from '../../os/launcher.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
@@ -30,10 +30,16 @@ const LOAD_MS = 20_000;
 const PING_MS = 3000;
 /** For what is under way when the gateway stops. */
 const STOP_MS = 1000;
-const MAX_WAITING = 1000;
-const MAX_LINE_BYTES = 64 * 1024;
+/** Calls that wait for a verdict, and apart from them those that only tell of sessions: these must not keep anybody out. */
+const MAX_ASKED = 1000;
+const MAX_TOLD = 1000;
+const MAX_LINE_CHARACTERS = 64 * 1024;
 /** Longer lines of its output are cut. */
 const MAX_SAID = 500;
+/** Of its output in a second, each line as so many more; whoever prints more waits for the next one. */
+const OUTPUT_CHARACTERS = 8 << 20;
+const LINE_CHARACTERS = 200;
+const OUTPUT_MS = 1000;
 const HEAP_MIB = 256;
 /** Before it is started again, after the first end, the second, …; a quiet minute begins anew. */
 const RESTART_MS = [0, 500, 2000, 10_000, 30_000];
@@ -74,6 +80,8 @@ export class Hooks {
   readonly #log: Logger;
   readonly #lines: LogLimit;
   readonly #waiting = new Map<number, Waiting>();
+  /** How many of them wait for a verdict, and how many do not. */
+  readonly #under = { asked: 0, told: 0 };
   readonly #counts: Map<HookName, HookCounts>;
   #child: ChildProcess | undefined;
   #channel: Duplex | undefined;
@@ -152,7 +160,7 @@ export class Hooks {
 
   async #judge(hook: HookName, input: object): Promise<HookAnswer> {
     if (!this.#loaded.has(hook)) return { allow: true, reason: '' };
-    const outcome = await this.#call(hook, input);
+    const outcome = await this.#call(hook, input, 'asked');
     const verdict = 'value' in outcome ? verdictOf(outcome.value) : undefined;
     if (verdict !== undefined) {
       this.#count(hook, verdict.allow ? 'allowed' : 'refused');
@@ -167,7 +175,7 @@ export class Hooks {
 
   async #tell(hook: HookName, input: object): Promise<void> {
     if (!this.#loaded.has(hook)) return;
-    const outcome = await this.#call(hook, input);
+    const outcome = await this.#call(hook, input, 'told');
     if ('failure' in outcome) this.#failed(hook, outcome.failure);
     else this.#count(hook, 'allowed');
   }
@@ -187,9 +195,11 @@ export class Hooks {
   }
 
   /** Never rejects. */
-  async #call(hook: HookName, input: object): Promise<Outcome> {
+  async #call(hook: HookName, input: object, kind: 'asked' | 'told'): Promise<Outcome> {
     if (this.#isStopped) return { failure: 'the gateway is stopping' };
-    if (this.#waiting.size >= MAX_WAITING) return { failure: `${MAX_WAITING} calls wait for an answer` };
+    const most = kind === 'asked' ? MAX_ASKED : MAX_TOLD;
+    if (this.#under[kind] >= most) return { failure: `${most} calls wait for an answer` };
+    this.#under[kind] += 1;
     const id = this.#nextId++;
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     this.#waiting.set(id, { answer: promise, resolve });
@@ -207,6 +217,7 @@ export class Hooks {
     } finally {
       clearTimeout(late);
       this.#waiting.delete(id);
+      this.#under[kind] -= 1;
     }
   }
 
@@ -248,9 +259,9 @@ export class Hooks {
       child.kill('SIGKILL');
     }, LOAD_MS);
     channel.on('error', () => child.kill('SIGKILL'));
-    readLines(channel, MAX_LINE_BYTES, (line) => {
+    readLines(channel, MAX_LINE_CHARACTERS, (line, isCut) => {
       if (child !== this.#child) return;
-      if (line === undefined || !this.#heed(line, loaded)) {
+      if (isCut || !this.#heed(line, loaded)) {
         this.#log.error('the hooks said something else than an answer; they are started again');
         child.kill('SIGKILL');
       }
@@ -313,8 +324,21 @@ export class Hooks {
 
   /** What its functions print is for the operator. */
   #listen(output: Readable): void {
-    createInterface({ input: output }).on('line', (line) => {
-      this.#lines.write('info', 'output', 'said by a hook', { said: line.slice(0, MAX_SAID) });
+    let left = OUTPUT_CHARACTERS;
+    readLines(output, MAX_SAID, (said) => {
+      left -= LINE_CHARACTERS;
+      this.#lines.write('info', 'output', 'said by a hook', { said });
+    });
+    let isCounting = false;
+    output.on('data', (text: string) => {
+      left -= text.length;
+      if (left <= 0) output.pause();
+      if (isCounting) return;
+      isCounting = true;
+      setTimeout(() => {
+        [left, isCounting] = [OUTPUT_CHARACTERS, false];
+        output.resume();
+      }, OUTPUT_MS).unref();
     });
   }
 
@@ -340,19 +364,4 @@ export class Hooks {
       });
     }, wait).unref();
   }
-}
-
-/** Calls for each line, and once with undefined for one that is too long. */
-function readLines(stream: Readable, maxBytes: number, heed: (line: string | undefined) => void): void {
-  let rest = '';
-  stream.setEncoding('utf8');
-  stream.on('data', (text: string) => {
-    const lines = (rest + text).split('\n');
-    rest = lines.pop() ?? '';
-    for (const line of lines) heed(line.length > maxBytes ? undefined : line);
-    if (rest.length > maxBytes) {
-      rest = '';
-      heed(undefined);
-    }
-  });
 }
