@@ -2,7 +2,8 @@
  * Carries the control API over a unix socket: `POST /v1/NAME` with JSON in and out.
  *
  * Hides HTTP from both ends: a daemon hands over its handlers, a program gets an object with the same functions. The socket is
- * for its owner alone, mode 0600 in a folder of mode 0700, unless a daemon asks who calls. Errors cross as code and message.
+ * for its owner alone, mode 0600 in a folder of mode 0700, unless a daemon asks who calls; then others have a bounded part of it.
+ * Errors cross as code and message.
  */
 
 import { chmod, mkdir, rm } from 'node:fs/promises';
@@ -18,6 +19,12 @@ const MAX_BODY_BYTES = 1 << 20;
 /** `sun_path` holds 108 bytes with its terminator. */
 const MAX_PATH_BYTES = 107;
 const CALL_TIMEOUT_MS = 30_000;
+/** A connection that has not said all of its request by then is closed. */
+const REQUEST_MS = 10_000;
+const LOOK_MS = 2000;
+/** Connections of one user, and of all together; root and whoever runs the daemon are not counted, and always find room. */
+const MAX_PER_USER = 32;
+const MAX_OF_OTHERS = 128;
 /** How long running calls may take after the daemon has ended. */
 const LINGER_MS = 2000;
 
@@ -51,11 +58,13 @@ export async function serveControl<T extends Operations>(
   const path = typeof at === 'string' ? at : undefined;
   if (path !== undefined) await makeRoom(path);
   const table: Operations = operations;
-  const server = http.createServer({ requestTimeout: 10_000 }, (request, response) => {
+  const users = new Users();
+  const limits = { requestTimeout: REQUEST_MS, headersTimeout: REQUEST_MS, connectionsCheckingInterval: LOOK_MS };
+  const server = http.createServer(limits, (request, response) => {
     const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
     const gone = new AbortController();
     response.once('close', () => gone.abort());
-    const caller = { gone: gone.signal, uid: userOf?.(request.socket) };
+    const caller = { gone: gone.signal, uid: users.of(request.socket) };
     call(request, caller, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
       .then((value) => reply(response, 200, value))
       .catch((cause: unknown) => {
@@ -64,6 +73,7 @@ export async function serveControl<T extends Operations>(
         reply(response, error.kind === 'internal' ? 500 : 400, { code: error.code, message: error.message });
       });
   });
+  if (userOf !== undefined) server.on('connection', (socket) => users.add(socket, userOf(socket)));
   await new Promise<void>((resolve, reject) => server.once('error', reject).listen(at, resolve));
   if (path !== undefined) await chmod(path, 0o600);
   return {
@@ -75,6 +85,36 @@ export async function serveControl<T extends Operations>(
       if (path !== undefined) await rm(path, { force: true });
     },
   };
+}
+
+/** Whose each connection is, and how many each may have. */
+class Users {
+  readonly #uids = new WeakMap<net.Socket, number>();
+  readonly #counts = new Map<number, number>();
+  #others = 0;
+
+  of(socket: net.Socket): number | undefined {
+    return this.#uids.get(socket);
+  }
+
+  /** One too many is answered at once, unread, and closed. */
+  add(socket: net.Socket, uid: number): void {
+    this.#uids.set(socket, uid);
+    if (uid === 0 || uid === process.getuid?.()) return;
+    const count = this.#counts.get(uid) ?? 0;
+    if (count >= MAX_PER_USER || this.#others >= MAX_OF_OTHERS) {
+      socket.end(TOO_MANY, () => socket.destroy());
+      return;
+    }
+    this.#counts.set(uid, count + 1);
+    this.#others += 1;
+    socket.once('close', () => {
+      this.#others -= 1;
+      const left = (this.#counts.get(uid) ?? 1) - 1;
+      if (left === 0) this.#counts.delete(uid);
+      else this.#counts.set(uid, left);
+    });
+  }
 }
 
 /**
@@ -206,6 +246,12 @@ function post(path: string, operation: string, input: unknown, timeoutMs: number
     request.end(JSON.stringify(input));
   });
 }
+
+const TOO_MANY = (() => {
+  const message = `expected at most ${MAX_PER_USER} connections of one user, and ${MAX_OF_OTHERS} of all but root; wait until others are answered`;
+  const body = JSON.stringify({ code: 'ERR_BUSY' satisfies ErrorCode, message });
+  return `HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`;
+})();
 
 function unreachable(path: string, cause: NodeJS.ErrnoException): VpnError {
   if (cause.code === 'EACCES') {
