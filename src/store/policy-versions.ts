@@ -10,8 +10,8 @@ import { VpnError } from '../base/errors.ts';
 import type { Store } from './store.ts';
 
 const MAX_KEPT = 200;
-/** Of a text that is kept; a longer one is known by its digest only. */
-const MAX_TEXT = 1_000_000;
+/** Characters of a text that is kept; a longer one is known by its digest only. */
+export const MAX_KEPT_POLICY = 1_000_000;
 
 /** One policy that was in force. */
 export interface PolicyVersion {
@@ -63,7 +63,7 @@ export class PolicyVersions {
           digest,
           note,
           // PostgreSQL stores no NUL, which no policy that can be read has.
-          text: text.length > MAX_TEXT ? null : text,
+          text: text.length > MAX_KEPT_POLICY ? null : text,
         })
         .execute();
       await db

@@ -2,15 +2,16 @@
  * Changes of the policy by operators: a text that they have written, or one that was in force before.
  *
  * Hides the order of things: a text is read, its tests are tried, it goes into the file that the gateway reads, and then into
- * force; what fails leaves file and gateway as they were. What is in force is kept as a version, whoever put it there. One change
+ * force; what fails leaves file and gateway as they were, and what is in force is not called a failure. It is kept as a version, whoever put it there. One change
  * is made after the other, and reading the file again counts as one.
  */
 
-import { VpnError } from '../../base/errors.ts';
+import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { GatewayApi } from '../../control/operations.ts';
 import { actor } from '../../store/audit.ts';
-import type { PolicyVersions } from '../../store/policy-versions.ts';
+import { MAX_KEPT_POLICY, type PolicyVersions } from '../../store/policy-versions.ts';
 import type { GatewayConfig } from '../config.ts';
+import { MAX_EDITED_POLICY } from '../ipc/messages.ts';
 import { mayEditPolicy, type PolicyFiles, type PolicyText } from '../policy-files.ts';
 import type { AccessDesk, ReadyPolicy } from './access-desk.ts';
 import type { LiveSession } from './live-session.ts';
@@ -18,9 +19,9 @@ import type { LiveSession } from './live-session.ts';
 type Applied = Awaited<ReturnType<GatewayApi['policy.apply']>>;
 
 export interface PolicyChangesParts {
-  readonly access: AccessDesk;
-  readonly files: PolicyFiles;
-  readonly versions: PolicyVersions;
+  readonly access: Pick<AccessDesk, 'inForce' | 'readText'>;
+  readonly files: Pick<PolicyFiles, 'offerPolicy' | 'savePolicy'>;
+  readonly versions: Pick<PolicyVersions, 'keep' | 'list' | 'show'>;
   config(): GatewayConfig;
   /** Asks whoever has a say in it. @throws {VpnError} when it must not be put in force */
   ask(policy: ReadyPolicy): Promise<void>;
@@ -64,14 +65,14 @@ export class PolicyChanges {
    *   ERR_STORE; then the old policy stays
    */
   apply(text: string, note?: string): Promise<Applied> {
-    return this.inTurn(() => this.#apply(text, note));
+    return this.inTurn(() => this.#apply(text, note, MAX_EDITED_POLICY));
   }
 
   /** Puts a version in force again, as a new one. @throws {VpnError} as `apply` */
   rollBack(version: number, note = ''): Promise<Applied> {
     return this.inTurn(async () => {
       const { text } = await this.#parts.versions.show(version);
-      return await this.#apply(text, `as version ${version}${note === '' ? '' : `: ${note}`}`);
+      return await this.#apply(text, `as version ${version}${note === '' ? '' : `: ${note}`}`, MAX_KEPT_POLICY);
     });
   }
 
@@ -92,7 +93,7 @@ export class PolicyChanges {
     return { version, at: new Date(at).toISOString(), by: by ?? null, note, text };
   }
 
-  async #apply(text: string, note: string | undefined): Promise<Applied> {
+  async #apply(text: string, note: string | undefined, maxCharacters: number): Promise<Applied> {
     const { access, files, versions } = this.#parts;
     const former = access.inForce;
     if (former === undefined) {
@@ -107,20 +108,50 @@ export class PolicyChanges {
         'the configuration does not let operators change the policy (admin.editPolicy)',
       );
     }
+    if (text.length > maxCharacters) {
+      throw new VpnError(
+        'ERR_CONFIG_VALUE',
+        `policyFile: expected a policy of at most ${maxCharacters} characters, got ${text.length}; put it into ${former.file}, and read that again (customvpn server reload)`,
+        { details: { key: 'policyFile' } },
+      );
+    }
     await files.offerPolicy(text);
     const ready = await access.readText(text, former.file, this.#parts.config());
     await this.#parts.ask(ready);
     await files.savePolicy(textOf(ready), former.digest);
+    const undo = [() => files.savePolicy(textOf(former), ready.digest)];
     let losers: LiveSession[];
+    let version: number;
     try {
       losers = await this.#parts.enforce(ready);
+      undo.push(async () => void (await this.#parts.enforce(former)));
+      version = await versions.keep(ready, { by: actor() ?? 'the command line', note });
     } catch (error) {
-      await files.savePolicy(textOf(former), ready.digest);
-      throw error;
+      throw await takenBack(error, undo);
     }
-    const version = await versions.keep(ready, { by: actor() ?? 'the command line', note });
-    return { version, warnings: await this.#parts.changed(ready, losers) };
+    return { version, warnings: await this.#tell(ready, losers, version) };
   }
+
+  /** It is in force, whatever comes of telling so. */
+  async #tell(ready: ReadyPolicy, losers: readonly LiveSession[], version: number): Promise<string[]> {
+    try {
+      return await this.#parts.changed(ready, losers);
+    } catch (error) {
+      const { message } = toVpnError(error);
+      return [`the policy is in force, as version ${version}, but not all that follows a change was done: ${message}`];
+    }
+  }
+}
+
+/** The error to throw, once all has been undone that can be; it says what could not. */
+async function takenBack(error: unknown, undo: readonly (() => Promise<void>)[]): Promise<unknown> {
+  const failures = (await Promise.allSettled(undo.map((step) => step()))).flatMap((outcome) =>
+    outcome.status === 'rejected' ? [toVpnError(outcome.reason).message] : [],
+  );
+  if (failures.length === 0) return error;
+  const { code, message, details } = toVpnError(error);
+  const left = `${message}; and the former policy could not be put back (${failures.join('; ')}): compare the file with what is in force (customvpn policy show), and read it again (customvpn server reload)`;
+  return new VpnError(code, left, { cause: error, details });
 }
 
 function textOf({ selector, text, file }: ReadyPolicy): PolicyText {

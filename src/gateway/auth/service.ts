@@ -7,7 +7,7 @@
  */
 
 import type { Clock } from '../../base/clock.ts';
-import { VpnError } from '../../base/errors.ts';
+import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { nodePrimitives } from '../../base/primitives.ts';
 import type { GatewayApi, SessionInfo } from '../../control/operations.ts';
@@ -828,14 +828,30 @@ export class AuthService {
     recheck.reconfigure(merged.login.recheckSeconds);
     if (applied.length > 0) await this.#auth.reconfigure(merged);
     this.#recheckStreams();
-    await this.#state.recordPolicy(merged, policy?.digest);
-    await this.#policyChanges.keep(policy);
+    const unrecorded = await this.#record(merged, policy);
     await ends.look();
     this.#log.info('reloaded', { component: 'server', applied: applied.join(' ') || 'certificates' });
     const desk = this.#policyDesk;
-    const warnings = [...plan.warnings, ...desk.cutOff(losers), ...desk.taken(), ...desk.cutsWay(via, merged)];
+    const warnings = [
+      ...plan.warnings,
+      ...unrecorded,
+      ...desk.cutOff(losers),
+      ...desk.taken(),
+      ...desk.cutsWay(via, merged),
+    ];
     for (const warning of warnings) this.#log.warn(warning, { component: 'server' });
     return { applied, needsRestart, warnings };
+  }
+
+  /** What is in force goes on record; returns what an operator should know where that fails. */
+  async #record(config: GatewayConfig, policy: ReadyPolicy | undefined): Promise<string[]> {
+    try {
+      await this.#state.recordPolicy(config, policy?.digest);
+      await this.#policyChanges.keep(policy);
+      return [];
+    } catch (error) {
+      return [`what was reloaded is in force, and could not be put on record: ${toVpnError(error).message}`];
+    }
   }
 
   /** Operators have put another policy in force; streams that it does not have are ended by `access`. */

@@ -7,7 +7,7 @@ import type { CredentialFiles, CredentialKind, CredentialsConfig, CredentialText
 import type { IpcChannel } from '../ipc/channel.ts';
 import { type authToSupervisor, POLICY_PART, type supervisorToAuth } from '../ipc/messages.ts';
 import type { AdmittedLease, Enforcement, HostReport, Place, SupervisorPort } from '../ipc/ports.ts';
-import type { PolicyFiles, PolicyText } from '../policy-files.ts';
+import { type PolicyFiles, type PolicyText, policyDigest } from '../policy-files.ts';
 
 /** Bytes of one message, as its parts are estimated; well below what the supervisor takes (`LIMITS_OF_AUTH`). */
 const PART_BYTES = 40 * 1024;
@@ -65,7 +65,7 @@ export class SupervisorLink implements SupervisorPort, CredentialFiles, PolicyFi
     for (let at = 0; at < text.length; at += POLICY_PART) {
       channel.tell('policyPart', { text: text.slice(at, at + POLICY_PART) });
     }
-    this.#revision = (await channel.call('offerPolicy', {})).revision;
+    this.#revision = (await channel.call('offerPolicy', { digest: policyDigest(text) })).revision;
   }
 
   async savePolicy({ policy }: PolicyText, replaces: string): Promise<void> {

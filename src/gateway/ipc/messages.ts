@@ -20,8 +20,12 @@ const MIB = 1024 * KIB;
 
 /** Bounds of a policy: of its file, its rules, and of the addresses that a name in it stands for. */
 export const MAX_POLICY_BYTES = 8 * 1024 * KIB;
-/** Characters of one that is written by operators, and of a part of it: six bytes each at most. */
+/**
+ * Characters of one that operators write, of one that they put in force again, which is as long as one that is kept
+ * (`store/policy-versions`), and of a part of it: six bytes each at most.
+ */
 export const MAX_EDITED_POLICY = 400_000;
+export const MAX_OFFERED_POLICY = 1_000_000;
 export const POLICY_PART = 8 * KIB;
 const MAX_POLICY_RULES = 24_000;
 export const MAX_HOST_ADDRESSES = 256;
@@ -74,6 +78,7 @@ const instant = z.number().min(0).max(Number.MAX_SAFE_INTEGER);
 const u32 = z.int().min(0).max(0xffff_ffff);
 const seconds = u32;
 const worker = z.int().min(0).max(255);
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
 const nothing = z.strictObject({});
 
 /**
@@ -595,10 +600,10 @@ export const authToSupervisor = {
   },
   /** A part of a policy that an operator has written. */
   policyPart: { input: z.strictObject({ text: text(POLICY_PART) }) },
-  /** All parts are there: what auth says of a policy afterwards is of this revision. */
-  offerPolicy: { input: nothing, output: z.strictObject({ revision }) },
+  /** All parts of the text with this SHA-256 are there: what auth says of a policy afterwards is of this revision. */
+  offerPolicy: { input: z.strictObject({ digest: sha256 }), output: z.strictObject({ revision }) },
   /** Puts it into the policy file, in the place of the text that has this SHA-256. */
-  savePolicy: { input: z.strictObject({ revision, replaces: z.string().regex(/^[0-9a-f]{64}$/) }), output: nothing },
+  savePolicy: { input: z.strictObject({ revision, replaces: sha256 }), output: nothing },
   /** A part of what is to be put in force. */
   stage: { input: z.union([z.strictObject({ hosts: z.array(hostName).max(1000) }), admitted]) },
   /** Puts what has been staged in force; null: there is no policy. The supervisor has read the rules itself. */

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { isVpnError } from '../../base/errors.ts';
 import { parseIp } from '../../ip/address.ts';
+import { MAX_KEPT_POLICY } from '../../store/policy-versions.ts';
+import { MAX_EDITED_POLICY, MAX_OFFERED_POLICY } from '../ipc/messages.ts';
 import { policyDigest } from '../policy-files.ts';
 import { PolicyStage } from './policy-stage.ts';
 
@@ -62,11 +64,11 @@ test('a text that an operator has written counts as a file does, within its leng
   stage.take(first);
   stage.entered(first);
   refused(() => {
-    for (let part = 0; part < 50; part++) stage.offer('#'.repeat(8192));
+    for (let part = 0; part * 8192 <= MAX_OFFERED_POLICY; part++) stage.offer('#'.repeat(8192));
   });
   stage.offer(written.slice(0, 20));
   stage.offer(written.slice(20));
-  const { revision: second } = stage.readOffered();
+  const { revision: second } = stage.readOffered(policyDigest(written));
   await assert.rejects(stage.save(second + 1, file, policyDigest(old)), { code: 'ERR_INVARIANT' });
   await assert.rejects(stage.save(second, undefined, policyDigest(old)), { code: 'ERR_INVARIANT' });
   await stage.save(second, file, policyDigest(old));
@@ -75,4 +77,55 @@ test('a text that an operator has written counts as a file does, within its leng
   // It could not be put in force: the one that is goes back.
   await stage.save(first, file, policyDigest(written));
   assert.equal(readFileSync(file, 'utf8'), old);
+});
+
+test('a policy that is in force gives way to the one before it, though another was read meanwhile', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-stage-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'policy.toml');
+  const texts = [1, 2, 3, 4].map((rules) => `version = 1\n${RULE.repeat(rules)}`);
+  const stage = new PolicyStage();
+  const read = async (at: number) => {
+    writeFileSync(file, texts[at] ?? '');
+    return (await stage.read(file)).revision;
+  };
+  const enter = (revision: number) => {
+    assert.equal(stage.take(revision)?.policy.rules.length, revision);
+    stage.entered(revision);
+  };
+  enter(await read(0));
+  enter(await read(1));
+  await read(2);
+  // Twice is as once: what was before stays known.
+  enter(2);
+  await stage.save(1, file, policyDigest(texts[2] ?? ''));
+  assert.equal(readFileSync(file, 'utf8'), texts[0]);
+  enter(1);
+  // No further back.
+  enter(2);
+  enter(await read(3));
+  refused(() => stage.take(1));
+});
+
+test('parts of two texts that come together are none, and what one auth has staged is not for the next', async () => {
+  const stage = new PolicyStage();
+  const [one, other] = [`version = 1\n${RULE}`, `version = 1\n${RULE}${RULE}`];
+  stage.offer(one.slice(0, 30));
+  stage.offer(other);
+  refused(() => stage.readOffered(policyDigest(other)));
+  stage.offer(one);
+  const { revision } = stage.readOffered(policyDigest(one));
+  stage.offer(other.slice(0, 5));
+  stage.add({ hosts: [{ name: 'a.example', addresses: [parseIp('192.0.2.9')] }] });
+  stage.add({ classes: [[0]], sessions: [session()] });
+  stage.clear();
+  const taken = stage.take(revision);
+  assert.deepEqual([taken?.hosts.size, taken?.sessions.length], [0, 0]);
+  stage.offer(other);
+  assert.equal(stage.readOffered(policyDigest(other)).revision, revision + 1);
+});
+
+test('whatever is kept as a version can be offered again', () => {
+  assert.ok(MAX_KEPT_POLICY <= MAX_OFFERED_POLICY);
+  assert.ok(MAX_EDITED_POLICY <= MAX_OFFERED_POLICY);
 });

@@ -3,16 +3,16 @@
  *
  * Hides that auth is not believed: rules come from the file, or from a text that an operator wrote where the configuration lets
  * operators do that, and auth says only which of them are in force for whom and what names stand for. What it says of another
- * policy than the one that was read last, or the one in force, is refused.
+ * policy than the one that was read last, the one in force, or the one before it, to which a change that fails goes back, is refused.
  */
 
 import type { z } from 'zod';
 import { VpnError } from '../../base/errors.ts';
 import type { IpAddress } from '../../ip/address.ts';
 import { type Policy, readPolicy } from '../../policy/policy.ts';
-import { type authToSupervisor, MAX_EDITED_POLICY } from '../ipc/messages.ts';
+import { type authToSupervisor, MAX_OFFERED_POLICY } from '../ipc/messages.ts';
 import type { AdmittedLease, Enforcement } from '../ipc/ports.ts';
-import { readPolicyFile, replacePolicyFile } from '../policy-files.ts';
+import { policyDigest, readPolicyFile, replacePolicyFile } from '../policy-files.ts';
 
 type Part = z.output<(typeof authToSupervisor)['stage']['input']>;
 type Admitted = z.output<(typeof authToSupervisor)['admit']['input']>['admitted'];
@@ -26,9 +26,10 @@ interface Read {
 }
 
 export class PolicyStage {
-  /** The policy as it was read last, and as it is in force. */
+  /** The policy as it was read last, as it is in force, and as it was before. */
   #read: Read | undefined;
   #inForce: Read | undefined;
+  #former: Read | undefined;
   #offered = '';
   #revision = 0;
   #hosts = new Map<string, readonly IpAddress[]>();
@@ -44,16 +45,29 @@ export class PolicyStage {
   /** A part of a text that an operator has written. @throws {VpnError} ERR_INVARIANT when it becomes too long */
   offer(part: string): void {
     this.#offered += part;
-    if (this.#offered.length <= MAX_EDITED_POLICY) return;
+    if (this.#offered.length <= MAX_OFFERED_POLICY) return;
     this.#offered = '';
     throw new VpnError('ERR_INVARIANT', 'the policy that is offered is too long');
   }
 
-  /** Reads what was offered, as if it stood in the file; it is used up. */
-  readOffered(): { revision: number } {
+  /**
+   * Reads what was offered, as if it stood in the file; it is used up.
+   *
+   * @param digest SHA-256 of the whole text, hexadecimal
+   * @throws {VpnError} ERR_INVARIANT when that is of another text: parts of two have come together
+   */
+  readOffered(digest: string): { revision: number } {
     const text = this.#offered;
     this.#offered = '';
-    return { revision: this.#take(text) };
+    if (policyDigest(text) === digest) return { revision: this.#take(text) };
+    throw new VpnError('ERR_INVARIANT', `the parts of the policy that is offered are not those of ${digest}`);
+  }
+
+  /** Auth begins anew: what the last one has said in part is worth nothing. */
+  clear(): void {
+    this.#offered = '';
+    this.#hosts = new Map();
+    this.#sessions = [];
   }
 
   /** Puts what was read into the file. @throws {VpnError} as `replacePolicyFile`; ERR_INVARIANT */
@@ -91,11 +105,14 @@ export class PolicyStage {
 
   /** It has been put in force. */
   entered(revision: number | null): void {
-    this.#inForce = revision === null ? undefined : this.#find(revision);
+    const entered = revision === null ? undefined : this.#find(revision);
+    if (entered === this.#inForce) return;
+    this.#former = this.#inForce;
+    this.#inForce = entered;
   }
 
   #find(revision: number): Read | undefined {
-    return [this.#read, this.#inForce].find((one) => one?.revision === revision);
+    return [this.#read, this.#inForce, this.#former].find((one) => one?.revision === revision);
   }
 
   /** Clients of the policy in force. @throws {VpnError} ERR_INVARIANT */

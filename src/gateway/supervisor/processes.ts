@@ -318,6 +318,7 @@ export class GatewayProcesses {
   }
 
   #startAuth(): void {
+    this.#policy.clear();
     const [near, far] = socketPair('packets');
     const { stateDir, authProgram = programOf('auth') } = this.#options;
     const { certs } = statePaths(stateDir);
@@ -390,9 +391,9 @@ export class GatewayProcesses {
       readPolicy: ({ of }) =>
         this.#policy.read((of === 'next' ? (this.#next ?? this.#config) : this.#config).policyFile),
       policyPart: ({ text }) => this.#policy.offer(text),
-      offerPolicy: async () => {
+      offerPolicy: async ({ digest }) => {
         this.#checkMayEdit();
-        return this.#policy.readOffered();
+        return this.#policy.readOffered(digest);
       },
       savePolicy: ({ revision, replaces }) => {
         this.#checkMayEdit();
