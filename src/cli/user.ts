@@ -4,7 +4,7 @@
 
 import { Command } from 'commander';
 import { VpnError } from '../base/errors.ts';
-import type { AccessTokenInfo, UserInfo } from '../control/operations.ts';
+import type { AccessTokenInfo, PasskeyInfo, UserInfo } from '../control/operations.ts';
 import type { CliHost } from './host.ts';
 import { gatewayConfig, gatewayState, instant, jsonOutput, list, stateHint } from './options.ts';
 import { bad, facts, formatAge, good, type OutputOptions, print, table } from './output.ts';
@@ -86,6 +86,7 @@ export function userCommand(host: CliHost): Command {
               device.lastSeenAt === null ? 'never' : `${formatAge(device.lastSeenAt)} ago`,
             ]),
           ),
+          ...(user.passkeys.length === 0 ? [] : ['', passkeyTable(user.passkeys)]),
           ...(user.tokens.length === 0 ? [] : ['', tokenTable(user.tokens)]),
         ].join('\n'),
       );
@@ -230,10 +231,7 @@ export function userCommand(host: CliHost): Command {
       print(await gateway['passkey.list'](name === undefined ? {} : { user: name }), options, (passkeys) =>
         passkeys.length === 0
           ? 'no passkeys; people make them at the admin page, under Settings'
-          : table(
-              ['passkey', 'user', 'called', 'for', 'last used'],
-              passkeys.map((key) => [key.id, key.user, key.name, key.host, key.lastUsedAt ?? 'never']),
-            ),
+          : passkeyTable(passkeys),
       );
     });
 
@@ -308,6 +306,19 @@ function codesText(codes: readonly string[]): string {
     '',
     'This is the only time that they are shown.',
   ].join('\n');
+}
+
+function passkeyTable(passkeys: readonly PasskeyInfo[]): string {
+  return table(
+    ['passkey', 'user', 'called', 'for', 'last used'],
+    passkeys.map(({ id, user, name, host, lastUsedAt }) => [
+      id,
+      user,
+      name,
+      host,
+      lastUsedAt === null ? 'never' : `${formatAge(lastUsedAt)} ago`,
+    ]),
+  );
 }
 
 function tokenTable(tokens: readonly AccessTokenInfo[]): string {

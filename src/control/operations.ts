@@ -389,6 +389,7 @@ export const gatewayOperations = {
       passwordSetAt: instant.nullable(),
       totp: z.boolean(),
       recoveryCodesLeft: counter,
+      passkeys: z.array(passkey),
       tokens: z.array(accessToken),
     }),
   },

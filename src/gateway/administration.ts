@@ -144,6 +144,7 @@ export function createAdministration(
         passwordSetAt: instantOf(await passwords.setAt(account.id)),
         totp: hasTotp,
         recoveryCodesLeft,
+        passkeys: (await passkeys.list(account.name)).map(passkeyInfo),
         tokens: (await accessTokens.list(account.name)).map(accessTokenInfo),
       };
     },

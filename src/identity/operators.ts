@@ -43,6 +43,8 @@ export interface Vouched {
   readonly failure: string | undefined;
   /** The outside source whose accounts it stands for; undefined: it stands for any. */
   readonly source?: string;
+  /** False: nobody has tried anything, and nothing counts against anybody; default: it is a trial. */
+  readonly isTrial?: boolean;
 }
 
 export interface OperatorParts {
@@ -119,7 +121,7 @@ export class Operators {
    * @throws {VpnError} ERR_STORE: no verdict
    */
   async vouched(
-    { by, name, failure, source }: Vouched,
+    { by, name, failure, source, isTrial = true }: Vouched,
     remote: string,
     mayEnter: (operator: Operator) => boolean,
   ): Promise<Operator | undefined> {
@@ -138,7 +140,7 @@ export class Operators {
             ? 'the name is of an account from elsewhere'
             : (whyNotGood(row, clock.wallNow()) ??
               (mayEnter(operator) ? undefined : 'no group of the user gives a role')));
-      outcome = why === undefined ? 'accepted' : 'failed';
+      outcome = why === undefined ? 'accepted' : isTrial ? 'failed' : 'none';
       if (why === undefined && operator !== undefined) {
         await audit.append({
           event: AuditEvent.operatorLogin,

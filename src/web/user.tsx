@@ -80,6 +80,7 @@ export function User({ me, name, givesProfile }: { me: Me; name: string; givesPr
               <DeviceTable devices={shown.devices} me={me} changed={again} />
             )}
           </section>
+          {shown.passkeys.length > 0 && <Passkeys user={shown} me={me} changed={again} />}
           {shown.tokens.length > 0 && <Tokens user={shown} me={me} changed={again} />}
           {open === 'profile' && <GiveProfile name={name} close={close} />}
           {open === 'groups' && <Groups user={shown} tag={tag} close={close} done={close} />}
@@ -297,7 +298,7 @@ function Password({ user, tag, close, done }: ChangeProps) {
           done();
         }}
       >
-        <Field label="Password" hint="At least 10 characters. Sessions that used the old one end.">
+        <Field label="Password" hint="At least 10 characters. Sessions that used the old one end; passkeys stay.">
           {(props) => (
             <input
               {...props}
@@ -345,6 +346,44 @@ function SecondFactor({ user, tag, close }: Omit<ChangeProps, 'done'>) {
         </Button>
       </div>
     </Dialog>
+  );
+}
+
+/** They stay when a password is reset: whoever helps somebody who has been broken into sees them here. */
+function Passkeys({ user, me, changed }: { user: UserDetails; me: Me; changed: () => void }) {
+  return (
+    <section aria-labelledby="passkeys">
+      <h2 id="passkeys">Passkeys</h2>
+      <Table
+        label="Passkeys"
+        rows={user.passkeys}
+        keyOf={({ id }) => id}
+        columns={[
+          { title: 'Name', cell: ({ name }) => name },
+          { title: 'For', cell: ({ host }) => <span class="mono">{host}</span> },
+          {
+            title: 'Last used',
+            cell: ({ lastUsedAt }) => (lastUsedAt === null ? 'never' : <Moment at={lastUsedAt} />),
+          },
+          {
+            title: '',
+            cell: ({ id, name }) =>
+              isAtLeast(me.role, 'operator') && (
+                <Button
+                  kind="quiet"
+                  aria-label={`Remove the passkey ${name}`}
+                  onClick={async () => {
+                    await call('passkey.remove', { id });
+                    changed();
+                  }}
+                >
+                  Remove
+                </Button>
+              ),
+          },
+        ]}
+      />
+    </section>
   );
 }
 

@@ -73,6 +73,14 @@ export class TestProvider implements AsyncDisposable {
         email: ['email', 'email_verified'],
       },
       features: { deviceFlow: { enabled: true }, devInteractions: { enabled: true } },
+      // As most providers do for a page: without asking the person once more.
+      issueRefreshToken: async (
+        _: unknown,
+        client: { grantTypeAllowed(type: string): boolean },
+        code: { readonly kind: string; readonly scopes: ReadonlySet<string> },
+      ) =>
+        client.grantTypeAllowed('refresh_token') &&
+        (code.kind === 'AuthorizationCode' || code.scopes.has('offline_access')),
       ttl: {
         DeviceCode: options.codeSeconds ?? 600,
         AccessToken: 600,

@@ -8,11 +8,15 @@ import { after, before, beforeEach, describe, test } from 'node:test';
 import type { AdminBrowser } from '../support/admin.ts';
 import { TestAuthority } from '../support/certificates.ts';
 import { Office } from '../support/office.ts';
+import { until } from '../support/world.ts';
 import { CLIENT, TestProvider } from './oidc-provider.ts';
 
 describe('a login at the admin page by a provider', { timeout: 120_000 }, () => {
   let folder: string;
   let provider: TestProvider;
+
+  const person = (id: string, name: string, groups: string[]) =>
+    provider.people.set(id, { id, claims: { preferred_username: name, groups } });
 
   before(async () => {
     folder = await mkdtemp(join(tmpdir(), 'customvpn-provider-'));
@@ -20,22 +24,26 @@ describe('a login at the admin page by a provider', { timeout: 120_000 }, () => 
     await writeFile(join(folder, 'ca.pem'), authority.cert);
     await writeFile(join(folder, 'secret'), CLIENT.secret, { mode: 0o600 });
     provider = await TestProvider.start(authority);
-    const person = (id: string, name: string, groups: string[]) =>
-      provider.people.set(id, { id, claims: { preferred_username: name, groups } });
-    person('1', 'alice', ['Staff', 'Admins']);
     person('2', 'bob', ['Staff']);
     person('3', 'ada', ['Admins']);
+    person('4', 'carol', ['Admins']);
   });
   after(async () => {
     await provider?.stop();
     await rm(folder, { recursive: true, force: true });
   });
-  beforeEach(() => provider.bends.clear());
+  beforeEach(() => {
+    provider.bends.clear();
+    person('1', 'alice', ['Staff', 'Admins']);
+  });
 
   const open = () =>
     Office.open({
       config: {
         admin: { provider: 'sso' },
+        login: { recheckSeconds: 10 },
+        // More than the page lets a stranger ask at once.
+        limits: { failuresPerSource: 20, failuresPerUser: 10 },
         backends: {
           sso: {
             kind: 'oidc' as const,
@@ -101,6 +109,68 @@ describe('a login at the admin page by a provider', { timeout: 120_000 }, () => 
       'provider: it stands for nobody that we know',
       'provider: the name is of an account from elsewhere',
     ]);
+  });
+
+  test('whom it takes the role away from is out, whatever was known of them before', async () => {
+    await using office = await open();
+    const { browser } = await arrive(office, '1');
+    assert.equal((await browser.raw({ path: '/api/me' })).body.role, 'administrator');
+    person('1', 'alice', ['Staff']);
+    const { reply, browser: again } = await arrive(office, '1');
+    assert.equal(reply.headers.location, '/#refused');
+    assert.equal(again.cookie, undefined);
+    const [user] = await office.api['user.list']({});
+    assert.deepEqual([user?.name, user?.groups], ['alice', ['staff']]);
+    assert.equal((await browser.raw({ path: '/api/me' })).status, 401, 'nor does the session from before go on');
+    const changes = await office.api['audit.list']({ event: 'user.changed', user: 'alice' });
+    assert.deepEqual(changes.at(-1)?.detail, { groups: 'staff', from: 'sso' });
+    person('1', 'alice', []);
+    await arrive(office, '1');
+    assert.deepEqual((await office.api['user.show']({ name: 'alice' })).groups, []);
+  });
+
+  test('who is disabled there is out of the page within the time of a recheck, without a session of the VPN', async () => {
+    await using office = await open();
+    const { browser } = await arrive(office, '1');
+    const { browser: other } = await arrive(office, '4');
+    provider.people.delete('1');
+    await until(async () => {
+      office.clock.advance(1000);
+      return (await browser.raw({ path: '/api/me', headers: { 'x-background': '1' } })).status === 401;
+    }, 'the session to end');
+    assert.equal((await other.raw({ path: '/api/me' })).status, 200);
+    const [gone] = await office.api['audit.list']({ event: 'source.gone' });
+    assert.deepEqual([gone?.user, gone?.detail.source], ['alice', 'sso']);
+  });
+
+  test('what another site has a browser send here counts against nobody, nor does a provider that is down', async () => {
+    await using office = await open();
+    const origin = `https://localhost:${office.port}/`;
+    const comeBack = async (path: string, cookie: string) => {
+      office.clock.advance(2000);
+      const reply = await office.stranger().raw({ path, headers: { cookie, 'sec-fetch-site': 'cross-site' } });
+      assert.equal(reply.headers.location, '/#refused');
+    };
+    for (let count = 0; count < 12; count++) {
+      await comeBack('/api/login/back?code=x&state=y', '');
+      await comeBack('/api/login/back?code=x&state=y', (await leave(office.stranger())).visit);
+    }
+    const { url, visit } = await leave(office.stranger());
+    const back = await provider.browser().comeBack(url, '4', origin);
+    provider.replacement = (_, response) => void response.writeHead(500).end();
+    await comeBack(`${back.pathname}${back.search}`, visit);
+    provider.replacement = undefined;
+    assert.deepEqual(await office.api['server.bans']({}), []);
+    assert.equal((await office.api['audit.list']({ event: 'operator.refused' })).length, 25);
+    const { reply } = await arrive(office, '4');
+    assert.equal(reply.headers.location, '/');
+  });
+
+  test('who comes from the provider and has no business here is counted as others are', async () => {
+    await using office = await open();
+    for (let count = 0; count < 4; count++) await arrive(office, '2');
+    const [held] = await office.api['server.bans']({});
+    assert.deepEqual([held?.kind, held?.key], ['name', 'bob']);
   });
 
   test('what comes back to another browser, with another state, or after a no, opens nothing', async () => {

@@ -164,10 +164,13 @@ test('a client certificate of the own authority lets its user in, until it is re
   await api['user.add']({ name: 'ada', groups: ['administrators'] });
   const shown = async (name: string) => {
     const { certificate, keyFile } = await api['pki.issue']({ name });
-    const pair = { cert: readFileSync(certificate.file, 'utf8'), key: readFileSync(keyFile, 'utf8') };
-    return { serial: certificate.serial, browser: new AdminBrowser(office.port, world.ca, pair) };
+    const holding = (file: string) => {
+      const pair = { cert: readFileSync(file, 'utf8'), key: readFileSync(keyFile, 'utf8') };
+      return new AdminBrowser(office.port, world.ca, pair);
+    };
+    return { serial: certificate.serial, browser: holding(certificate.file), holding };
   };
-  const { browser, serial } = await shown('ada');
+  const { browser, serial, holding } = await shown('ada');
   assert.equal((await browser.raw({ path: '/api/login' })).body.certificate, 'ada');
   const entered = await browser.post('/api/login/certificate', {});
   assert.deepEqual([entered.status, entered.body.role], [200, 'administrator'], entered.text);
@@ -177,7 +180,12 @@ test('a client certificate of the own authority lets its user in, until it is re
   assert.equal((await office.stranger().post('/api/login/certificate', {})).status, 401);
   assert.equal((await office.stranger().raw({ path: '/api/login' })).body.certificate, null);
   assert.equal((await office.stranger().raw({ path: '/' })).status, 200, 'nobody is turned away for having none');
+  const renewed = await api['pki.renew']({ name: 'ada', key: 'new' });
+  const twin = holding(renewed.file);
+  assert.equal((await twin.post('/api/login/certificate', {})).status, 200);
   await api['pki.revoke']({ serial });
+  assert.equal((await browser.raw({ path: '/api/me' })).status, 401, 'what it has opened has ended');
+  assert.equal((await twin.raw({ path: '/api/me' })).status, 200, 'and what another one has opened has not');
   const late = await browser.post('/api/login/certificate', {});
   assert.equal(late.status, 401);
   const refused = await api['audit.list']({ event: 'operator.refused' });
@@ -197,3 +205,30 @@ test('a certificate of another authority is none, and where they are off nobody 
   assert.equal((await off.raw({ path: '/api/login' })).body.certificate, null);
   assert.equal((await off.post('/api/login/certificate', {})).status, 401);
 });
+
+test(
+  'another password ends what its owner has open; passkeys stay, are shown with the user, and are removed there',
+  LIMIT,
+  async () => {
+    await using office = await Office.open();
+    const ada = await office.as('administrator', 'ada');
+    const vera = await office.as('viewer', 'vera');
+    const passkey = new SoftPasskey();
+    const { body: added } = await add(office, vera, passkey, 'a key');
+    const { browser: inside } = await logIn(office, passkey);
+    assert.equal((await ada.call('user.password', { name: 'vera', password: 'another long one' })).status, 200);
+    for (const browser of [vera, inside]) assert.equal((await browser.raw({ path: '/api/me' })).status, 401);
+    const shown = (await ada.call('user.show', { name: 'vera' })).body;
+    assert.deepEqual(
+      shown.passkeys.map(({ id, name }: { id: string; name: string }) => [id, name]),
+      [[added.id, 'a key']],
+    );
+    const { browser: back, reply } = await logIn(office, passkey);
+    assert.equal(reply.status, 200);
+    assert.equal((await ada.call('user.totp', { name: 'vera' })).status, 200);
+    assert.equal((await back.raw({ path: '/api/me' })).status, 401, 'so does another second factor');
+    assert.equal((await ada.call('passkey.remove', { id: added.id })).status, 200);
+    assert.deepEqual((await ada.call('user.show', { name: 'vera' })).body.passkeys, []);
+    assert.equal((await logIn(office, passkey)).reply.status, 401);
+  },
+);

@@ -25,7 +25,7 @@ import type { AdminDesk } from '../auth/operations.ts';
 import { type GatewayConfig, parseEndpoint, roleOf } from '../config.ts';
 import type { GatewayState } from '../state.ts';
 import { type Caller, Calls } from './calls.ts';
-import { Entrances, type PageCertificates, type PageProvider, type ShownCertificate } from './entrances.ts';
+import { Entrances, keyOf, type PageCertificates, type PageProvider, type ShownCertificate } from './entrances.ts';
 import { EventFeed, TOPICS } from './events.ts';
 import {
   bearerOf,
@@ -42,7 +42,7 @@ import {
   visitOf,
 } from './exchange.ts';
 import type { PageFiles } from './files.ts';
-import { AdminLogins, type AdminSession } from './logins.ts';
+import { AdminLogins, type AdminSession, type CertificateKey } from './logins.ts';
 import { Rate } from './rate.ts';
 
 const MAX_CONNECTIONS = 512;
@@ -193,9 +193,19 @@ export class AdminPage implements AdminDesk {
     clearTimeout(cut);
   }
 
-  /** Somebody's password or second factor has changed: whoever uses the old ones logs in again. */
+  /** Somebody's account, password or second factor is not what it was: whoever came in by it logs in again. */
   endUser(user: string): void {
     this.#logins.endUser(user);
+  }
+
+  /** Client certificates are good no more: whoever came in by one is out. */
+  endCertificates(isConcerned: (certificate: CertificateKey) => boolean): void {
+    this.#logins.endCertificates(isConcerned);
+  }
+
+  /** Who is logged in. */
+  get users(): string[] {
+    return this.#logins.list().map(({ user }) => user);
   }
 
   async link(): Promise<{ url: string; expiresAt: string }> {
@@ -277,8 +287,9 @@ export class AdminPage implements AdminDesk {
       }
       case '/api/login/certificate': {
         await this.#stranger(request, nothing);
-        const operator = await this.#entrances.certificate(certificateOf(request), sourceText(request));
-        return this.#admit(operator, request, response);
+        const shown = certificateOf(request);
+        const operator = await this.#entrances.certificate(shown, sourceText(request));
+        return this.#admit(operator, request, response, shown === undefined ? undefined : keyOf(shown));
       }
       case '/api/login/provider':
         return await this.#leave(request, response);
@@ -364,24 +375,40 @@ export class AdminPage implements AdminDesk {
   }
 
   /** Lets somebody in, whoever vouched for them. @throws {VpnError} ERR_AUTH_REJECTED */
-  #admit(operator: Operator | undefined, request: IncomingMessage, response: ServerResponse): void {
+  #admit(
+    operator: Operator | undefined,
+    request: IncomingMessage,
+    response: ServerResponse,
+    certificate?: CertificateKey,
+  ): void {
     const role = operator === undefined ? undefined : roleOf(operator.groups, this.#parts.config().admin);
     if (operator === undefined || role === undefined) {
       throw new VpnError('ERR_AUTH_REJECTED', 'this does not let you in, or you have to wait; see the audit record');
     }
-    this.#enter(operator.name, role, request, response);
+    this.#enter(operator.name, role, request, response, certificate);
   }
 
-  #enter(user: string, role: Role, request: IncomingMessage, response: ServerResponse): void {
-    const { secret: cookie, session } = this.#open(user, role, request);
+  #enter(
+    user: string,
+    role: Role,
+    request: IncomingMessage,
+    response: ServerResponse,
+    certificate?: CertificateKey,
+  ): void {
+    const { secret: cookie, session } = this.#open(user, role, request, certificate);
     const known = { user, role, source: session.source, session };
     sendJson(response, 200, this.#facts(known), { 'set-cookie': setCookie(cookie) });
   }
 
   /** A session of its own, whatever cookie the browser brought. */
-  #open(user: string, role: Role, request: IncomingMessage): { secret: string; session: AdminSession } {
+  #open(
+    user: string,
+    role: Role,
+    request: IncomingMessage,
+    certificate?: CertificateKey,
+  ): { secret: string; session: AdminSession } {
     this.#logins.close(cookieOf(request));
-    const opened = this.#logins.open(user, role, sourceText(request));
+    const opened = this.#logins.open(user, role, sourceText(request), certificate);
     this.#log.info('an operator has logged in', { user, role, peer: opened.session.source });
     return opened;
   }

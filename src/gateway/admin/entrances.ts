@@ -16,6 +16,7 @@ import type { Passkey, Passkeys } from '../../identity/passkeys.ts';
 import { type CertificateMapping, usersNamed } from '../../identity/steps/certificate.ts';
 import { checkNewPasskey, checkPasskeyUse, PASSKEY_ALGORITHMS } from '../../identity/webauthn.ts';
 import { readHolder } from '../../transport/certificate-facts.ts';
+import type { CertificateKey } from './logins.ts';
 
 const CHALLENGE_BYTES = 32;
 const CHALLENGE_MS = 300_000;
@@ -27,6 +28,8 @@ const MAX_OPEN = 1000;
 /** The provider that the page sends people to, and what becomes of their accounts here. */
 export interface PageProvider {
   readonly backend: VisitedBackend;
+  /** Puts an account that came from this source into the groups that it says; ends what they are too few for. */
+  follow(user: string, source: string, groups: readonly string[]): Promise<void>;
   /** Makes or updates the account of somebody whom a source has accepted; undefined when the name is not the source's. */
   provision(user: string, source: string, groups: readonly string[] | undefined): Promise<{ name: string } | undefined>;
 }
@@ -36,7 +39,7 @@ export interface PageCertificates {
   /** PEM of the authorities. */
   readonly ca: string;
   readonly mapping: () => CertificateMapping;
-  isRevoked(certificate: { readonly authority: string; readonly serial: string }): boolean;
+  isRevoked(certificate: CertificateKey): boolean;
 }
 
 export interface EntrancesParts {
@@ -168,17 +171,24 @@ export class Entrances {
     const visit = this.#visits.take(hashOf(secret ?? ''));
     const provider = this.#parts.provider();
     if (visit === undefined || provider?.backend.name !== visit.backend) {
-      return await this.#judge({ by: 'provider', name: undefined, failure: 'nobody was sent there' }, remote);
+      return await this.#strayed('nobody was sent there', remote);
     }
     const verdict = await visit.finish(query, AbortSignal.timeout(PROVIDER_MS));
     if (verdict.kind !== 'accepted') {
-      const failure = verdict.kind === 'ask' ? 'it asks what nobody can answer' : verdict.reason;
-      return await this.#judge({ by: 'provider', name: undefined, failure }, remote);
+      return await this.#strayed(verdict.kind === 'ask' ? 'it asks what nobody can answer' : verdict.reason, remote);
     }
     const { user, groups } = verdict;
-    // Nobody gets an account here by having a look.
-    if (groups !== undefined && this.#parts.mayEnter(groups)) await provider.provision(user, visit.backend, groups);
+    if (groups !== undefined) {
+      await provider.follow(user, visit.backend, groups);
+      // Nobody gets an account here by having a look.
+      if (this.#parts.mayEnter(groups)) await provider.provision(user, visit.backend, groups);
+    }
     return await this.#judge({ by: 'provider', name: user, failure: undefined, source: visit.backend }, remote);
+  }
+
+  /** Another site can have anybody's browser come here with nonsense, and nothing of a visit can be guessed: it is no trial. */
+  #strayed(failure: string, remote: string): Promise<Operator | undefined> {
+    return this.#judge({ by: 'provider', name: undefined, failure, isTrial: false }, remote);
   }
 
   #judge(vouched: Parameters<Operators['vouched']>[0], remote: string): Promise<Operator | undefined> {
@@ -221,6 +231,12 @@ export class Entrances {
     if (!this.#parts.hasPasskeys || isIP(name) !== 0 || name.startsWith('[')) return undefined;
     return this.#parts.names().some((known) => known.toLowerCase() === name) ? name : undefined;
   }
+}
+
+/** By what a certificate is told from others; undefined: it cannot be read. */
+export function keyOf({ der, serial }: ShownCertificate): CertificateKey | undefined {
+  const holder = readHolder(der);
+  return holder === undefined ? undefined : { authority: holder.authority, serial };
 }
 
 /** What has been begun and waits for its other half, for a while. */

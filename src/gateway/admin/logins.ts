@@ -17,6 +17,12 @@ const MAX_PER_USER = 10;
 const LINK_MS = 3_600_000;
 const MAX_LINKS = 5;
 
+/** A client certificate, by its issuer in short and its serial number, lower-case hexadecimal. */
+export interface CertificateKey {
+  readonly authority: string;
+  readonly serial: string;
+}
+
 /** A login that lasts. */
 export interface AdminSession {
   /** Public: tells sessions apart. */
@@ -25,6 +31,8 @@ export interface AdminSession {
   role: Role;
   /** Address and port it came from. */
   readonly source: string;
+  /** By which it was opened; undefined: by something else. */
+  readonly certificate: CertificateKey | undefined;
   /** Shown in a header with every change; a page of another site cannot know it. */
   readonly csrf: string;
   /** Milliseconds since the Unix epoch. */
@@ -60,7 +68,12 @@ export class AdminLogins {
   }
 
   /** Begins a session; `secret` is for the cookie, and seen this once. */
-  open(user: string, role: Role, source: string): { secret: string; session: AdminSession } {
+  open(
+    user: string,
+    role: Role,
+    source: string,
+    certificate?: CertificateKey,
+  ): { secret: string; session: AdminSession } {
     this.#sweep();
     const own = [...this.#sessions].filter(([, session]) => session.user === user);
     const excess =
@@ -73,6 +86,7 @@ export class AdminLogins {
       user,
       role,
       source,
+      certificate,
       csrf: newSecret(),
       since: this.#options.clock.wallNow(),
       openedAt: now,
@@ -107,6 +121,13 @@ export class AdminLogins {
   /** Ends all of a user's sessions, such as after a change of password. */
   endUser(user: string): void {
     for (const [key, session] of [...this.#sessions]) if (session.user === user) this.#end(key);
+  }
+
+  /** Ends the sessions that were opened by such a client certificate. */
+  endCertificates(isConcerned: (certificate: CertificateKey) => boolean): void {
+    for (const [key, { certificate }] of [...this.#sessions]) {
+      if (certificate !== undefined && isConcerned(certificate)) this.#end(key);
+    }
   }
 
   /** Ends everything. */

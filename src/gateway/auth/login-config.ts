@@ -47,15 +47,16 @@ export function loginProviderOf(
   };
 }
 
-/** Where the admin page sends people who log in; undefined: nowhere. */
+/** Where the admin page sends people who log in; undefined: nowhere. @param follow as `PageProvider.follow` */
 export function pageProviderOf(
   { admin }: GatewayConfig,
   { accounts }: GatewayState,
   sources: ReadonlyMap<string, AccountSource>,
+  follow: PageProvider['follow'],
 ): PageProvider | undefined {
   const backend = admin.provider === undefined ? undefined : sources.get(admin.provider);
   if (backend === undefined || !('visit' in backend)) return undefined;
-  return { backend, provision: (user, source, groups) => accounts.provision(user, source, groups) };
+  return { backend, follow, provision: (user, source, groups) => accounts.provision(user, source, groups) };
 }
 
 /** @throws {VpnError} ERR_CONFIG_VALUE */

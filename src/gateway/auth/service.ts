@@ -426,11 +426,13 @@ export class AuthService {
       use: (what, pem) => host.useCredentials(what, pem),
       revoked: () => endRevoked(),
     });
-    const endRevoked = () =>
+    const endRevoked = () => {
+      this.#admin?.endCertificates((certificate) => credentials.isRevoked(certificate));
       auth.closeSessions(
         ({ certificate }) => certificate !== undefined && credentials.isRevoked(certificate),
         'revoked',
       );
+    };
     const ends = new CertificateEnds({
       find: async () => [
         // The first that names a certificate knows best what to do.
@@ -444,24 +446,20 @@ export class AuthService {
     const recheck = new Recheck({
       sources: {
         withSessions: async () => {
-          // Programs that use the proxy by an access token have no session.
-          const [recorded, proxies] = await Promise.all([
-            state.sources.withSessions(),
-            state.sources.among(auth.proxies.users),
-          ]);
-          return [...new Map([...recorded, ...proxies].map((account) => [account.user, account])).values()];
+          // Programs that use the proxy by an access token have no session on record, nor do people at the admin page.
+          const users = new Set([...auth.proxies.users, ...(this.#admin?.users ?? [])]);
+          const [recorded, others] = await Promise.all([state.sources.withSessions(), state.sources.among([...users])]);
+          return [...new Map([...recorded, ...others].map((account) => [account.user, account])).values()];
         },
         forgetOrphans: () => state.sources.forgetOrphans(),
       },
       backends: this.#backends,
       intervalSeconds: this.#config.login.recheckSeconds,
-      end: (user) => auth.closeSessions((session) => session.user === user, 'revoked'),
-      regroup: async (user, source, groups) => {
-        if (!(await state.accounts.follow(user, source, groups))) return;
-        const ended = await auth.endInsufficient(user);
-        await this.#access.regroup();
-        log.info('the groups of an account have changed at its source', { component: 'recheck', user, source, ended });
+      end: (user) => {
+        this.#admin?.endUser(user);
+        return auth.closeSessions((session) => session.user === user, 'revoked');
       },
+      regroup: (...said) => this.#follow(...said),
       audit: state.audit,
       clock,
       log,
@@ -482,6 +480,15 @@ export class AuthService {
     this.#begun = { host, credentials, ends, expiry, recheck, administration };
     // Of the sessions from before a restart.
     endRevoked();
+  }
+
+  /** An account of an outside source is in the groups that the source says. @throws {VpnError} ERR_STORE, ERR_HOST_APPLY */
+  async #follow(user: string, source: string, groups: readonly string[]): Promise<void> {
+    if (!(await this.#state.accounts.follow(user, source, groups))) return;
+    const ended = await this.#auth.endInsufficient(user);
+    await this.#access.regroup();
+    const facts = { component: 'auth', user, source, ended };
+    this.#log.info('the groups of an account have changed at its source', facts);
   }
 
   /** @throws {VpnError} as `AccessDesk.enforce` */
@@ -520,7 +527,11 @@ export class AuthService {
       () => ({ ...this.#config, port }),
       {
         endSessions: (concerned) => {
-          if (concerned.user !== undefined) this.#admin?.endUser(concerned.user);
+          const { user, certificate } = concerned;
+          if (user !== undefined) this.#admin?.endUser(user);
+          if (certificate !== undefined) {
+            this.#admin?.endCertificates((shown) => isSameCertificate(shown, certificate));
+          }
           return auth.closeSessions((session) => isConcerned(session, concerned), 'revoked');
         },
         endPageSessions: (user) => this.#admin?.endUser(user),
@@ -639,7 +650,7 @@ export class AuthService {
       config: () => this.#config,
       version,
       ...this.#page,
-      provider: () => pageProviderOf(this.#config, this.#state, this.#backends),
+      provider: () => pageProviderOf(this.#config, this.#state, this.#backends, (...said) => this.#follow(...said)),
       certificates: this.#pageCertificates(),
       clock: this.#clock,
       log: this.#log,
@@ -821,7 +832,10 @@ export class AuthService {
     const isOtherMapping = JSON.stringify(merged.login.certificate) !== JSON.stringify(former.login.certificate);
     this.#config = merged;
     this.#configureLogins(merged);
-    if (isOtherMapping) this.#auth.closeSessions(({ steps }) => steps.includes('certificate'), 'revoked');
+    if (isOtherMapping) {
+      this.#admin?.endCertificates(() => true);
+      this.#auth.closeSessions(({ steps }) => steps.includes('certificate'), 'revoked');
+    }
     this.#hasher.parameters = argon2Of(merged);
     this.#state.bans.policy = banPolicyOf(merged);
     for (const worker of this.#workers.values()) worker.limit(merged.limits);

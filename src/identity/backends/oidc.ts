@@ -154,8 +154,7 @@ export class OidcBackend implements BrowserBackend, VisitedBackend {
       const [state, nonce, pkceCodeVerifier] = [randomState(), randomNonce(), randomPKCECodeVerifier()];
       const url = buildAuthorizationUrl(configuration, {
         redirect_uri: returnTo,
-        // Nobody is asked about later: the page's own sessions end soon.
-        scope: options.scopes.filter((scope) => scope !== 'offline_access').join(' '),
+        scope: options.scopes.join(' '),
         code_challenge: await calculatePKCECodeChallenge(pkceCodeVerifier),
         code_challenge_method: 'S256',
         state,
