@@ -140,3 +140,23 @@ test('a gateway removes records that are older than it is to keep them, and none
   await until(async () => (await bygone()) === 0, 'the removal');
   assert.equal((await recorded(world, 'audit.pruned')).length, 1);
 });
+
+test('a database that another program holds: live sessions go on, a login is refused as no fault of its user, and then all is well', async () => {
+  await using world = await World.open();
+  const ada = await world.connected('ada');
+  const eve = await world.client('eve');
+  const other = new DatabaseSync(join(world.dir, 'store.sqlite'));
+  try {
+    other.exec('begin immediate');
+    await assert.rejects(eve.client.connect({ once: true }), { code: 'ERR_PEER_GONE' });
+    const told = world.lines.find(({ msg }) => msg === 'a login could not be judged');
+    assert.match(JSON.stringify(told), /ERR_STORE/);
+    await exchange(world, ada);
+    assert.equal(world.server.sessions.length, 1);
+  } finally {
+    other.exec('rollback');
+    other.close();
+  }
+  await exchange(world, await world.connected('eve'));
+  await exchange(world, ada);
+});

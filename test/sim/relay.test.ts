@@ -1,6 +1,7 @@
 // Somebody between a client and its gateway, whose certificate the client trusts: what is relayed proves nothing.
 
 import assert from 'node:assert/strict';
+import { createPrivateKey } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -80,6 +81,13 @@ test('REQ-DEVICE-003: an enrolment and a login that are relayed onto another TLS
   const refused = reasons(world, 'login.refused');
   assert.equal(refused.length, 2);
   for (const reason of refused) assert.match(reason, /signature is wrong/);
+  // Of its key nothing was said but the public half.
+  const { d = '' } = createPrivateKey(deviceKey.toPem()).export({ format: 'jwk' });
+  const [seen, secret] = [Buffer.concat(relay.seen), Buffer.from(d, 'base64url')];
+  assert.equal(secret.length, 32);
+  assert.ok(seen.includes(Buffer.from(deviceKey.publicKey).toString('base64url')));
+  for (const encoding of ['hex', 'base64', 'base64url'] as const) assert.ok(!seen.includes(secret.toString(encoding)));
+  assert.ok(!seen.includes(secret));
   await exchange(world, await world.connected('alice', { profile: withoutToken(profile), deviceKey }));
 });
 
