@@ -14,6 +14,7 @@ import { makePrivateFolder } from '../src/base/private-file.ts';
 import type { ClientRun, CredentialRequest, CredentialSource, TunnelFlags } from '../src/cli/host.ts';
 import { DEFAULT_CLIENT_STATE } from '../src/cli/options.ts';
 import type { ClientApi } from '../src/control/operations.ts';
+import { sameProgram } from '../src/os/own-program.ts';
 
 const START_FD = 3;
 export const START_VARIABLE = 'CUSTOMVPN_START_FD';
@@ -78,7 +79,8 @@ export async function spawnClient(run: ClientRun, folder: string, logFile: strin
     ...(run.user === undefined ? [] : ['--user', run.user]),
     ...tunnelArguments(run.tunnel ?? {}),
   ];
-  const child = spawn(process.execPath, [...process.execArgv, process.argv[1] ?? '', ...argv], {
+  const [program, ...words] = sameProgram();
+  const child = spawn(program, [...words, ...argv], {
     detached: true,
     stdio: ['ignore', 'ignore', log, 'pipe'],
     env: { ...process.env, [START_VARIABLE]: String(START_FD) },

@@ -1,7 +1,8 @@
 /**
  * `npm run package -- KIND… [--out FOLDER]`: makes what is handed to those who install CustomVPN.
  *
- * `deb`: a Debian package with its own Node. `npm`: the package for a registry. `sbom`: what it is made of (CycloneDX).
+ * `deb`: a Debian package with its own Node. `sea`: a single executable. `npm`: the package for a registry. `sbom`: what it is
+ * made of (CycloneDX).
  * Prints the path of each file that it made.
  */
 
@@ -12,9 +13,11 @@ import { parseArgs } from 'node:util';
 import { makeDeb } from './packaging/deb.ts';
 import { compile, packTarball, ROOT } from './packaging/installed-tree.ts';
 import { makeSbom } from './packaging/sbom.ts';
+import { makeSingle } from './packaging/single.ts';
 
 const USAGE = `usage: npm run package -- KIND… [--out FOLDER] [--version VERSION] [--compression xz|zstd|gzip|none]
   deb   Debian package: gateway and client with their own Node, units, manual, completions
+  sea   single executable: gateway, client and Node in one file
   npm   package for a registry
   sbom  CycloneDX list of what it is made of
   all   each of them`;
@@ -29,9 +32,13 @@ const { values, positionals } = parseArgs({
   },
 });
 
+/** Those that are made of `dist/`. */
+const COMPILED = ['deb', 'npm'];
+
 const out = resolve(values.out);
-const makers: Readonly<Record<string, () => string>> = {
+const makers: Readonly<Record<string, () => string | Promise<string>>> = {
   deb: () => makeDeb({ out, version: values.version, compression: values.compression, epoch: sourceEpoch() }),
+  sea: () => makeSingle(out),
   npm: () => packTarball(out),
   sbom: () => makeSbom(out),
 };
@@ -48,8 +55,8 @@ if (values.help || kinds.length === 0 || unknown.length > 0) {
 } else {
   try {
     mkdirSync(out, { recursive: true });
-    if (kinds.some((kind) => kind !== 'sbom')) await compile();
-    for (const kind of kinds) console.log(makers[kind]?.());
+    if (kinds.some((kind) => COMPILED.includes(kind))) await compile();
+    for (const kind of kinds) console.log(await makers[kind]?.());
   } catch (error) {
     console.error(`package: ${error instanceof Error ? error.message : String(error)}`);
     process.exit(1);

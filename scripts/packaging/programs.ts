@@ -6,9 +6,9 @@
  * stub takes a program's place where the source has it: whoever starts one finds it by the same path as in a checkout.
  */
 
-import { copyFileSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join, posix, relative } from 'node:path';
-import { build, type Plugin } from 'esbuild';
+import { type BuildOptions, build, type Plugin } from 'esbuild';
 import { makePage } from '../../src/gateway/admin/files.ts';
 
 const ROOT = dirname(dirname(import.meta.dirname));
@@ -36,16 +36,8 @@ export async function buildPrograms(dist: string): Promise<void> {
     absWorkingDir: ROOT,
     entryPoints: Object.fromEntries(PROGRAMS.map((path) => [partOf(path), `${path}.ts`])),
     outdir: join(dist, PARTS),
-    bundle: true,
     splitting: true,
-    format: 'esm',
-    platform: 'node',
-    target: `node${process.versions.node}`,
-    conditions: ['customvpn-source'],
-    external: ABSENT,
-    banner: { js: REQUIRE },
-    plugins: [placesOfSource],
-    logLevel: 'silent',
+    ...bundled(placesOfSource),
   });
   for (const path of PROGRAMS) {
     const stub = join(dist, `${path}.js`);
@@ -73,6 +65,21 @@ export async function layOutBuilt(folder: string): Promise<string> {
   return join(folder, 'bin/customvpn');
 }
 
+/** How programs and packages are put together. */
+export function bundled(...plugins: readonly Plugin[]): BuildOptions {
+  return {
+    bundle: true,
+    format: 'esm',
+    platform: 'node',
+    target: `node${process.versions.node}`,
+    conditions: ['customvpn-source'],
+    external: ABSENT,
+    banner: { js: REQUIRE },
+    plugins: [...plugins, dictionariesInside],
+    logLevel: 'silent',
+  };
+}
+
 function partOf(path: string): string {
   return path.replaceAll('/', '-');
 }
@@ -92,6 +99,35 @@ const placesOfSource: Plugin = {
         word.endsWith('url') ? url : folder,
       );
       return { contents, loader: 'ts' };
+    });
+  },
+};
+
+/** `radius` reads its dictionaries from a folder beside its script. */
+const dictionariesInside: Plugin = {
+  name: 'radius-dictionaries',
+  setup(build) {
+    build.onLoad({ filter: /\/radius\/lib\/radius\.js$/ }, ({ path }) => {
+      const folder = join(path, '../../dictionaries');
+      const texts = Object.fromEntries(
+        readdirSync(folder).map((name) => [`/${name}`, readFileSync(join(folder, name), 'latin1')]),
+      );
+      const source = readFileSync(path, 'utf8');
+      const contents = source
+        .replace('require("fs")', 'dictionaryFiles')
+        .replace('path.normalize(__dirname + "/../dictionaries")', '"/"');
+      if (contents.includes('require("fs")') || contents.includes('__dirname')) {
+        throw new Error(`${path} reads files otherwise than expected; look at scripts/packaging/programs.ts`);
+      }
+      const files = `const dictionaryTexts = ${JSON.stringify(texts)};
+const dictionaryFiles = {
+  existsSync: (path) => path === '/' || Object.hasOwn(dictionaryTexts, path),
+  statSync: (path) => ({ isDirectory: () => path === '/' }),
+  readdirSync: () => Object.keys(dictionaryTexts).map((path) => path.slice(1)),
+  readFileSync: (path) => dictionaryTexts[path],
+};
+`;
+      return { contents: files + contents, loader: 'js' };
     });
   },
 };

@@ -18,6 +18,7 @@ import { refuseRings } from './cage.ts';
 import { adminPath } from './command.ts';
 import { checkResult, nativeCalls } from './ffi.ts';
 import type { FileAccess } from './landlock.ts';
+import { isSingleFile, partCommand } from './own-program.ts';
 
 /** The user and group of a process. */
 export interface Identity {
@@ -72,8 +73,8 @@ const EVERYBODY: FileAccess = {
 };
 
 const CONFINE = fileURLToPath(new URL(`confine${extname(import.meta.url)}`, import.meta.url));
-/** This package, and the packages beside it and above, which it may be made of. */
-const CODE = codeOf(dirname(dirname(dirname(CONFINE))));
+/** This package, and the packages beside it and above, which it may be made of; a single executable has them in it. */
+const CODE = isSingleFile ? [] : codeOf(dirname(dirname(dirname(CONFINE))));
 
 function codeOf(folder: string): string[] {
   const above: string[] = [folder];
@@ -205,7 +206,7 @@ export function confinedProgram(
     execute: [...EVERYBODY.execute, program[0]],
   };
   const orders = JSON.stringify({ files, descriptors: confinement.descriptors });
-  return [process.execPath, '--disable-warning=ExperimentalWarning', CONFINE, orders, ...program];
+  return [...partCommand('confine', CONFINE), orders, ...program];
 }
 
 /**

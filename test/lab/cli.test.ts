@@ -62,6 +62,11 @@ describe('without a gateway', () => {
     }
   });
 
+  test('who stops reading, as `head` does, makes a command end without a word', async () => {
+    const { stderr } = await run(['sh', '-c', '"$0" server --help | :', COMMAND], { anyStatus: true });
+    assert.equal(stderr, '');
+  });
+
   test('a backup is made and restored by one command each, and nothing is replaced by mistake', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'cvpn-backup-'));
     try {

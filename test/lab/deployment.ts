@@ -95,6 +95,8 @@ export interface DeploymentOptions {
   settings?: string;
   /** The gateway's state is on a disk of its own, so large. */
   diskMegabytes?: number;
+  /** What is installed in place of this checkout: the path of a program. */
+  command?: string;
 }
 
 /** A gateway with what is around it. Open it with `await using`; the gateway itself is started by `run`. */
@@ -105,10 +107,13 @@ export class Deployment implements AsyncDisposable {
   readonly clients: readonly Client[];
   readonly state: string;
   readonly configFile: string;
+  /** The command line by which all of it is worked. */
+  readonly command: string;
   #server: BackgroundProcess | undefined;
 
-  private constructor(rig: Rig, gateway: Namespace, behind: Namespace, clients: readonly Namespace[]) {
+  private constructor(rig: Rig, gateway: Namespace, behind: Namespace, clients: readonly Namespace[], command: string) {
     this.rig = rig;
+    this.command = command;
     this.gateway = gateway;
     this.behind = behind;
     this.state = join(rig.folder, 'gateway');
@@ -138,7 +143,7 @@ export class Deployment implements AsyncDisposable {
         );
         clients.push(client);
       }
-      const deployment = new Deployment(rig, gateway, behind, clients);
+      const deployment = new Deployment(rig, gateway, behind, clients, options.command ?? COMMAND);
       if (options.diskMegabytes !== undefined) await rig.disk(basename(deployment.state), options.diskMegabytes);
       await deployment.#init(options);
       return deployment;
@@ -163,12 +168,12 @@ export class Deployment implements AsyncDisposable {
 
   /** Runs our command line somewhere; any status is fine. */
   cli(where: Namespace, ...words: string[]): Promise<RunResult> {
-    return where.run([COMMAND, ...words], { anyStatus: true, timeoutMs: PEER_MS });
+    return where.run([this.command, ...words], { anyStatus: true, timeoutMs: PEER_MS });
   }
 
   /** Runs our command line somewhere. @throws {LabError} on a status other than 0 */
   ok(where: Namespace, ...words: string[]): Promise<RunResult> {
-    return where.run([COMMAND, ...words], { timeoutMs: PEER_MS });
+    return where.run([this.command, ...words], { timeoutMs: PEER_MS });
   }
 
   /** An operation of the gateway, in its JSON. */
@@ -178,7 +183,7 @@ export class Deployment implements AsyncDisposable {
 
   /** Starts the gateway, by means of another program where one is given; resolves when clients can connect. */
   async run(by: readonly string[] = []): Promise<BackgroundProcess> {
-    const argv = [...by, COMMAND, 'server', 'run', '--state', this.state];
+    const argv = [...by, this.command, 'server', 'run', '--state', this.state];
     // A machine that is busy with other things takes its time.
     this.#server = await this.gateway.start(argv, { ready: /^ready$/m, readyTimeoutMs: 60_000 });
     return this.#server;
@@ -288,7 +293,7 @@ export class Client {
 
   /** Connects in the foreground, where its status and output can be seen; resolves when it says `ready`. */
   async upInForeground(ready = /^up$/m): Promise<BackgroundProcess> {
-    const argv = [COMMAND, 'client', 'up', this.profile, '--state', this.state, '--foreground'];
+    const argv = [this.#deployment.command, 'client', 'up', this.profile, '--state', this.state, '--foreground'];
     return await this.namespace.start(argv, { ready });
   }
 

@@ -11,6 +11,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { toVpnError, VpnError } from '../../base/errors.ts';
+import { embeddedFile } from '../../os/own-program.ts';
 
 /** One file, by the path that asks for it. */
 export interface PageFile {
@@ -25,7 +26,8 @@ export type PageFiles = ReadonlyMap<string, PageFile>;
 
 const WEB = join(import.meta.dirname, '../../web');
 /** What `npm run build` makes: script and style as JSON. */
-const BUILT = join(WEB, 'page.json');
+export const PAGE_FILE = 'page.json';
+const BUILT = join(WEB, PAGE_FILE);
 
 /** Script and style of the page. */
 export interface PageSource {
@@ -44,7 +46,8 @@ const ICON =
  * @throws {VpnError} ERR_UNSUPPORTED when they are neither there nor can be made
  */
 export async function loadPage(): Promise<PageSource> {
-  return existsSync(BUILT) ? (JSON.parse(await readFile(BUILT, 'utf8')) as PageSource) : await makePage();
+  const made = embeddedFile(PAGE_FILE) ?? (existsSync(BUILT) ? await readFile(BUILT, 'utf8') : undefined);
+  return made === undefined ? await makePage() : (JSON.parse(made) as PageSource);
 }
 
 /** All files of the page. */

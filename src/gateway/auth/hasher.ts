@@ -8,13 +8,14 @@
  * Passwords go over an inherited socket, never through arguments, the environment or a file.
  */
 
-import { type ChildProcess, fork } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { extname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import { ARGON2_PARAMETERS, type Argon2Parameters, type PasswordHasher } from '../../identity/passwords.ts';
 import { cageOfThisProcess } from '../../os/cage.ts';
+import { partCommand } from '../../os/own-program.ts';
 import { CAGED, type HasherRequest, IDLE, isHasherReply } from './hasher-messages.ts';
 
 /** From TypeScript in a checkout, from JavaScript in a built package. */
@@ -161,9 +162,9 @@ export class HasherProcess implements PasswordHasher, Disposable {
   #start(isIdle: boolean): ChildProcess {
     this.#isIdle = isIdle;
     const manner = [...(cageOfThisProcess() === undefined ? [] : [CAGED]), ...(isIdle ? [IDLE] : [])];
-    const child = fork(this.#program, manner, {
+    const [file, ...words] = partCommand('hasher', this.#program);
+    const child = spawn(file, [...words, ...manner], {
       env: {},
-      execArgv: ['--disable-warning=ExperimentalWarning'],
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     });
     this.#child = child;

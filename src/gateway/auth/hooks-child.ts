@@ -11,6 +11,7 @@
 import { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
+import { constants, runInThisContext } from 'node:vm';
 import { type GatewayHooks, HOOK_NAMES, type HookName } from '../hooks.ts';
 
 const CHANNEL_FD = 3;
@@ -20,13 +21,18 @@ const channel = new Socket({ fd: CHANNEL_FD, readable: true, writable: true });
 channel.on('error', () => process.exit(1));
 channel.on('close', () => process.exit(0));
 
+/** In a single executable, `import` of its own script finds nothing but what is in it. */
+const importFile = runInThisContext('(file) => import(file)', {
+  importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+}) as (file: string) => Promise<unknown>;
+
 const say = (message: object): void => void channel.write(`${JSON.stringify(message)}\n`);
 const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 let hooks: Readonly<Record<string, unknown>> = {};
 
 async function load(): Promise<void> {
-  const module = (await import(pathToFileURL(file).href)) as Record<string, unknown> & { default?: GatewayHooks };
+  const module = (await importFile(pathToFileURL(file).href)) as Record<string, unknown> & { default?: GatewayHooks };
   hooks = { ...module.default, ...module };
   const loaded = HOOK_NAMES.filter((name) => hooks[name] !== undefined);
   const wrong = loaded.find((name) => typeof hooks[name] !== 'function');

@@ -17,6 +17,7 @@ import { VpnError } from '../../base/errors.ts';
 import { readLines } from '../../base/lines.ts';
 import type { Logger } from '../../base/log.ts';
 import { confinedProgram } from '../../os/launcher.ts';
+import { partCommand } from '../../os/own-program.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import type { EndedHookSession, HookName, HookPolicy, HookSession } from '../hooks.ts';
 import { verdictOf } from '../hooks.ts';
@@ -237,8 +238,7 @@ export class Hooks {
 
   async #start(): Promise<void> {
     const { file } = this.#options;
-    const flags = ['--disable-warning=ExperimentalWarning', `--max-old-space-size=${HEAP_MIB}`];
-    const [program, ...args] = confinedProgram([process.execPath, ...flags, PROGRAM, file], {
+    const [program, ...args] = confinedProgram([...partCommand('hooks', PROGRAM), file], {
       read: [dirname(file)],
       write: [],
       descriptors: [CHANNEL_FD],
@@ -246,7 +246,7 @@ export class Hooks {
     const environment = ENVIRONMENT.flatMap((key) => (process.env[key] === undefined ? [] : [[key, process.env[key]]]));
     const child = spawn(program, args, {
       cwd: '/',
-      env: Object.fromEntries(environment),
+      env: { ...Object.fromEntries(environment), NODE_OPTIONS: `--max-old-space-size=${HEAP_MIB}` },
       stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
     });
     const channel = child.stdio[CHANNEL_FD] as Duplex;

@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
 import type { LaunchCommand } from '../../os/launcher.ts';
+import { partCommand } from '../../os/own-program.ts';
 import { closeFd } from '../../os/socket.ts';
 import { socketPair } from '../../os/unix-socket.ts';
 import { type ChannelLimits, type Contract, type Handlers, IpcChannel } from '../ipc/channel.ts';
@@ -20,11 +21,11 @@ const EXTENSION = extname(import.meta.url);
 /** What a child needs to know of the world around. */
 const ENVIRONMENT = ['TZ', 'NODE_EXTRA_CA_CERTS', 'SSL_CERT_FILE', 'SSL_CERT_DIR'];
 
-/** The command line of one of the gateway's programs; `spare`: of a worker that has no place yet. */
-export function programOf(part: 'auth' | 'worker' | 'spare'): [string, ...string[]] {
-  const path = part === 'spare' ? 'worker/spare' : `${part}/main`;
-  const script = fileURLToPath(new URL(`../${path}${EXTENSION}`, import.meta.url));
-  return [process.execPath, '--disable-warning=ExperimentalWarning', '--conditions=customvpn-source', script];
+const SCRIPTS = { auth: 'auth/main', worker: 'worker/main', 'worker-spare': 'worker/spare' } as const;
+
+/** The command line of one of the gateway's programs. */
+export function programOf(part: keyof typeof SCRIPTS): [string, ...string[]] {
+  return partCommand(part, fileURLToPath(new URL(`../${SCRIPTS[part]}${EXTENSION}`, import.meta.url)));
 }
 
 const CHANNEL_FD = 3;

@@ -186,7 +186,7 @@ export class Workers {
 
   #commandOf(worker: number | undefined, isCold: boolean): LaunchCommand {
     const { launcher, identity, program } = this.#options;
-    const own = worker === undefined ? programOf('spare') : (program?.(worker) ?? programOf('worker'));
+    const own = worker === undefined ? programOf('worker-spare') : (program?.(worker) ?? programOf('worker'));
     const argv: [string, ...string[]] = [...own, worker === undefined ? 'spare' : String(worker)];
     if (isCold) argv.push('--cold');
     const script = own

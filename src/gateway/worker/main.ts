@@ -14,6 +14,7 @@ import { toVpnError, VpnError } from '../../base/errors.ts';
 import { createLogger } from '../../base/log.ts';
 import { enterCage } from '../../os/cage.ts';
 import { giveUpRights } from '../../os/launcher.ts';
+import { partCommand } from '../../os/own-program.ts';
 import { tunOf } from '../../os/tun-linux.ts';
 import { DescriptorReceiver } from '../../os/unix-socket.ts';
 import { warmUp } from '../../transport/warm-up.ts';
@@ -75,8 +76,7 @@ function addWay(to: Handover, descriptor: WorkerDescriptor, fd: number): void {
 
 /** What others see of it in a list of processes: which worker it is, also of one that was started as none. */
 function showNumber(worker: number): void {
-  const script = fileURLToPath(import.meta.url);
-  process.title = [process.execPath, ...process.execArgv, script, worker].join(' ');
+  process.title = [...partCommand('worker', fileURLToPath(import.meta.url)), worker].join(' ');
 }
 
 new IpcChannel({
