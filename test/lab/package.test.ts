@@ -42,6 +42,8 @@ step no-write find /usr/lib/customvpn /usr/bin/customvpn -not -type l -perm /022
 step init customvpn server init --name localhost --listen 127.0.0.1:8443
 step user customvpn user add alice
 printf '\\n[admin]\\nlisten = "127.0.0.1:8444"\\n' >>/var/lib/customvpn/server.toml
+echo 'a secret that both of them have' >/var/lib/customvpn/radius.secret && chmod 600 /var/lib/customvpn/radius.secret
+printf '[backends.dial-in]\\nkind = "radius"\\nservers = ["127.0.0.1"]\\nsecretFile = "/var/lib/customvpn/radius.secret"\\n' >>/var/lib/customvpn/server.toml
 serve
 step start answers
 cat >/tmp/page.mjs <<'END'
