@@ -25,6 +25,11 @@ const LOOK_MS = 2000;
 /** Connections of one user, and of all together; root and whoever runs the daemon are not counted, and always find room. */
 const MAX_PER_USER = 32;
 const MAX_OF_OTHERS = 128;
+const TOO_MANY = `expected at most ${MAX_PER_USER} connections of one user, and ${MAX_OF_OTHERS} of all but root; wait until others are answered`;
+const BUSY_ANSWER = (() => {
+  const body = JSON.stringify({ code: 'ERR_BUSY' satisfies ErrorCode, message: TOO_MANY });
+  return `HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`;
+})();
 /** How long running calls may take after the daemon has ended. */
 const LINGER_MS = 2000;
 
@@ -58,14 +63,16 @@ export async function serveControl<T extends Operations>(
   const path = typeof at === 'string' ? at : undefined;
   if (path !== undefined) await makeRoom(path);
   const table: Operations = operations;
-  const users = new Users();
+  const users = userOf === undefined ? undefined : new Users(userOf);
   const limits = { requestTimeout: REQUEST_MS, headersTimeout: REQUEST_MS, connectionsCheckingInterval: LOOK_MS };
   const server = http.createServer(limits, (request, response) => {
     const operation = request.url?.startsWith('/v1/') === true ? request.url.slice(4) : '';
     const gone = new AbortController();
     response.once('close', () => gone.abort());
-    const caller = { gone: gone.signal, uid: users.of(request.socket) };
-    call(request, caller, Object.hasOwn(table, operation) ? table[operation] : undefined, handlers[operation])
+    const contract = Object.hasOwn(table, operation) ? table[operation] : undefined;
+    const answer = async (): Promise<unknown> =>
+      await call(request, { gone: gone.signal, uid: users?.of(request.socket) }, contract, handlers[operation]);
+    answer()
       .then((value) => reply(response, 200, value))
       .catch((cause: unknown) => {
         const error = toVpnError(cause);
@@ -73,7 +80,7 @@ export async function serveControl<T extends Operations>(
         reply(response, error.kind === 'internal' ? 500 : 400, { code: error.code, message: error.message });
       });
   });
-  if (userOf !== undefined) server.on('connection', (socket) => users.add(socket, userOf(socket)));
+  if (users !== undefined) server.on('connection', (socket) => users.add(socket));
   await new Promise<void>((resolve, reject) => server.once('error', reject).listen(at, resolve));
   if (path !== undefined) await chmod(path, 0o600);
   return {
@@ -89,23 +96,33 @@ export async function serveControl<T extends Operations>(
 
 /** Whose each connection is, and how many each may have. */
 class Users {
+  readonly #userOf: (socket: net.Socket) => number;
   readonly #uids = new WeakMap<net.Socket, number>();
   readonly #counts = new Map<number, number>();
   #others = 0;
 
-  of(socket: net.Socket): number | undefined {
-    return this.#uids.get(socket);
+  constructor(userOf: (socket: net.Socket) => number) {
+    this.#userOf = userOf;
   }
 
-  /** One too many is answered at once, unread, and closed. */
-  add(socket: net.Socket, uid: number): void {
-    this.#uids.set(socket, uid);
-    if (uid === 0 || uid === process.getuid?.()) return;
+  /** @throws {VpnError} ERR_BUSY for a connection that was one too many, of which a request was under way */
+  of(socket: net.Socket): number {
+    const uid = this.#uids.get(socket);
+    if (uid === undefined) throw new VpnError('ERR_BUSY', TOO_MANY);
+    return uid;
+  }
+
+  /** One too many is answered at once, and closed. */
+  add(socket: net.Socket): void {
+    const uid = this.#userOf(socket);
+    const isCounted = uid !== 0 && uid !== process.getuid?.();
     const count = this.#counts.get(uid) ?? 0;
-    if (count >= MAX_PER_USER || this.#others >= MAX_OF_OTHERS) {
-      socket.end(TOO_MANY, () => socket.destroy());
+    if (isCounted && (count >= MAX_PER_USER || this.#others >= MAX_OF_OTHERS)) {
+      socket.end(BUSY_ANSWER, () => socket.destroy());
       return;
     }
+    this.#uids.set(socket, uid);
+    if (!isCounted) return;
     this.#counts.set(uid, count + 1);
     this.#others += 1;
     socket.once('close', () => {
@@ -246,12 +263,6 @@ function post(path: string, operation: string, input: unknown, timeoutMs: number
     request.end(JSON.stringify(input));
   });
 }
-
-const TOO_MANY = (() => {
-  const message = `expected at most ${MAX_PER_USER} connections of one user, and ${MAX_OF_OTHERS} of all but root; wait until others are answered`;
-  const body = JSON.stringify({ code: 'ERR_BUSY' satisfies ErrorCode, message });
-  return `HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`;
-})();
 
 function unreachable(path: string, cause: NodeJS.ErrnoException): VpnError {
   if (cause.code === 'EACCES') {

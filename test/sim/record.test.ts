@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { test } from 'node:test';
 import { withoutToken } from '../../src/control/profile.ts';
+import { formatPrefix } from '../../src/ip/address.ts';
 import { exchange, NAMES, until, World } from '../support/world.ts';
 
 /** Events, users, devices, reasons and details of a kind, oldest first. */
@@ -50,6 +51,27 @@ test('rules that a reload or a restart changes are on record, and others are not
   assert.deepEqual(JSON.parse(String(reloaded?.login)).groups, login.groups);
   assert.deepEqual(restarted, { clientToClient: 'true' });
   assert.deepEqual(more, []);
+});
+
+test('a reload that cannot be put on record is in force, and its answer says both', async () => {
+  await using world = await World.open();
+  const other = new DatabaseSync(join(world.dir, 'store.sqlite'));
+  const next = world.config({ routes: ['192.0.2.0/24'] });
+  try {
+    other.exec('begin immediate');
+    const { applied, warnings } = await world.server.reload(next);
+    assert.deepEqual(applied, ['routes']);
+    assert.match(warnings.join(), /is in force, and could not be put on record: .*another process is writing/);
+  } finally {
+    other.exec('rollback');
+    other.close();
+  }
+  const sim = await world.connected('ada');
+  assert.deepEqual(sim.client.snapshot.config?.routes.map(formatPrefix), ['192.0.2.0/24']);
+  // The next look at the rules makes up for it.
+  await world.server.reload(next);
+  const changes = (await recorded(world, 'policy.changed')).map(({ detail }) => detail);
+  assert.equal(changes.at(-1)?.routes, '["192.0.2.0/24"]');
 });
 
 const overruled: readonly [what: string, reason: RegExp, config: object][] = [

@@ -161,6 +161,7 @@ test('a line that never ends, and a flood of lines, are read within bounds, and 
   await using opened = await open(`
     export const onLogin = ({ user }) => {
       if (user === 'long') for (let i = 0; i < 200; i++) process.stdout.write('x'.repeat(100_000));
+      if (user === 'left') return { allow: false, reason: String(process.stdout.writableLength) };
       if (user === 'many') for (let i = 0; i < 100; i++) process.stderr.write('y\\n'.repeat(1000));
       return true;
     };
@@ -168,7 +169,10 @@ test('a line that never ends, and a flood of lines, are read within bounds, and 
   const { hooks, lines } = opened;
   const said = () => lines.filter(({ msg }) => msg === 'said by a hook').map((line) => String(line.said));
   const before = process.memoryUsage.rss();
+  const since = performance.now();
   assert.equal((await hooks.login(login('long'))).allow, true);
+  await until(async () => (await hooks.login(login('left'))).reason.endsWith(': 0'), 'all to be read');
+  assert.ok(performance.now() - since > 1900, 'of more than 8 MiB a second the rest waits');
   assert.deepEqual(said(), ['x'.repeat(500)], 'once, cut, though it has not ended');
   assert.ok(process.memoryUsage.rss() - before < 64 << 20, '20 MB of a line are not kept');
   assert.equal((await hooks.login(login('many'))).allow, true);
