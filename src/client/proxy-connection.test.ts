@@ -1,7 +1,7 @@
 // A connection for streams that is to be used no longer: it ends with its last stream, and with nothing of that lost.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { test } from 'node:test';
+import { type TestContext, test } from 'node:test';
 import { primitives } from '../../test/support/protocol.ts';
 import { openSocketPair } from '../../test/support/tls-pair.ts';
 import { until } from '../../test/support/world.ts';
@@ -12,10 +12,11 @@ import { StreamEnd } from '../transport/stream-end.ts';
 import { ProxyConnection } from './proxy-connection.ts';
 
 const BINDING = { session: new Uint8Array(16).fill(7), epoch: 3, key: new Uint8Array(32).fill(9) };
+const LIMIT = { timeout: 20_000 };
 const TARGET = { host: '192.0.2.1', port: 7 };
 
 /** A connection, and the gateway's end of it, which opens every stream. */
-async function open() {
+async function open(t: TestContext) {
   const sockets = await openSocketPair();
   const streams: MuxStream[] = [];
   const gateway: StreamConnection = new StreamConnection(sockets.server, {
@@ -36,15 +37,16 @@ async function open() {
     closed: () => {},
   });
   const connection = await ProxyConnection.open(sockets.client, BINDING);
+  t.after(() => connection.destroy());
   return { connection, gateway, streams };
 }
 
-test('one without streams ends at once, and so does one whose last stream is refused', async () => {
-  const empty = await open();
+test('one without streams ends at once, and so does one whose last stream is refused', LIMIT, async (t) => {
+  const empty = await open(t);
   empty.connection.retire();
   assert.ok(empty.connection.isClosed);
   await until(() => empty.gateway.isClosed, 'its end');
-  const { connection, gateway } = await open();
+  const { connection, gateway } = await open(t);
   const refused = connection.open('tcp', { ...TARGET, port: 9 });
   connection.retire();
   assert.ok(!gateway.isClosed);
@@ -52,8 +54,8 @@ test('one without streams ends at once, and so does one whose last stream is ref
   await until(() => gateway.isClosed, 'the end of the other');
 });
 
-test('one with streams takes no others, carries those to their ends, and then ends', async () => {
-  const { connection, gateway, streams } = await open();
+test('one with streams takes no others, carries those to their ends, and then ends', LIMIT, async (t) => {
+  const { connection, gateway, streams } = await open(t);
   const { duplex } = await connection.open('tcp', TARGET);
   const [far] = streams;
   assert.ok(far !== undefined);

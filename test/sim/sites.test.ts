@@ -19,6 +19,7 @@ const OFFER = { limits: { networks: ['10.30.0.0/16', 'fd30::/48'].map(parsePrefi
 class Stage implements AsyncDisposable {
   readonly #folder = mkdtempSync(join(tmpdir(), 'customvpn-sites-'));
   readonly file = join(this.#folder, 'policy.toml');
+  pool = ['10.20.0.0/24', 'fd20:1::/64'];
   #world: World | undefined;
 
   get world(): World {
@@ -32,7 +33,7 @@ class Stage implements AsyncDisposable {
 
   async open(...parts: string[]): Promise<World> {
     this.write(...parts);
-    this.#world = await World.open({ config: { policyFile: this.file } });
+    this.#world = await World.open({ config: { policyFile: this.file, pool: this.pool, admin: { editPolicy: true } } });
     return this.#world;
   }
 
@@ -119,31 +120,34 @@ test('a site stays with its session over a reload and is taken by another one', 
   assert.equal(await passes(world, next, '10.30.1.2', '192.0.2.80'), true);
 });
 
-test(
-  'a pool does not grow into the network of a site, and a policy may keep addresses in what it grows by',
-  LIMIT,
-  async () => {
-    await using stage = new Stage();
-    const world = await stage.open(site('router'));
-    const router = await world.connected('router', OFFER);
-    const near = site('router').replaceAll('10.30.0.0/16', '10.20.1.0/24');
-    await stage.reload(near);
-    await assert.rejects(
-      world.server.reload(world.config({ policyFile: stage.file, pool: ['10.20.0.0/23', 'fd20:1::/64'] })),
-      {
-        code: 'ERR_CONFIG_VALUE',
-        message: /10\.20\.1\.0\/24 of the site berlin overlaps the pool/,
-      },
-    );
-    await exchange(world, router);
-    assert.equal((await world.status()).pool[0]?.prefix, '10.20.0.0/24');
-    stage.write('[[addresses]]\nfor = ["user:carol"]\naddresses = ["10.20.1.7"]\n');
-    const grown = world.config({ policyFile: stage.file, pool: ['10.20.0.0/23', 'fd20:1::/64'] });
-    assert.deepEqual((await world.server.reload(grown)).applied, ['pool']);
-    const carol = await world.connected('carol');
-    assert.equal(addressOf(carol, 4), '10.20.1.7');
-  },
-);
+test('a pool does not grow into the network of a site', LIMIT, async () => {
+  await using stage = new Stage();
+  const world = await stage.open(site('router'));
+  const router = await world.connected('router', OFFER);
+  const near = site('router').replaceAll('10.30.0.0/16', '10.20.1.0/24');
+  await stage.reload(near);
+  await assert.rejects(
+    world.server.reload(world.config({ policyFile: stage.file, pool: ['10.20.0.0/23', 'fd20:1::/64'] })),
+    {
+      code: 'ERR_CONFIG_VALUE',
+      message: /10\.20\.1\.0\/24 of the site berlin overlaps the pool/,
+    },
+  );
+  await exchange(world, router);
+  assert.equal((await world.status()).pool[0]?.prefix, '10.20.0.0/24');
+});
+
+test('addresses may be kept in what a pool grows by, and nobody else gets them', LIMIT, async () => {
+  await using stage = new Stage();
+  stage.pool = ['10.20.0.0/30', 'fd20:1::/64'];
+  const world = await stage.open();
+  await world.connected('alice');
+  stage.write('[[addresses]]\nfor = ["user:carol"]\naddresses = ["10.20.0.3"]\n');
+  const grown = world.config({ pool: ['10.20.0.0/28', 'fd20:1::/64'] });
+  assert.deepEqual((await world.server.reload(grown)).applied, ['pool']);
+  assert.equal(addressOf(await world.connected('bob'), 4), '10.20.0.4');
+  assert.equal(addressOf(await world.connected('carol'), 4), '10.20.0.3');
+});
 
 test(
   'REQ-SITE-007: an offer is good for the session: its client has the networks again after a restart',
@@ -180,6 +184,15 @@ test(
     assert.match(
       warnings.join('\n'),
       /10\.20\.0\.3 and fd20:1::3 is kept for somebody by line 2, and bob has it until the session ends/,
+    );
+    const applied = await world.server
+      .api(async () => world.config())
+      ['policy.apply']({
+        text: `version = 1\n\n[[addresses]]\nfor = ["user:carol"]\naddresses = ["10.20.0.3"]\n${RULE}`,
+      });
+    assert.match(
+      applied.warnings.join('\n'),
+      /10\.20\.0\.3 and fd20:1::3 is kept for somebody by line 3, and bob has it/,
     );
     const carol = await world.connected('carol');
     assert.notEqual(addressOf(carol, 4), '10.20.0.3');
