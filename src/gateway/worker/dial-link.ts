@@ -15,9 +15,9 @@ import type { AuthLink } from './auth-link.ts';
 
 /** On their way at once. More wait here, not at auth, which would take so many for a worker gone wild. */
 const MAX_ASKED = 1024;
-/** Asked for long, and at once before that: half of what auth takes (`LIMITS_OF_WORKER`). The rest is for logins. */
+/** Asked for long, and at once before that: a half and a third of what auth takes (`LIMITS_OF_WORKER`). The rest is for logins. */
 const ASKED_PER_SECOND = 3000;
-const ASKED_BURST = 3000;
+const ASKED_BURST = 10_000;
 /** How often those that wait are looked at. */
 const LOOK_MS = 10;
 const DESCRIPTOR_MS = 2000;
