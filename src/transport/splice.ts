@@ -7,6 +7,7 @@
 
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
+import type { StreamPace } from './stream-pace.ts';
 
 /** One of the two ends. */
 export interface SpliceEnd {
@@ -15,8 +16,8 @@ export interface SpliceEnd {
   reset(): void;
   /** Whether the end that has come was none: the other side broke it. Undefined: an end is an end. */
   readonly isBroken?: boolean;
-  /** Joins it with a socket as `splice` does, where it has a shorter way than through `duplex`. */
-  join?(socket: Socket, done: (outcome: SpliceOutcome) => void): void;
+  /** Joins it with a socket as `splice` does, where it has a shorter way than through `duplex`; `pace` is what both keep. */
+  join?(socket: Socket, done: (outcome: SpliceOutcome) => void, pace?: StreamPace): void;
 }
 
 /** Why a splice is over: both directions ended, or one end broke. */

@@ -13,6 +13,7 @@ import { MAX_STREAM_DATA_BYTES, STREAM_HEADER_BYTES } from '../protocol/stream-f
 import type { MuxStream, StreamSink } from '../protocol/stream-mux.ts';
 import { readInto } from './direct-read.ts';
 import { resetSocket, type SpliceEnd, type SpliceOutcome } from './splice.ts';
+import type { StreamPace } from './stream-pace.ts';
 
 /** What is read from a socket, behind room for a frame's header; it is sent or copied before the next read of any. */
 const READ = Buffer.alloc(STREAM_HEADER_BYTES + MAX_STREAM_DATA_BYTES);
@@ -48,8 +49,8 @@ export class StreamEnd implements SpliceEnd, StreamSink {
     this.#duplex?.destroy();
   };
 
-  join(socket: Socket, done: (outcome: SpliceOutcome) => void): void {
-    this.#hand(new SocketJoint(socket, this.#stream, done));
+  join(socket: Socket, done: (outcome: SpliceOutcome) => void, pace?: StreamPace): void {
+    this.#hand(new SocketJoint(socket, this.#stream, done, pace));
   }
 
   bytes(bytes: Uint8Array, start: number, end: number): void {
@@ -75,25 +76,34 @@ class SocketJoint implements StreamSink {
   readonly #socket: Socket;
   readonly #stream: MuxStream;
   readonly #done: (outcome: SpliceOutcome) => void;
+  readonly #pace: StreamPace | undefined;
   readonly #written: () => void;
   readonly #flushLater: () => void;
   /** What is gathered for the next write. */
   #gathered: Chunk | undefined;
-  /** What is being written, in order; all but the first are full. */
+  /** What is being written, in order, all but the first full; and how many bytes each write has of it. */
   readonly #writing: Chunk[] = [];
+  readonly #lengths: number[] = [];
   #isFlushDue = false;
   #hasEnded = false;
+  #hasSocketEnded = false;
+  #isSocketClosed = false;
   #isOver = false;
 
-  constructor(socket: Socket, stream: MuxStream, done: (outcome: SpliceOutcome) => void) {
+  constructor(socket: Socket, stream: MuxStream, done: (outcome: SpliceOutcome) => void, pace: StreamPace | undefined) {
     this.#socket = socket;
     this.#stream = stream;
     this.#done = done;
+    this.#pace = pace;
     this.#written = () => {
-      const chunk = this.#writing.shift();
-      if (chunk === undefined) return;
-      const length = chunk.end - chunk.start;
-      stream.releaseChunk(chunk);
+      const [chunk] = this.#writing;
+      const length = this.#lengths.shift();
+      if (chunk === undefined || length === undefined) return;
+      chunk.start += length;
+      if (chunk.start === chunk.end) {
+        this.#writing.shift();
+        stream.releaseChunk(chunk);
+      }
       stream.consumed(length);
       if (!this.#isFlushDue) this.#flush();
     };
@@ -103,23 +113,41 @@ class SocketJoint implements StreamSink {
     };
     stream.sink = this;
     socket.on('error', () => this.#finish('broken'));
-    socket.once('end', () => this.#stream.end());
+    socket.once('end', () => {
+      this.#hasSocketEnded = true;
+      this.#drained();
+    });
     socket.once('close', () => {
-      const isWhole = this.#hasEnded && socket.readableEnded && socket.writableFinished;
-      this.#finish(isWhole ? 'ended' : 'broken');
+      this.#isSocketClosed = true;
+      this.#drained();
     });
     if (socket.destroyed || stream.isGone) {
       this.#finish('broken');
       return;
     }
+    const down = pace?.down;
+    if (pace !== undefined) {
+      pace.down.target = {
+        forward: (bytes) => stream.send(bytes, 0, bytes.length),
+        drained: () => this.#drained(),
+      };
+      pace.up.target = {
+        forward: (bytes) => this.#send(bytes),
+        drained: () => {
+          if (this.#hasEnded) socket.end();
+        },
+      };
+    }
     readInto(socket, READ_BODY, (length) => {
       if (this.#isOver) return true;
-      stream.sendInPlace(READ, STREAM_HEADER_BYTES, STREAM_HEADER_BYTES + length);
-      return !stream.isFull;
+      if (down?.isPaced === true) down.pushBorrowed(READ_BODY.subarray(0, length));
+      else stream.sendInPlace(READ, STREAM_HEADER_BYTES, STREAM_HEADER_BYTES + length);
+      return down?.isHolding !== true && !stream.isFull;
     });
     socket.on('data', (chunk: Uint8Array) => {
-      stream.send(chunk, 0, chunk.length);
-      if (stream.isFull) socket.pause();
+      if (down?.isPaced === true) down.push(chunk);
+      else stream.send(chunk, 0, chunk.length);
+      if (down?.isHolding === true || stream.isFull) socket.pause();
     });
     // Whoever had it before may have paused it.
     socket.resume();
@@ -144,7 +172,7 @@ class SocketJoint implements StreamSink {
   ended(): void {
     this.#write();
     this.#hasEnded = true;
-    this.#socket.end();
+    if (this.#pace?.up.isHolding !== true) this.#socket.end();
   }
 
   broken(): void {
@@ -152,7 +180,17 @@ class SocketJoint implements StreamSink {
   }
 
   room(): void {
-    if (!this.#isOver) this.#socket.resume();
+    if (!this.#isOver && this.#pace?.down.isHolding !== true) this.#socket.resume();
+  }
+
+  /** Nothing from the socket is held: what came after it has its turn. */
+  #drained(): void {
+    const socket = this.#socket;
+    if (this.#isOver || this.#pace?.down.isHolding === true) return;
+    if (this.#hasSocketEnded) this.#stream.end();
+    else if (!this.#isSocketClosed && !this.#stream.isFull) socket.resume();
+    if (!this.#isSocketClosed) return;
+    this.#finish(this.#hasEnded && socket.readableEnded && socket.writableFinished ? 'ended' : 'broken');
   }
 
   /** Writes what is gathered, unless more may come to it first. */
@@ -166,12 +204,20 @@ class SocketJoint implements StreamSink {
     this.#gathered = undefined;
     this.#writing.push(chunk);
     const { buffer, byteOffset } = chunk.bytes;
-    this.#socket.write(Buffer.from(buffer, byteOffset + chunk.start, chunk.end - chunk.start), this.#written);
+    const bytes = Buffer.from(buffer, byteOffset + chunk.start, chunk.end - chunk.start);
+    if (this.#pace?.up.isPaced === true) this.#pace.up.push(bytes);
+    else this.#send(bytes);
+  }
+
+  #send(bytes: Uint8Array): void {
+    this.#lengths.push(bytes.length);
+    this.#socket.write(bytes, this.#written);
   }
 
   #finish(outcome: SpliceOutcome): void {
     if (this.#isOver) return;
     this.#isOver = true;
+    this.#pace?.close();
     if (outcome === 'broken') {
       this.#stream.reset();
       if (!this.#socket.closed) resetSocket(this.#socket);

@@ -65,7 +65,9 @@ export class TargetNetwork implements DialNetwork, AsyncDisposable {
     const [address = ''] = addresses;
     this.dialled.push(address);
     const target = { host: '127.0.0.1', port: this.#ports.get(`tcp ${address} ${port}`) ?? CLOSED_PORT };
-    return connect({ ...target, allowHalfOpen: true, noDelay: true });
+    const socket = connect({ ...target, allowHalfOpen: true, noDelay: true });
+    // The gateway asks the socket where it has got to, and judges that again when the policy changes.
+    return Object.defineProperty(socket, 'remoteAddress', { value: address });
   }
 
   async connectUdp(address: string, port: number): Promise<DatagramSocket> {

@@ -315,12 +315,12 @@ export class AccessDesk {
   }
 
   /** What the policy says of a session's traffic. */
-  trafficRulesOf(session: LiveSession): TrafficRules {
+  trafficRulesOf(holder: Holder): TrafficRules {
     const { policy } = this.#inForce?.selector ?? {};
     if (policy === undefined) return { settings: NO_SETTINGS, groups: [] };
-    const groups = policy.groupLimits.size === 0 ? [] : [...groupsOf(policy, session)];
+    const groups = policy.groupLimits.size === 0 ? [] : [...groupsOf(policy, holder)];
     return {
-      settings: this.settingsOf(session),
+      settings: this.select(holder)?.settings ?? NO_SETTINGS,
       groups: groups.filter((group) => policy.groupLimits.has(group)).sort(),
     };
   }

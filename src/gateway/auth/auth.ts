@@ -111,13 +111,15 @@ export class Auth {
         return session === undefined ? undefined : { holder: holderOf(session), binding: session.binding };
       },
       judging: (holder, judge, grant) => this.#judging(holder, judge, grant),
-      carried: (user, bytes) => options.traffic.carried(user, bytes),
+      prepare: (carrier) => options.traffic.prepareStreams(carrier),
     });
   }
 
   /** What a worker says that users and groups have carried; of users it is heard of its own only. */
   report(worker: number, reports: readonly UsageReport[], isFirst: boolean): void {
-    const own = new Set(this.sessions.all.filter((session) => session.worker === worker).map(({ user }) => user));
+    const own = new Set(
+      [...this.sessions.all, ...this.proxies.carriers].flatMap((one) => (one.worker === worker ? [one.user] : [])),
+    );
     const heard = reports.filter(({ kind, name }) => kind === 'group' || own.has(name));
     this.#options.traffic.report(worker, heard, isFirst);
   }

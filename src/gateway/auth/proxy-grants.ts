@@ -48,8 +48,16 @@ export interface ProxyGrantsParts {
   objection(login: LoginFacts): Promise<string | undefined>;
   /** Asks for a verdict, and grants on yes; not when the right has been taken away meanwhile. */
   judging<T>(holder: RightsHolder, judge: () => Promise<boolean>, grant: () => T): Promise<T | undefined>;
-  /** Streams of a user have carried so many bytes more. */
-  carried(user: string, bytes: number): void;
+  /** A worker is about to carry streams for somebody. */
+  prepare(carrier: ProxyCarrier): void;
+}
+
+/** Somebody who has connections for streams at a worker. */
+export interface ProxyCarrier {
+  readonly worker: number;
+  readonly user: string;
+  /** As rules look at it at the moment. */
+  holder(): PolicyHolder;
 }
 
 /** One connection of a worker. */
@@ -108,12 +116,7 @@ export class ProxyGrants {
       login: (credentials, peer) => this.#login(credentials, peer, worker),
       traffic: (key, traffic) => {
         const connection = this.#connectionOf(key);
-        if (connection?.worker !== worker) return;
-        const former = connection.traffic;
-        connection.traffic = traffic;
-        const bytes = traffic.sentBytes - former.sentBytes + traffic.receivedBytes - former.receivedBytes;
-        const user = this.userOf(key, worker);
-        if (user !== undefined) this.#parts.carried(user, bytes);
+        if (connection?.worker === worker) connection.traffic = traffic;
       },
       release: (key) => {
         if (this.#connectionOf(key)?.worker === worker) this.#release(key);
@@ -142,11 +145,24 @@ export class ProxyGrants {
   /** The same, as far as the rules of a policy look at it: a session, or an access token, which is nothing but its user. */
   holderOf(key: ProxyKey, worker: number): PolicyHolder | undefined {
     const holder = this.#holderOf(key, worker);
-    if (holder === undefined) return undefined;
-    const { login, user } = holder;
+    return holder === undefined ? undefined : this.#policyHolderOf(this.#byKey.get(key) ?? '', holder);
+  }
+
+  #carrier(id: string, holder: Holder, worker: number): ProxyCarrier {
+    return { worker, user: holder.user, holder: () => this.#policyHolderOf(id, holder) };
+  }
+
+  #policyHolderOf(id: string, { login, user }: Holder): PolicyHolder {
     if (login !== undefined) return { user, groups: this.#groups.get(user) ?? login.groups, hasCertificate: false };
-    const id = this.#byKey.get(key) ?? '';
     return this.#parts.findSession(id)?.holder ?? { user, groups: this.#groups.get(user) ?? [], hasCertificate: false };
+  }
+
+  /** Who has connections, and at which workers. */
+  get carriers(): ProxyCarrier[] {
+    return [...this.#holders].flatMap(([id, holder]) => {
+      const workers = new Set([...holder.connections.values()].map(({ worker }) => worker));
+      return [...workers].map((worker) => this.#carrier(id, holder, worker));
+    });
   }
 
   /** The groups of accounts, as they are now. */
@@ -284,6 +300,7 @@ export class ProxyGrants {
     holder.connections.set(key, { worker, remote, traffic: NO_TRAFFIC });
     holder.emptySince = undefined;
     this.#byKey.set(key, id);
+    this.#parts.prepare(this.#carrier(id, holder, worker));
     return { key, user: holder.user };
   }
 

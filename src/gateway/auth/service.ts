@@ -50,7 +50,7 @@ import { GatewayState } from '../state.ts';
 import type { StreamFacts } from '../stream-policy.ts';
 import { checkTap } from '../tap-config.ts';
 import { UnixUsers } from '../unix-users.ts';
-import { AccessDesk, type ReadyPolicy } from './access-desk.ts';
+import { AccessDesk, holderOf, type ReadyPolicy } from './access-desk.ts';
 import { Accounting } from './accounting.ts';
 import { AuditFile } from './audit-file.ts';
 import { Auth } from './auth.ts';
@@ -294,10 +294,12 @@ export class AuthService {
       log,
     });
     this.#traffic = new TrafficDesk({
-      rulesOf: (session) => parts.access.trafficRulesOf(session),
+      rulesOf: (session) => parts.access.trafficRulesOf(holderOf(session)),
+      rulesOfStreams: ({ holder }) => parts.access.trafficRulesOf(holder()),
       groupLimits: () => parts.access.inForce?.selector.policy.groupLimits ?? new Map(),
       classes: () => parts.access.inForce?.selector.policy.classes ?? [],
       sessions: () => this.#auth.sessions.all,
+      streams: () => this.#auth.proxies.carriers,
       noticesChanged: (sessions) => this.#auth.sessions.resettle(sessions),
       refused: () => this.#recheckStreams(),
       usage: state.usage,

@@ -10,6 +10,7 @@ import type { Store } from '../../store/store.ts';
 import { UsageRecord } from '../../store/usage.ts';
 import type { Shapes, UserShape, WorkerPort } from '../ipc/ports.ts';
 import type { LiveSession } from './live-session.ts';
+import type { ProxyCarrier } from './proxy-grants.ts';
 import { TrafficDesk } from './traffic-desk.ts';
 
 const GIB = 1024 ** 3;
@@ -26,11 +27,14 @@ class Rig {
   groups: Record<string, string[]> = {};
   limits = new Map<string, GroupLimit>();
   sessions: LiveSession[] = [];
+  streams: ProxyCarrier[] = [];
 
   constructor(store: Store, at = EVENING) {
     this.clock = new ManualClock(at);
     this.desk = new TrafficDesk({
-      rulesOf: ({ user }) => ({ settings: this.settings[user] ?? {}, groups: this.groups[user] ?? [] }),
+      rulesOf: ({ user }) => this.#rulesOf(user),
+      rulesOfStreams: ({ user }) => this.#rulesOf(user),
+      streams: () => this.streams,
       groupLimits: () => this.limits,
       classes: () => [],
       sessions: () => this.sessions,
@@ -53,6 +57,16 @@ class Rig {
     const session = { user, worker } as LiveSession;
     this.sessions.push(session);
     this.desk.prepare(session);
+  }
+
+  #rulesOf(user: string) {
+    return { settings: this.settings[user] ?? {}, groups: this.groups[user] ?? [] };
+  }
+
+  openStreams(user: string, worker: number): void {
+    const carrier = { user, worker, holder: () => ({ user, groups: [], hasCertificate: false }) };
+    this.streams.push(carrier);
+    this.desk.prepareStreams(carrier);
   }
 
   /** The last word of a user to a worker. */
@@ -130,6 +144,36 @@ test('two workers share a rate by who waits, and never have more than the rate t
   assert.equal(parts()[1], 1_250_000);
 });
 
+test('whoever has streams only is told of, shares with sessions elsewhere, and is counted', async () => {
+  await using store = await openTestStore();
+  const rig = new Rig(store);
+  rig.settings = { ada: { downMbit: 10, quotaDayGiB: 1, overQuota: 'refuse' } };
+  rig.openStreams('ada', 2);
+  assert.equal(rig.last('ada', 2)?.down?.bytesPerSecond, 1_250_000);
+  rig.open('ada', 0);
+  assert.deepEqual(
+    [0, 2].map((worker) => rig.last('ada', worker)?.down?.bytesPerSecond),
+    [625_000, 625_000],
+  );
+  // Most of a second's bytes came by streams that ended within it.
+  rig.clock.advance(1000);
+  rig.report(2, 'ada', 10_000, true);
+  rig.desk.report(
+    2,
+    [{ kind: 'user', name: 'ada', downBytes: 600_000, upBytes: 0, downWaits: false, upWaits: false }],
+    false,
+  );
+  await rig.desk.tick();
+  assert.ok((rig.last('ada', 2)?.down?.bytesPerSecond ?? 0) > 1_100_000);
+  rig.sessions = [];
+  await rig.second();
+  assert.equal(rig.last('ada', 2)?.down?.bytesPerSecond, 1_250_000);
+  rig.report(2, 'ada', GIB);
+  await rig.second();
+  assert.equal(rig.desk.isRefused('ada'), true);
+  assert.equal(rig.desk.usageOf('ada').day, GIB + 610_000);
+});
+
 test('a group shares its rate, and a user has both', async () => {
   await using store = await openTestStore();
   const rig = new Rig(store);
@@ -190,8 +234,8 @@ test('over a month nothing is carried until the next, if the policy says so; ano
   await rig.desk.open();
   rig.open('ada', 0);
   rig.report(0, 'ada', 1.5 * GIB);
-  rig.desk.carried('ada', 0.6 * GIB);
-  rig.desk.carried('bob', 5 * GIB);
+  rig.report(0, 'ada', 0.6 * GIB);
+  rig.report(0, 'bob', 5 * GIB);
   await rig.second();
   assert.equal(rig.last('ada', 0)?.isRefused, true);
   assert.equal(rig.desk.isRefused('ada'), true);

@@ -1,9 +1,9 @@
 /**
- * How much users and groups may carry: rates, shared among the workers that have their sessions, and quotas.
+ * How much users and groups may carry: rates, shared among the workers that have their sessions and streams, and quotas.
  *
- * Hides who is told what and when. A worker hears of a user before it gets a session of that user, and again when something
- * changes; it reports about once a second, in bulk. What was carried is added to the store every few seconds: a crash loses
- * so much at most. Without a policy that speaks of rates or quotas nobody is told or counted.
+ * Hides who is told what and when. A worker hears of a user before it gets a session or a stream of that user, and again
+ * when something changes; it reports about once a second, in bulk. What was carried is added to the store every few seconds:
+ * a crash loses so much at most. Without a policy that speaks of rates or quotas nobody is told or counted.
  */
 
 import type { Clock } from '../../base/clock.ts';
@@ -15,6 +15,7 @@ import { periodsOf, type Usage, type UsageRecord } from '../../store/usage.ts';
 import type { Rate } from '../../transport/pacer.ts';
 import type { GroupShape, Shapes, UsageReport, UserShape, WorkerPort } from '../ipc/ports.ts';
 import type { LiveSession } from './live-session.ts';
+import type { ProxyCarrier } from './proxy-grants.ts';
 import { judgeQuota, type QuotaState } from './quota.ts';
 import { type Demand, shareRate } from './rate-shares.ts';
 
@@ -39,9 +40,12 @@ export interface TrafficRules {
 
 export interface TrafficDeskOptions {
   rulesOf(session: LiveSession): TrafficRules;
+  rulesOfStreams(carrier: ProxyCarrier): TrafficRules;
   groupLimits(): ReadonlyMap<string, GroupLimit>;
   classes(): readonly ClassRule[];
   sessions(): readonly LiveSession[];
+  /** Who uses the gateway as a proxy, and at which workers. */
+  streams(): readonly ProxyCarrier[];
   /** These sessions have something else to tell their clients. */
   noticesChanged(sessions: readonly LiveSession[]): void;
   /** Somebody's quota is used up, and nothing more is to be carried. */
@@ -122,6 +126,7 @@ export class TrafficDesk {
     const classes = this.#options.classes();
     if (classes.length > 0) port.classify(classes);
     for (const session of this.#options.sessions()) if (session.worker === worker) this.prepare(session);
+    for (const carrier of this.#options.streams()) if (carrier.worker === worker) this.prepareStreams(carrier);
   }
 
   disconnect(worker: number): void {
@@ -139,6 +144,17 @@ export class TrafficDesk {
     if (known === undefined && !isLimited(rules)) return;
     this.#account(session.user, rules);
     this.#tell([session.user]);
+  }
+
+  /** The same for a worker that is to carry streams for somebody. What a session of the user has is what counts. */
+  prepareStreams(carrier: ProxyCarrier): void {
+    const { user } = carrier;
+    if (!this.#accounts.has(user)) {
+      const rules = this.#options.rulesOfStreams(carrier);
+      if (!isLimited(rules)) return;
+      this.#account(user, rules);
+    }
+    this.#tell([user]);
   }
 
   /** What the clients of a user are to know. */
@@ -171,16 +187,24 @@ export class TrafficDesk {
     }
     const seconds = (this.#elapsedMs.get(worker) ?? TICK_MS) / 1000;
     for (const { kind, name, downBytes, upBytes, downWaits, upWaits } of reports) {
-      if (kind === 'user') this.carried(name, downBytes + upBytes);
-      const down = { bytesPerSecond: downBytes / seconds, isWaiting: downWaits };
-      const up = { bytesPerSecond: upBytes / seconds, isWaiting: upWaits };
-      this.#shares.get(`down ${kind} ${name}`)?.demands.set(worker, down);
-      this.#shares.get(`up ${kind} ${name}`)?.demands.set(worker, up);
+      if (kind === 'user') this.#carried(name, downBytes + upBytes);
+      this.#demands(`down ${kind} ${name}`, worker, downBytes / seconds, downWaits);
+      this.#demands(`up ${kind} ${name}`, worker, upBytes / seconds, upWaits);
     }
   }
 
+  /** What ends between two reports is told by itself, and counts with the last. */
+  #demands(key: string, worker: number, bytesPerSecond: number, isWaiting: boolean): void {
+    const demands = this.#shares.get(key)?.demands;
+    const former = demands?.get(worker) ?? NO_DEMAND;
+    demands?.set(worker, {
+      bytesPerSecond: former.bytesPerSecond + bytesPerSecond,
+      isWaiting: former.isWaiting || isWaiting,
+    });
+  }
+
   /** A user has carried so many bytes, in packets or in streams. */
-  carried(user: string, count: number): void {
+  #carried(user: string, count: number): void {
     const account = this.#accounts.get(user);
     // Whatever a worker says, the store takes whole numbers only.
     const bytes = Math.trunc(count);
@@ -200,6 +224,12 @@ export class TrafficDesk {
       seen.add(session.user);
       const rules = this.#options.rulesOf(session);
       if (isLimited(rules) || this.#accounts.has(session.user)) this.#account(session.user, rules);
+    }
+    for (const carrier of this.#options.streams()) {
+      if (seen.has(carrier.user)) continue;
+      seen.add(carrier.user);
+      const rules = this.#options.rulesOfStreams(carrier);
+      if (isLimited(rules) || this.#accounts.has(carrier.user)) this.#account(carrier.user, rules);
     }
     this.#tell([...seen]);
     this.#tellNotices(seen);
@@ -223,7 +253,7 @@ export class TrafficDesk {
       }
     }
     const sessions = this.#options.sessions();
-    const users = new Set(sessions.map(({ user }) => user));
+    const users = new Set([...sessions, ...this.#options.streams()].map(({ user }) => user));
     const changed = new Set<string>();
     let isRefused = false;
     for (const [user, account] of this.#accounts) {
@@ -337,7 +367,7 @@ export class TrafficDesk {
     return former.told;
   }
 
-  /** How many sessions each worker has of each user and group with a limit. */
+  /** How many sessions and holders of streams each worker has of each user and group with a limit. */
   #sessionsByName(): Map<string, Map<number, number>> {
     const found = new Map<string, Map<number, number>>();
     const count = (name: string, worker: number): void => {
@@ -345,7 +375,7 @@ export class TrafficDesk {
       workers.set(worker, (workers.get(worker) ?? 0) + 1);
       found.set(name, workers);
     };
-    for (const { user, worker } of this.#options.sessions()) {
+    for (const { user, worker } of [...this.#options.sessions(), ...this.#options.streams()]) {
       const account = this.#accounts.get(user);
       if (account === undefined) continue;
       count(`user ${user}`, worker);

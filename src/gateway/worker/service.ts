@@ -66,7 +66,8 @@ export class WorkerService implements WorkerPort {
     this.#limits = config.limits;
     this.#isExempt = isWithinAny(config.limits.allow);
     this.#worker = new Worker({ config, auth, devices, primitives: nodePrimitives, clock, log });
-    this.#streams = proxy === undefined ? undefined : new Streams({ ...proxy, config, clock, log });
+    const { rates } = this.#worker;
+    this.#streams = proxy === undefined ? undefined : new Streams({ ...proxy, rates, config, clock, log });
   }
 
   /** Takes over sessions that wait for their clients. Before `start`. */

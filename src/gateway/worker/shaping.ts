@@ -1,13 +1,15 @@
 /**
- * The rates and classes that the packets of a worker's sessions keep, and what their users have carried.
+ * The rates and classes that the packets of a worker's sessions keep, and the rates of its streams; what their users have
+ * carried.
  *
- * Hides buckets: one for each direction of a user and of a group, shared by all their sessions here. What they may hold is
- * auth's to say. Sessions of users whom nobody limits are not looked at.
+ * Hides buckets: one for each direction of a user and of a group, shared by all their sessions and streams here. What they
+ * may hold is auth's to say. Sessions and streams of users whom nobody limits are not looked at.
  */
 
 import { type ClassRule, TrafficClasses } from '../../ip/traffic-class.ts';
 import { Pacer, type Rate, TokenBucket } from '../../transport/pacer.ts';
 import type { QueueBudget } from '../../transport/queue-budget.ts';
+import type { StreamPace } from '../../transport/stream-pace.ts';
 import type { GroupShape, Shapes, UsageReport, UserShape } from '../ipc/ports.ts';
 import type { Session } from './session.ts';
 
@@ -24,12 +26,21 @@ interface Buckets {
   upUsed: number;
 }
 
+/** A stream of somebody who uses the gateway as a proxy. */
+export interface RatedStream {
+  readonly user: string;
+  readonly pace: StreamPace;
+  /** To the client and from it, so far. */
+  bytes(): { readonly sentBytes: number; readonly receivedBytes: number };
+}
+
 interface User {
   readonly buckets: Buckets;
   groups: readonly string[];
   isRefused: boolean;
   readonly sessions: Set<Session>;
-  /** Bytes of sessions that are over, and what was reported of all. */
+  readonly streams: Set<RatedStream>;
+  /** Bytes of sessions and streams that are over, and what was reported of all. */
   pastDown: number;
   pastUp: number;
   toldDown: number;
@@ -48,6 +59,7 @@ export class Shaping {
   readonly #users = new Map<string, User>();
   readonly #groups = new Map<string, Buckets>();
   readonly #sessions = new Set<Session>();
+  readonly #streams = new Set<RatedStream>();
   #classes: TrafficClasses | undefined;
 
   constructor(options: ShapingOptions) {
@@ -76,6 +88,29 @@ export class Shaping {
     return reports;
   }
 
+  /** A stream is here. */
+  streamOpened(stream: RatedStream): void {
+    this.#streams.add(stream);
+    const user = this.#users.get(stream.user);
+    if (user === undefined) return;
+    user.streams.add(stream);
+    this.#paceStream(stream, user);
+  }
+
+  /** A stream is here no more. Idempotent. @returns what its user has carried since the last report, as `closed` */
+  streamClosed(stream: RatedStream): UsageReport[] {
+    if (!this.#streams.delete(stream)) return [];
+    stream.pace.close();
+    const user = this.#users.get(stream.user);
+    if (user === undefined || !user.streams.delete(stream)) return [];
+    const { sentBytes, receivedBytes } = stream.bytes();
+    user.pastDown += sentBytes;
+    user.pastUp += receivedBytes;
+    const reports: UsageReport[] = [];
+    addReport(reports, { kind: 'user', name: stream.user, ...carriedBy(user), downWaits: false, upWaits: false });
+    return reports;
+  }
+
   shape({ groups, users }: Shapes): void {
     for (const shape of groups) this.#shapeGroup(shape);
     for (const shape of users) this.#shapeUser(shape);
@@ -92,7 +127,7 @@ export class Shaping {
     const reports: UsageReport[] = [];
     for (const [name, user] of this.#users) {
       addReport(reports, { kind: 'user', name, ...carriedBy(user), ...waitsOf(user.buckets) });
-      user.idleReports = user.sessions.size > 0 ? 0 : user.idleReports + 1;
+      user.idleReports = user.sessions.size + user.streams.size > 0 ? 0 : user.idleReports + 1;
       if (user.idleReports > KEPT_REPORTS) this.#users.delete(name);
     }
     for (const [name, buckets] of this.#groups) {
@@ -113,7 +148,7 @@ export class Shaping {
     const isOther = setRates(buckets, down, up);
     if (!isOther) return;
     for (const user of this.#users.values()) {
-      if (user.groups.includes(group)) for (const session of user.sessions) this.#apply(session, user);
+      if (user.groups.includes(group)) this.#applyAll(user);
     }
   }
 
@@ -127,17 +162,27 @@ export class Shaping {
     this.#users.set(name, user);
     user.groups = groups;
     user.isRefused = isRefused;
-    if (isOther) for (const session of user.sessions) this.#apply(session, user);
+    if (isOther) this.#applyAll(user);
+  }
+
+  #applyAll(user: User): void {
+    for (const session of user.sessions) this.#apply(session, user);
+    for (const stream of user.streams) this.#paceStream(stream, user);
   }
 
   #newUser(name: string): User {
     const sessions = new Set([...this.#sessions].filter(({ user }) => user === name));
-    const counted = [...sessions].map(({ link }) => link.counters);
+    const streams = new Set([...this.#streams].filter(({ user }) => user === name));
+    const counted = [
+      ...[...sessions].map(({ link }) => link.counters),
+      ...[...streams].map((stream) => stream.bytes()),
+    ];
     return {
       buckets: noBuckets(),
       groups: [],
       isRefused: false,
       sessions,
+      streams,
       pastDown: 0,
       pastUp: 0,
       // What they have carried before anybody counted does not count.
@@ -148,8 +193,7 @@ export class Shaping {
   }
 
   #apply({ link }: Session, user: User | undefined): void {
-    const all =
-      user === undefined ? [] : [user.buckets, ...user.groups.flatMap((group) => this.#groups.get(group) ?? [])];
+    const all = user === undefined ? [] : this.#bucketsOf(user);
     const { mtu, queueBytes, queues } = this.#options;
     link.shape({
       sending: pacerOf(
@@ -165,6 +209,23 @@ export class Shaping {
       queueBytes,
       queues,
     });
+  }
+
+  #paceStream({ pace }: RatedStream, user: User): void {
+    const all = this.#bucketsOf(user);
+    const { mtu } = this.#options;
+    pace.down.pacer = pacerOf(
+      all.map(({ down }) => down),
+      mtu,
+    );
+    pace.up.pacer = pacerOf(
+      all.map(({ up }) => up),
+      mtu,
+    );
+  }
+
+  #bucketsOf({ buckets, groups }: User): Buckets[] {
+    return [buckets, ...groups.flatMap((group) => this.#groups.get(group) ?? [])];
   }
 }
 
@@ -199,6 +260,11 @@ function carriedBy(user: User): { downBytes: number; upBytes: number } {
   for (const { link } of user.sessions) {
     down += link.counters.sentBytes;
     up += link.counters.receivedBytes;
+  }
+  for (const stream of user.streams) {
+    const { sentBytes, receivedBytes } = stream.bytes();
+    down += sentBytes;
+    up += receivedBytes;
   }
   const carried = { downBytes: down - user.toldDown, upBytes: up - user.toldUp };
   user.toldDown = down;

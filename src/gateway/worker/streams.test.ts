@@ -44,6 +44,7 @@ test('datagrams for clients that do not read are bounded for each stream and for
       traffic: () => {},
       release: () => {},
     },
+    rates: { streamOpened: () => {}, streamClosed: () => {} },
     dialler: {
       dialTcp: never,
       isAllowed: never,

@@ -3,7 +3,8 @@
  *
  * Hides who has proven what on which connection, and what may be open at once. It decides nothing about access: auth says
  * who somebody is, and the port that dials says where they may go. Bytes are joined by `transport/splice`, so that what a
- * slow end does not take is not read from the other. One coarse tick serves all streams.
+ * slow end does not take is not read from the other, and keep the rates of their user (`shaping`). One coarse tick serves
+ * all streams.
  */
 
 import type { Socket as DatagramSocket } from 'node:dgram';
@@ -15,6 +16,7 @@ import { EXPORTER_LABEL_PREFIX } from '../../protocol/keys.ts';
 import { parseProxyCredential } from '../../protocol/proxy-binding.ts';
 import { LogLimit } from '../../transport/log-limit.ts';
 import { resetSocket, splice } from '../../transport/splice.ts';
+import { type PacedFlow, PacedSocket, StreamPace } from '../../transport/stream-pace.ts';
 import type {
   BindRequest,
   ForwardRequest,
@@ -34,6 +36,7 @@ import type {
   ProxyProof,
   ProxyWorkerPort,
 } from '../ipc/ports.ts';
+import type { RatedStream } from './shaping.ts';
 
 const TICK_MS = 1000;
 /** Wrong credentials on one connection. */
@@ -48,8 +51,16 @@ export interface StreamsOptions {
   readonly config: GatewayConfig;
   readonly auth: ProxyPort;
   readonly dialler: DialPort;
+  readonly rates: StreamRates;
   readonly clock: Clock;
   readonly log: Logger;
+}
+
+/** What is told of each stream, so that it keeps its user's rates and is counted. */
+export interface StreamRates {
+  streamOpened(stream: RatedStream): void;
+  /** Idempotent. */
+  streamClosed(stream: RatedStream): void;
 }
 
 /** Plain integers, read at scrape. */
@@ -76,12 +87,10 @@ interface Admission {
 }
 
 /** One connection to a server. */
-interface Stream {
+interface Stream extends RatedStream {
   readonly kind: 'tcp' | 'udp';
   readonly address: string;
   readonly port: number;
-  /** From and to the server. */
-  bytes(): { receivedBytes: number; sentBytes: number };
   /** Breaks both ends. */
   cut(): void;
   carried: number;
@@ -168,6 +177,8 @@ export class Streams implements ProxyWorkerPort {
     // On HTTP/1.1 the connection is the stream: its end is the splice's to tell.
     const { grant } = admission;
     if (grant === undefined) return;
+    // Once it is released nobody counts for its user.
+    for (const stream of admission.streams) this.#options.rates.streamClosed(stream);
     this.#report(admission, grant);
     this.#byKey.delete(grant.key);
     this.#options.auth.release(grant.key);
@@ -239,10 +250,12 @@ export class Streams implements ProxyWorkerPort {
     try {
       if (request.kind === 'udp') {
         const verdict = await dialler.dialUdp({ key, kind: 'udp', target });
-        if (isWanted(verdict, (socket) => void socket.close())) this.#carryUdp(request, admission, verdict, release);
+        if (isWanted(verdict, (socket) => void socket.close()))
+          this.#carryUdp(request, admission, grant, verdict, release);
       } else {
         const verdict = await dialler.dialTcp({ key, kind: 'tcp', target });
-        if (isWanted(verdict, (socket) => void socket.destroy())) this.#carryTcp(request, admission, verdict, release);
+        if (isWanted(verdict, (socket) => void socket.destroy()))
+          this.#carryTcp(request, admission, grant, verdict, release);
       }
     } catch (error) {
       release();
@@ -308,13 +321,21 @@ export class Streams implements ProxyWorkerPort {
     this.#refuse(request, 'proxy_internal_error');
   }
 
-  #carryTcp(request: Wanted, admission: Admission, { socket, address }: Dialled<Socket>, release: () => void): void {
+  #carryTcp(
+    request: Wanted,
+    admission: Admission,
+    grant: ProxyGrant,
+    { socket, address }: Dialled<Socket>,
+    release: () => void,
+  ): void {
     const { port } = request.target;
     const reset = (): void => resetSocket(socket);
-    const stream = this.#begin(admission, {
+    const pace = new StreamPace();
+    const stream = this.#begin(admission, grant, {
       kind: 'tcp',
       address,
       port,
+      pace,
       bytes: () => ({ receivedBytes: socket.bytesWritten, sentBytes: socket.bytesRead }),
       cut: reset,
     });
@@ -325,17 +346,19 @@ export class Streams implements ProxyWorkerPort {
     if (request.kind === 'http') {
       socket.once('close', done);
       request.onGone = () => socket.destroy();
-      request.forward(socket);
+      request.forward(new PacedSocket(socket, pace));
       return;
     }
     request.onGone = ignore;
     const end = request.accept();
-    splice(end, { duplex: socket, reset }, done);
+    if (end.join !== undefined) end.join(socket, done, pace);
+    else splice(end, { duplex: new PacedSocket(socket, pace), reset }, done);
   }
 
   #carryUdp(
     request: StreamRequest,
     admission: Admission,
+    grant: ProxyGrant,
     { socket, address }: Dialled<DatagramSocket>,
     release: () => void,
   ): void {
@@ -349,10 +372,12 @@ export class Streams implements ProxyWorkerPort {
       this.#udpQueuedBytes += waiting - queuedBytes;
       queuedBytes = waiting;
     };
-    const stream = this.#begin(admission, {
+    const pace = new StreamPace();
+    const stream = this.#begin(admission, grant, {
       kind: 'udp',
       address,
       port: request.target.port,
+      pace,
       bytes: () => {
         look();
         return { receivedBytes, sentBytes };
@@ -367,7 +392,7 @@ export class Streams implements ProxyWorkerPort {
     });
     // RFC 9298 §3.1: what ICMP says of the server ends the stream.
     socket.on('error', reset);
-    socket.on('message', (payload) => {
+    const toClient = this.#datagramFlow(pace.down, (payload) => {
       sentBytes += payload.length;
       look();
       const isShort = queuedBytes > 0 && this.#udpQueuedBytes > MAX_UDP_QUEUES_BYTES;
@@ -375,11 +400,13 @@ export class Streams implements ProxyWorkerPort {
       else if (duplex.writable) duplex.write(encodeUdp(payload));
       look();
     });
-    const decoder = new CapsuleDecoder((payload) => {
+    const toServer = this.#datagramFlow(pace.up, (payload) => {
       receivedBytes += payload.length;
       if (socket.getSendQueueSize() > MAX_UDP_QUEUE_BYTES) this.counters.droppedDatagrams += 1;
       else socket.send(payload);
     });
+    socket.on('message', toClient);
+    const decoder = new CapsuleDecoder(toServer);
     duplex.on('data', (chunk: Uint8Array) => {
       try {
         decoder.push(chunk);
@@ -393,9 +420,21 @@ export class Streams implements ProxyWorkerPort {
     if (duplex.closed) done();
   }
 
-  #begin(admission: Admission, stream: Omit<Stream, 'carried' | 'carriedAt'>): Stream {
-    const begun: Stream = { ...stream, carried: 0, carriedAt: this.#options.clock.now() };
+  /** @returns takes a datagram, which goes on whole and in time, or is dropped where too many wait already */
+  #datagramFlow(flow: PacedFlow, forward: (payload: Uint8Array) => void): (payload: Uint8Array) => void {
+    flow.isWhole = true;
+    flow.target = { forward, drained: ignore };
+    return (payload) => {
+      if (!flow.isPaced) forward(payload);
+      else if (flow.hasRoom(payload.length)) flow.push(payload);
+      else this.counters.droppedDatagrams += 1;
+    };
+  }
+
+  #begin(admission: Admission, { user }: ProxyGrant, stream: Omit<Stream, 'user' | 'carried' | 'carriedAt'>): Stream {
+    const begun: Stream = { ...stream, user, carried: 0, carriedAt: this.#options.clock.now() };
     admission.streams.add(begun);
+    this.#options.rates.streamOpened(begun);
     this.counters.opened += 1;
     this.counters.open += 1;
     return begun;
@@ -403,6 +442,7 @@ export class Streams implements ProxyWorkerPort {
 
   #end(admission: Admission, stream: Stream): void {
     if (!admission.streams.delete(stream)) return;
+    this.#options.rates.streamClosed(stream);
     this.counters.open -= 1;
     const { sentBytes, receivedBytes } = stream.bytes();
     admission.past.sentBytes += sentBytes;

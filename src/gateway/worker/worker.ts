@@ -46,6 +46,7 @@ import { Connection, type ConnectionHost, type StageLimits } from './connection.
 import { EthernetPlane } from './ethernet-plane.ts';
 import { type Former, Session } from './session.ts';
 import { Shaping } from './shaping.ts';
+import type { StreamRates } from './streams.ts';
 
 const TICK_MS = 1000;
 const MAX_REASON = 256;
@@ -252,6 +253,17 @@ export class Worker implements ConnectionHost {
 
   classify(rules: readonly ClassRule[]): void {
     this.#shaping.classify(rules);
+  }
+
+  /** What users may carry, for the streams that are here, too. */
+  get rates(): StreamRates {
+    return {
+      streamOpened: (stream) => this.#shaping.streamOpened(stream),
+      streamClosed: (stream) => {
+        const reports = this.#shaping.streamClosed(stream);
+        if (reports.length > 0) this.auth.usage(reports, false);
+      },
+    };
   }
 
   /** Of the switch, where Ethernet is bridged. */
