@@ -116,6 +116,7 @@ export const SUITES: readonly Suite[] = [
     testTimeoutMs: 120_000,
     fileTimeoutMs: minutes(4),
     suiteTimeoutMs: minutes(6),
+    isBuilt: true,
   },
 ];
 

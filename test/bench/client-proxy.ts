@@ -8,6 +8,7 @@
 
 import { mkdirSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { COMMAND } from '../lab/command.ts';
 import { type BackgroundProcess, run } from '../lab/process.ts';
 import { hasTool, Rig } from '../lab/rig.ts';
 import type { Report } from './report.ts';
@@ -35,7 +36,6 @@ export interface ProxyEffort {
 export const FULL_PROXY_EFFORT: ProxyEffort = { rounds: 12, oneBytes: 512e6, manyBytes: 8e6, tries: 300 };
 export const QUICK_PROXY_EFFORT: ProxyEffort = { rounds: 3, oneBytes: 256e6, manyBytes: 4e6, tries: 100 };
 
-const COMMAND = join(import.meta.dirname, '../../bin/customvpn');
 const PEER = join(import.meta.dirname, 'stream-peer.ts');
 const SSH = 'ssh -D';
 const STREAMS = 64;

@@ -13,6 +13,7 @@
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
+import { COMMAND } from '../lab/command.ts';
 import { type BackgroundProcess, cpuSeconds, run } from '../lab/process.ts';
 import { Rig } from '../lab/rig.ts';
 import type { LoadResult } from './login-peer.ts';
@@ -22,7 +23,6 @@ import { formatGoal, type Goal, judge, median, pairedRatios, quantile } from './
 import { type BenchNetwork, INNER_SERVER, OUTER_SERVER, openNetwork } from './system.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
-const COMMAND = join(ROOT, 'bin/customvpn');
 const PEER = [process.execPath, '--conditions=customvpn-source', join(ROOT, 'test/bench/login-peer.ts')];
 const PORT = 8443;
 const BARE_PORT = 9443;

@@ -9,6 +9,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import { COMMAND } from '../lab/command.ts';
 import { run } from '../lab/process.ts';
 import { Rig } from '../lab/rig.ts';
 import { noBrowser } from '../support/browser.ts';
@@ -20,7 +21,6 @@ import { type BenchNetwork, OUTER_SERVER, openNetwork, type TunnelEnds } from '.
 import { CustomVpn } from './systems/customvpn.ts';
 
 const ROOT = join(import.meta.dirname, '../..');
-const COMMAND = join(ROOT, 'bin/customvpn');
 const PEER = [process.execPath, '--conditions=customvpn-source', join(ROOT, 'test/bench/operations-peer.ts')];
 const PAGE = `${OUTER_SERVER}:8444`;
 const METRICS = `${OUTER_SERVER}:9464`;

@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { COMMAND, Deployment, labOptions, OUTER, PORT } from '../lab/deployment.ts';
+import { COMMAND } from '../lab/command.ts';
+import { Deployment, labOptions, OUTER, PORT } from '../lab/deployment.ts';
 import { type RunResult, until } from '../lab/process.ts';
 
 const SERVER = `${OUTER[0].gateway4}:${PORT}`;

@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, COMMAND, Deployment, labOptions, OUTER, PORT } from '../lab/deployment.ts';
+import { COMMAND } from '../lab/command.ts';
+import { BEHIND, type Client, Deployment, labOptions, OUTER, PORT } from '../lab/deployment.ts';
 import type { BackgroundProcess } from '../lab/process.ts';
 import { hasTool, type Namespace } from '../lab/rig.ts';
 

@@ -4,7 +4,8 @@ import assert from 'node:assert/strict';
 import { appendFileSync, mkdirSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, COMMAND, Deployment, labOptions, PORT } from './deployment.ts';
+import { COMMAND } from './command.ts';
+import { BEHIND, type Client, Deployment, labOptions, PORT } from './deployment.ts';
 import { run } from './process.ts';
 
 const HOOK = join(import.meta.dirname, '../../packaging/acme/reload-gateway');

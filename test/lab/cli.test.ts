@@ -6,10 +6,10 @@ import { chown, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { COMMAND } from './command.ts';
 import {
   BEHIND,
   type Client,
-  COMMAND,
   Deployment,
   INNER,
   labOptions,

@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { URI } from 'otpauth';
-import { BEHIND, type Client, COMMAND, Deployment, labOptions } from './deployment.ts';
+import { COMMAND } from './command.ts';
+import { BEHIND, type Client, Deployment, labOptions } from './deployment.ts';
 import { type RunResult, run, until } from './process.ts';
 
 const PASSWORD = 'correct horse battery staple';

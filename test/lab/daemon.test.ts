@@ -5,7 +5,8 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { Receiver } from '../support/datagrams.ts';
-import { BEHIND, type Client, type ClientStatus, COMMAND, Deployment, labOptions } from './deployment.ts';
+import { COMMAND } from './command.ts';
+import { BEHIND, type Client, type ClientStatus, Deployment, labOptions } from './deployment.ts';
 import type { BackgroundProcess, RunResult } from './process.ts';
 import { until } from './process.ts';
 

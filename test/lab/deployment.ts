@@ -7,12 +7,12 @@
 
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+
+import { COMMAND } from './command.ts';
 import { type BackgroundProcess, LabError, type RunResult, until } from './process.ts';
 import { missingForLab, type Namespace, Rig } from './rig.ts';
 import { differences, type Snapshot } from './snapshot.ts';
 
-/** Our command: of the source, or as it is where it is installed (see scripts/suites.ts). */
-export const COMMAND = process.env.CUSTOMVPN_BUILT_COMMAND ?? join(import.meta.dirname, '../../bin/customvpn');
 export const PEER = join(import.meta.dirname, 'traffic-peer.ts');
 export const PORT = 8443;
 

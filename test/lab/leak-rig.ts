@@ -9,7 +9,7 @@
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Target, USER_PORTS } from './chatter.ts';
-import { COMMAND } from './deployment.ts';
+import { COMMAND } from './command.ts';
 import { type BackgroundProcess, LabError, type RunResult, until } from './process.ts';
 import { type Namespace, Rig } from './rig.ts';
 

@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { chmodSync, existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { type Client, COMMAND, Deployment, labOptions } from './deployment.ts';
+import { COMMAND } from './command.ts';
+import { type Client, Deployment, labOptions } from './deployment.ts';
 import { until } from './process.ts';
 
 const WORKERS = 2;

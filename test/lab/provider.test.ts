@@ -4,7 +4,8 @@ import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BEHIND, type Client, COMMAND, Deployment, labOptions } from './deployment.ts';
+import { COMMAND } from './command.ts';
+import { BEHIND, type Client, Deployment, labOptions } from './deployment.ts';
 import { type BackgroundProcess, run, until } from './process.ts';
 
 const PEER = [process.execPath, '--conditions=customvpn-source', join(import.meta.dirname, 'provider-peer.ts')];

@@ -10,6 +10,7 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { COMMAND } from '../../lab/command.ts';
 import { type BackgroundProcess, cpuSeconds, LabError, residentBytes, run, until } from '../../lab/process.ts';
 import { type Namespace, Rig } from '../../lab/rig.ts';
 import { measureRoundTrips } from '../measure.ts';
@@ -30,7 +31,6 @@ export const FULL_POPULATION_EFFORT: PopulationEffort = { idle: 10_000, idleSeco
 export const QUICK_POPULATION_EFFORT: PopulationEffort = { idle: 1000, idleSeconds: 30, storm: 500 };
 
 const ROOT = join(import.meta.dirname, '../../..');
-const COMMAND = join(ROOT, 'bin/customvpn');
 const PEER = [process.execPath, '--conditions=customvpn-source', join(ROOT, 'test/bench/population-peer.ts')];
 const BARE = 'node:tls';
 const [PORT, BARE_PORT] = [8443, 9443];

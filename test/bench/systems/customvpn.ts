@@ -3,6 +3,7 @@
 import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { COMMAND } from '../../lab/command.ts';
 import { type BackgroundProcess, run } from '../../lab/process.ts';
 import {
   type BenchNetwork,
@@ -17,7 +18,6 @@ import {
 } from '../system.ts';
 
 const ROOT = join(import.meta.dirname, '../../..');
-const COMMAND = join(ROOT, 'bin/customvpn');
 const LISTEN = `${OUTER_SERVER}:8443`;
 const POOLS = '10.88.0.0/24,fd88::/64';
 /** What the bench's traffic needs open on the gateway's own address: its input is closed otherwise. */
