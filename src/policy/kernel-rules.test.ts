@@ -22,6 +22,30 @@ function compile(text: string, hosts: Record<string, string[]> = {}) {
 const rule = (action: string, to: string, services: string): string =>
   `[[rules]]\naction = "${action}"\nfrom = ["any"]\nto = [${to}]\nservices = [${services}]\n`;
 
+test('a rule is looked up with the first of its verdict that no other verdict for its addresses stands before', () => {
+  const lines = compile(
+    rule('allow', '"10.1.0.0/16"', '"any"') +
+      rule('deny', '"10.2.0.0/16", "2001:db8:2::/48"', '"any"') +
+      rule('allow', '"10.3.0.0/16"', '"any"') +
+      // Within a denial, and around one: both come after it.
+      rule('allow', '"10.2.3.0/24"', '"any"') +
+      rule('allow', '"2001:db8::/32"', '"any"') +
+      rule('deny', '"10.4.0.0/16"', '"any"') +
+      // Around what the second layer of permissions has.
+      rule('deny', '"10.2.0.0/20"', '"any"') +
+      rule('allow', '"10.5.0.0/16"', '"any"'),
+  );
+  const sets = lines.flatMap((line) => /set (\S+) .* elements = \{ (.*) \}; \}/.exec(line)?.slice(1).join(': ') ?? []);
+  assert.deepEqual(sets, [
+    'class_0_0_whole4: 10.1.0.0/16, 10.3.0.0/16, 10.5.0.0/16',
+    'class_0_1_whole4: 10.2.0.0/16, 10.4.0.0/16',
+    'class_0_1_whole6: 2001:db8:2::/48',
+    'class_0_2_whole4: 10.2.3.0/24',
+    'class_0_2_whole6: 2001:db8::/32',
+    'class_0_3_whole4: 10.2.0.0/20',
+  ]);
+});
+
 test('rules of one verdict in a row are looked up together, in the order of verdicts', () => {
   const lines = compile(
     rule('allow', '"10.1.0.0/16"', '"tcp/80"') +

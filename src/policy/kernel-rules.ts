@@ -2,8 +2,9 @@
  * A policy as packet rules of the kernel: parts of one `nft` table.
  *
  * Hides how an ordered list of rules becomes a few look-ups in sets. Sessions for which the same rules are in force make a
- * class; each class has a chain. Rules of the same verdict that follow each other are looked up together, so that a class
- * of a thousand rules costs a packet no more than one of ten. Pure: it makes text from values.
+ * class; each class has a chain. Rules of the same verdict are looked up together, unless one of the other verdict that
+ * speaks of the same addresses stands between them, so that a class of a thousand rules costs a packet no more than one of
+ * ten, and the kernel few sets. Pure: it makes text from values.
  */
 
 import { createPrefix, formatPrefix, type IpAddress, type Prefix } from '../ip/address.ts';
@@ -105,10 +106,10 @@ class Writer {
     const { clients, deny } = this.#input;
     const name = classChain(index);
     const toClients = [`ip daddr @${clients[4]} goto ${name}_clients`, `ip6 daddr @${clients[6]} goto ${name}_clients`];
-    const elsewhere = runsOf(rules, (destination) => !isPeer(destination)).flatMap((run, at) =>
+    const elsewhere = layersOf(rules).flatMap((run, at) =>
       VERSIONS.flatMap((version) => this.#reachRules(run, version, `${name}_${at}`)),
     );
-    const among = runsOf(rules, isPeer).flatMap((run) => run.flatMap((rule) => this.#peerRules(rule)));
+    const among = rules.flatMap((rule) => this.#peerRules(rule));
     this.#chain(name, [...toClients, ...elsewhere, deny]);
     this.#chain(`${name}_clients`, [...among, deny]);
   }
@@ -133,20 +134,20 @@ class Writer {
     if (reach.whole.some(({ length }) => length === 0)) return [`meta nfproto ipv${version} ${verdict}`];
     const [ip, address] = version === 4 ? ['ip', 'ipv4_addr'] : ['ip6', 'ipv6_addr'];
     const echo = version === 4 ? 'icmp type echo-request' : 'icmpv6 type echo-request';
-    const whole = this.#set(`${name}_whole${version}`, address, reach.whole.map(formatPrefix));
-    const echoes = this.#set(`${name}_echo${version}`, address, reach.echo.map(formatPrefix));
+    const whole = this.#set(`${name}_whole${version}`, address, reach.whole.map(textOf));
+    const echoes = this.#set(`${name}_echo${version}`, address, reach.echo.map(textOf));
     const protocols = this.#set(
       `${name}_protocols${version}`,
       `inet_proto . ${address}`,
       [...reach.protocols].flatMap(([protocol, prefixes]) =>
-        outermost(prefixes).map((prefix) => `${protocol} . ${formatPrefix(prefix)}`),
+        outermost(prefixes).map((prefix) => `${protocol} . ${textOf(prefix)}`),
       ),
     );
     const ports = this.#set(
       `${name}_ports${version}`,
       `${address} . inet_proto . inet_service`,
       [...reach.ports].flatMap(([protocol, boxes]) =>
-        apart(boxes).map(({ prefix, range }) => `${formatPrefix(prefix)} . ${protocol} . ${formatRange(range)}`),
+        apart(boxes).map(({ prefix, range }) => `${textOf(prefix)} . ${protocol} . ${formatRange(range)}`),
       ),
     );
     return [
@@ -189,16 +190,41 @@ function prefixesOf(destination: Destination, version: 4 | 6): Prefix[] {
   return destination.kind === 'prefix' && destination.prefix.address.version === version ? [destination.prefix] : [];
 }
 
-/** The rules with a destination of that kind, those that follow each other with the same verdict together. */
-function runsOf(rules: readonly KernelRule[], isOfKind: (destination: Destination) => boolean): KernelRule[][] {
-  const runs: KernelRule[][] = [];
-  for (const rule of rules) {
-    if (!rule.to.some(isOfKind)) continue;
-    const last = runs.at(-1);
-    if (last?.[0]?.action === rule.action) last.push(rule);
-    else runs.push([rule]);
+/**
+ * The rules that lead elsewhere than to clients, in as few layers as their order allows: a layer is of one verdict, verdicts
+ * alternate, and of two rules of different verdicts that have addresses in common the former is in the former layer.
+ */
+function layersOf(rules: readonly KernelRule[]): KernelRule[][] {
+  const leading = rules.filter(({ to }) => !to.every(isPeer));
+  const prefixes = leading.map(({ to }) =>
+    VERSIONS.flatMap((version) => to.flatMap((destination) => prefixesOf(destination, version))),
+  );
+  const lengths = [...new Set(prefixes.flat().map(({ length }) => length))].sort((a, b) => a - b);
+  const layers: KernelRule[][] = [];
+  /** Of each verdict, by prefix: the last layer that has it, and the last that has one within it. */
+  const seen = { allow: new Map<string, number>(), deny: new Map<string, number>() };
+  const inside = { allow: new Map<string, number>(), deny: new Map<string, number>() };
+  for (const [at, rule] of leading.entries()) {
+    const { action } = rule;
+    const other = action === 'allow' ? 'deny' : 'allow';
+    let before = -1;
+    const own = (prefixes[at] ?? []).map((prefix) => within(prefix, lengths));
+    for (const around of own) {
+      before = Math.max(before, inside[other].get(around.at(-1) ?? '') ?? -1);
+      for (const key of around) before = Math.max(before, seen[other].get(key) ?? -1);
+    }
+    let layer = before + 1;
+    if (layers[layer] !== undefined && layers[layer]?.[0]?.action !== action) layer += 1;
+    const found = layers[layer];
+    if (found === undefined) layers.push([rule]);
+    else found.push(rule);
+    for (const around of own) {
+      const key = around.at(-1) ?? '';
+      seen[action].set(key, Math.max(layer, seen[action].get(key) ?? -1));
+      for (const outer of around) inside[action].set(outer, Math.max(layer, inside[action].get(outer) ?? -1));
+    }
   }
-  return runs;
+  return layers;
 }
 
 function isPeer({ kind }: Destination): boolean {
@@ -257,7 +283,7 @@ function outermost(prefixes: readonly Prefix[]): Prefix[] {
   const kept = new Map<string, Prefix>();
   const lengths = [...new Set(prefixes.map(({ length }) => length))].sort((a, b) => a - b);
   for (const prefix of prefixes.toSorted((a, b) => a.length - b.length)) {
-    if (!within(prefix, lengths).some((key) => kept.has(key))) kept.set(formatPrefix(prefix), prefix);
+    if (!within(prefix, lengths).some((key) => kept.has(key))) kept.set(textOf(prefix), prefix);
   }
   return [...kept.values()];
 }
@@ -266,7 +292,7 @@ function outermost(prefixes: readonly Prefix[]): Prefix[] {
 function apart(boxes: readonly { prefix: Prefix; range: Range }[]): { prefix: Prefix; range: Range }[] {
   const byPrefix = new Map<string, { prefix: Prefix; ranges: Range[] }>();
   for (const { prefix, range } of boxes) {
-    const key = formatPrefix(prefix);
+    const key = textOf(prefix);
     const found = byPrefix.get(key);
     if (found === undefined) byPrefix.set(key, { prefix, ranges: [range] });
     else found.ranges.push(range);
@@ -281,11 +307,25 @@ function apart(boxes: readonly { prefix: Prefix; range: Range }[]): { prefix: Pr
   });
 }
 
+/** Classes share their rules, and ask the same of them again. */
+const TEXTS = new WeakMap<Prefix, string[]>();
+
 /** The text of the prefixes of some lengths that hold a prefix, itself included. */
-function within({ address, length }: Prefix, lengths: readonly number[]): string[] {
-  return lengths
-    .filter((candidate) => candidate <= length)
-    .map((candidate) => formatPrefix(createPrefix(address, candidate)));
+function within(prefix: Prefix, lengths: readonly number[]): string[] {
+  return lengths.filter((candidate) => candidate <= prefix.length).map((candidate) => textAt(prefix, candidate));
+}
+
+/** The text of the prefix of a length that holds a prefix. */
+function textAt(prefix: Prefix, length: number): string {
+  const texts = TEXTS.get(prefix) ?? [];
+  TEXTS.set(prefix, texts);
+  const text = texts[length] ?? formatPrefix(createPrefix(prefix.address, length));
+  texts[length] = text;
+  return text;
+}
+
+function textOf(prefix: Prefix): string {
+  return textAt(prefix, prefix.length);
 }
 
 function union(ranges: readonly Range[]): Range[] {
