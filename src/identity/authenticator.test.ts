@@ -220,6 +220,7 @@ test('a second device with the same profile hears profile_used, and the record n
   assert.equal(row?.source, '198.51.100.9:2222');
   assert.deepEqual(row?.detail, {
     purpose: 'enrol',
+    steps: 'device,token',
     token: Buffer.from(token).toString('hex', 0, 8),
     firstDevice: first.hex,
     firstSource: '192.0.2.1:1111',

@@ -583,7 +583,12 @@ export class Authenticator {
         device,
         source: peer.remote,
         reason: refusal.reason,
-        detail: { purpose: evidence.purpose, ...refusal.detail, ...(unrecorded > 0 ? { unrecorded } : {}) },
+        detail: {
+          purpose: evidence.purpose,
+          steps: evidence.steps.join(','),
+          ...refusal.detail,
+          ...(unrecorded > 0 ? { unrecorded } : {}),
+        },
       });
     }
     return { accepted: false, code: refusal.code };

@@ -36,6 +36,28 @@ test('certificates that are issued, renewed and revoked are on record by name an
   );
 });
 
+test('a login and its refusal say who came, from where, with which device, by which steps, and what came of it', async () => {
+  const login = { steps: ['device' as const, 'password' as const] };
+  await using world = await World.open({ config: { login, accounts: { argon2: { memoryKiB: 8192, passes: 1 } } } });
+  const { administration } = world.server;
+  const password = 'correct horse battery staple';
+  for (const name of ['ada', 'bob']) await administration['user.add']({ name, password });
+  const ada = await world.connected('ada', { answer: async () => ({ password }) });
+  const device = ada.key.id.toHex();
+  const bob = await world.client('bob', { answer: async () => ({ password: 'wrong horse' }) });
+  await assert.rejects(bob.client.connect({ once: true }), { code: 'ERR_AUTH_REJECTED' });
+  const [{ source: from = '', ...accepted } = {}, ...more] = await recorded(world, 'login.accepted');
+  const detail = { purpose: 'enrol', steps: 'device,token,password' };
+  assert.deepEqual(more, []);
+  assert.deepEqual(accepted, { event: 'login.accepted', user: 'ada', device, reason: null, detail });
+  const [{ source: at = '', device: his, ...refused } = {}, ...others] = await recorded(world, 'login.refused');
+  assert.deepEqual(others, []);
+  const reason = 'the password is wrong';
+  assert.deepEqual(refused, { event: 'login.refused', user: 'bob', reason, detail });
+  assert.match(String(his), /^[0-9a-f]{32}$/);
+  for (const source of [from, at]) assert.match(String(source), /^127\.0\.0\.1:\d+$/);
+});
+
 test('rules that a reload or a restart changes are on record, and others are not again', async () => {
   await using world = await World.open();
   const changes = async () => (await recorded(world, 'policy.changed')).map(({ detail }) => detail);
