@@ -1,10 +1,14 @@
 // The ways into the admin page beside a password: passkeys and client certificates, at a real TLS port, and whoever lies about them.
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { AdminBrowser } from '../support/admin.ts';
 import { inText, SoftPasskey } from '../support/authenticator.ts';
+import { TestAuthority } from '../support/certificates.ts';
 import { Office } from '../support/office.ts';
+import { until } from '../support/world.ts';
 
 const LIMIT = { timeout: 60_000 };
 
@@ -190,6 +194,27 @@ test('a client certificate of the own authority lets its user in, until it is re
   assert.equal(late.status, 401);
   const refused = await api['audit.list']({ event: 'operator.refused' });
   assert.equal(refused.at(-1)?.reason, 'certificate: it has been revoked');
+});
+
+test('a list that another program replaces ends what a certificate has opened, and nothing else', LIMIT, async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'customvpn-lists-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const authority = await TestAuthority.create();
+  const [caFile, crlFile] = [join(folder, 'ca.pem'), join(folder, 'crl.pem')];
+  writeFileSync(caFile, authority.cert);
+  writeFileSync(crlFile, await authority.crl([]));
+  await using office = await Office.open({ config: { caFile, crlFile, admin: { clientCertificates: true } } });
+  await office.api['user.add']({ name: 'ada', groups: ['administrators'] });
+  const enter = async () => {
+    const { cert, key, serial } = await authority.client('ada');
+    const browser = new AdminBrowser(office.port, office.world.ca, { cert, key });
+    assert.equal((await browser.post('/api/login/certificate', {})).status, 200);
+    return { browser, serial };
+  };
+  const [lost, other] = [await enter(), await enter()];
+  writeFileSync(crlFile, await authority.crl([lost.serial]));
+  await until(async () => (await lost.browser.raw({ path: '/api/me' })).status === 401, 'the end of the session');
+  assert.equal((await other.browser.raw({ path: '/api/me' })).status, 200);
 });
 
 test('a certificate of another authority is none, and where they are off nobody is asked', LIMIT, async () => {

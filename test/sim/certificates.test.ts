@@ -309,6 +309,37 @@ test('a session whose login showed a certificate is resumed with one of the same
   await (await (await world.raw(await one.client('ada'))).resume(session)).done();
 });
 
+test('a session that waits ends with its certificate, also where that was revoked while the gateway was down, and its resume is refused', async () => {
+  using folder = new Folder();
+  const { one, list, config } = await twoAuthorities(folder);
+  await using world = await World.open({ config: { ...config, requireClientAuth: 'optional' } });
+  const [first, second, fresh] = [await one.client('ada'), await one.client('ada'), await one.client('ada')];
+  const waiting = async (certificate: TestLeaf) => {
+    const raw = await world.raw(certificate);
+    const token = (await world.profile('ada')).token?.reveal();
+    const session = await raw.login({ token, features: ['attach', 'resume'] });
+    world.keepSessions();
+    raw.socket.destroy();
+    await until(() => world.server.sessions.some((one) => one.waiting), 'the loss');
+    return session;
+  };
+  const refused = async (session: Awaited<ReturnType<typeof waiting>>) => {
+    const resume = (await world.raw(fresh)).resume(session);
+    await assert.rejects(resume, { code: 'ERR_SESSION_UNKNOWN' });
+    await until(() => world.rows('select id from sessions').length === 0, 'the record to go');
+  };
+  const live = await waiting(first);
+  folder.write('crl.pem', await list([first.serial]));
+  await until(() => world.server.sessions.length === 0, 'the end of the session');
+  await refused(live);
+  const kept = await waiting(second);
+  await world.server.stop();
+  folder.write('crl.pem', await list([first.serial, second.serial]));
+  await world.restart();
+  assert.deepEqual(world.server.sessions, []);
+  await refused(kept);
+});
+
 test('whom TLS refuses for a certificate is on record, with the true reason and what the certificate says of itself', async () => {
   using folder = new Folder();
   const { one, list, config } = await twoAuthorities(folder);
