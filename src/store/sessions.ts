@@ -125,6 +125,11 @@ const findHolder = prepare((db, { id }: { id: string }) =>
 
 const removeSession = prepare((db, { id }: { id: string }) => db.deleteFrom('sessions').where('id', '=', id));
 
+// All sessions of a gateway that stops are noted in one moment: each waiting for the other's turn would take seconds.
+const noteDetached = prepare((db, { id, at }: { id: string; at: number }) =>
+  db.updateTable('sessions').set({ detached_at: at }).where('id', '=', id).where('detached_at', 'is', null),
+);
+
 export class Sessions {
   readonly #store: Store;
   readonly #vault: Vault;
@@ -306,12 +311,7 @@ export class Sessions {
 
   /** It has lost its control connection, and waits for its client from now on. */
   async detach(id: string): Promise<void> {
-    await this.#store.db
-      .updateTable('sessions')
-      .set({ detached_at: Math.trunc(this.#clock.wallNow()) })
-      .where('id', '=', id)
-      .where('detached_at', 'is', null)
-      .execute();
+    await noteDetached(this.#store.db, { id, at: Math.trunc(this.#clock.wallNow()) });
   }
 
   /**

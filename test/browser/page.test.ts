@@ -10,7 +10,8 @@ import { decodeProfileLink } from '../../src/control/profile-link.ts';
 import { loadPage, pageFiles } from '../../src/gateway/admin/files.ts';
 import { codeOf } from '../support/admin.ts';
 import { noBrowser, PASSWORD, Stage, WIDTHS } from '../support/browser.ts';
-import { until } from '../support/world.ts';
+import { nameOf } from '../support/population.ts';
+import { exchange, until } from '../support/world.ts';
 
 const OPTIONS = { timeout: 120_000, skip: noBrowser ?? false };
 
@@ -330,25 +331,33 @@ test('the keyboard alone is enough', OPTIONS, async () => {
   stage.check();
 });
 
-test('ten thousand users are no trouble for the table', OPTIONS, async () => {
-  await using stage = await Stage.open();
-  const db = new (await import('node:sqlite')).DatabaseSync(`${stage.world.dir}/store.sqlite`);
-  db.exec('begin');
-  const add = db.prepare('insert into users (id, name, created_at) values (?, ?, 1)');
-  for (let index = 0; index < 10_000; index++) {
-    add.run(String(index).padStart(32, '0'), `user${String(index).padStart(5, '0')}`);
-  }
-  db.exec('commit');
-  db.close();
-  const page = await stage.as('viewer');
+test('ten thousand users and five thousand sessions are no trouble for the tables', OPTIONS, async () => {
+  await using stage = await Stage.open({}, { users: 10_000, sessions: 5000 });
+  const carol = await stage.world.connected('carol');
+  const page = await stage.as('operator');
   await stage.go(page, 'users', 'Users');
-  await page.getByRole('link', { name: 'user00000' }).waitFor();
+  await page.getByRole('link', { name: nameOf(0) }).waitFor();
   assert.equal(await page.locator('tbody tr').count(), 100);
   await page.getByRole('button', { name: 'Show more' }).click();
-  await page.getByRole('link', { name: 'user00150' }).waitFor();
+  await page.getByRole('link', { name: nameOf(150) }).waitFor();
   await page.getByLabel('Search name or group').fill('09999');
-  await page.getByRole('link', { name: 'user09999' }).waitFor();
+  await page.getByRole('link', { name: nameOf(9999) }).waitFor();
   await until(async () => (await page.locator('tbody tr').count()) === 1, 'one is found');
+  await stage.go(page, 'sessions', 'Sessions');
+  await page.getByText('5001 of 5001 sessions', { exact: true }).waitFor();
+  // What is in the document stays few, however many there are.
+  assert.equal(await page.locator('tbody tr').count(), 200);
+  await page.getByText('The first 200 are shown').waitFor();
+  await page.getByLabel('Search name, device or address').fill('carol');
+  await page.getByText('1 of 5001 sessions', { exact: true }).waitFor();
+  await page.getByText('waits').waitFor({ state: 'detached' });
+  await exchange(stage.world, carol);
+  await page.getByRole('button', { name: 'End the session of carol' }).click();
+  await page.getByRole('button', { name: 'End session' }).click();
+  await page.getByText('0 of 5000 sessions', { exact: true }).waitFor();
+  await page.getByLabel('Search name, device or address').fill(nameOf(4999));
+  await page.getByText('1 of 5000 sessions', { exact: true }).waitFor();
+  assert.equal(await stage.overflow(page), 0);
   stage.check();
 });
 

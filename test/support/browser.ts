@@ -10,6 +10,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { type Browser, chromium, type Page } from 'playwright-core';
 import { codeOf } from './admin.ts';
+import { POPULATION_POOL, type Population, populate } from './population.ts';
 import { World, type WorldOptions } from './world.ts';
 
 export const CHROMIUM = '/usr/bin/chromium';
@@ -32,9 +33,16 @@ export class Stage implements AsyncDisposable {
   readonly #foreign: string[] = [];
   readonly #wrong: string[] = [];
 
-  static async open(options: WorldOptions = {}): Promise<Stage> {
-    const config = { ...options.config, admin: { listen: '127.0.0.1:0', ...options.config?.admin } };
+  /** @param population who is on record of the gateway besides; its pool is theirs then */
+  static async open(options: WorldOptions = {}, population?: Population): Promise<Stage> {
+    const pool = population === undefined ? {} : { pool: POPULATION_POOL };
+    const config = { ...pool, ...options.config, admin: { listen: '127.0.0.1:0', ...options.config?.admin } };
     const world = await World.open({ ...options, config });
+    if (population !== undefined) {
+      await world.server.stop();
+      populate(world.dir, population);
+      await world.restart();
+    }
     const port = await world.server.openAdmin(async () => world.config(config));
     assert.ok(port !== undefined);
     const browser = await chromium.launch({
