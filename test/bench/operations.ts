@@ -2,17 +2,17 @@
  * The area `operations`: what the admin page weighs and how soon it can be used, how long the API takes with many users, and
  * whether a tunnel notices that somebody watches its gateway.
  *
- * A gateway as the command line runs it, in a namespace of its own, with 10,000 users in its store; the browser and the programs that ask are in
+ * A gateway as the command line runs it, in a namespace of its own, with 10,000 users and 5,000 sessions in its store; the browser and the programs that ask are in
  * the client's. Flows are measured in pairs, watched and not, in ABBA order.
  */
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
 import { COMMAND } from '../lab/command.ts';
 import { run } from '../lab/process.ts';
 import { Rig } from '../lab/rig.ts';
 import { noBrowser } from '../support/browser.ts';
+import { POPULATION_POOL, populate } from '../support/population.ts';
 import { measureFlow } from './measure.ts';
 import type { LoadFound, PageFound } from './operations-peer.ts';
 import { describeMachine, type Report, type Result, rounded, summarise } from './report.ts';
@@ -25,6 +25,8 @@ const PEER = [process.execPath, '--conditions=customvpn-source', join(ROOT, 'tes
 const PAGE = `${OUTER_SERVER}:8444`;
 const METRICS = `${OUTER_SERVER}:9464`;
 const USERS = 10_000;
+/** They wait for clients that never come; a flow has a session of its own. */
+const SESSIONS = 5000;
 const MAX_PAGE_BYTES = 120_000;
 const UNWATCHED = 'unwatched';
 
@@ -64,7 +66,7 @@ export async function measureOperations(
   const load = await ask<LoadFound>('load', PAGE, ca, String(effort.requests));
   for (const { operation, p50, p99 } of load.operations) progress(`${operation}: p50 ${p50} ms, p99 ${p99} ms`);
   results.push(
-    plain(`API p99 with ${USERS} users`, 'ms', [load.p99]),
+    plain(`API p99 with ${USERS} users and ${SESSIONS} sessions`, 'ms', [load.p99]),
     ...load.operations.map(({ operation, p99 }) => plain(`API p99 of ${operation}`, 'ms', [p99])),
   );
   if (noBrowser === undefined) {
@@ -128,27 +130,17 @@ async function watched(
   };
 }
 
-/** Page, metrics, an administrator's token, and many users. @returns the token */
+/** Page, metrics, an administrator's token, many users and sessions. @returns the token */
 async function furnish(state: string): Promise<string> {
   const file = join(state, 'server.toml');
   await writeFile(
     file,
-    `${await readFile(file, 'utf8')}\n[admin]\nlisten = "${PAGE}"\n[metrics]\nlisten = "${METRICS}"\n`,
+    `${(await readFile(file, 'utf8')).replace(/^pool = .*$/m, `pool = ${JSON.stringify(POPULATION_POOL)}`)}\n[admin]\nlisten = "${PAGE}"\n[metrics]\nlisten = "${METRICS}"\n`,
   );
   await run([COMMAND, 'user', 'add', 'robot', '--group', 'administrators', '--state', state]);
   const issue = ['user', 'token', 'robot', '--name', 'bench', '--scope', 'api', '--json', '--state', state];
   const { token } = JSON.parse((await run([COMMAND, ...issue])).stdout) as { token: string };
-  const db = new DatabaseSync(join(state, 'store.sqlite'));
-  db.exec('begin');
-  const add = db.prepare('insert into users (id, name, created_at) values (?, ?, 1)');
-  const put = db.prepare('insert into user_groups (user_id, name) values (?, ?)');
-  for (let index = 0; index < USERS; index += 1) {
-    const id = String(index).padStart(32, '0');
-    add.run(id, `user${String(index).padStart(5, '0')}`);
-    put.run(id, `group${index % 50}`);
-  }
-  db.exec('commit');
-  db.close();
+  populate(state, { users: USERS, sessions: SESSIONS });
   return token;
 }
 

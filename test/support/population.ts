@@ -16,7 +16,7 @@ export interface Population {
 }
 
 /** What the sessions have their addresses of: the gateway's pool. */
-export const POPULATION_POOL = ['10.20.0.0/16', 'fd20:1::/64'];
+export const POPULATION_POOL = ['10.88.0.0/16', 'fd88::/64'];
 const GROUPS = 50;
 const FEATURES = 'attach,resume,rekey,drain,super,uso';
 const SEALED_KEY_BYTES = 61;
@@ -48,9 +48,17 @@ export function populate(dir: string, { users, sessions }: Population): void {
     // Past the first addresses, of which clients have some.
     const host = 256 + index;
     const [high, low] = [host >> 8, host & 255];
-    const lease = [`10.20.${high}.${low}`, `fd20:1::${host.toString(16)}`] as const;
+    const lease = [`10.88.${high}.${low}`, `fd88::${host.toString(16)}`] as const;
     const key = randomBytes(SEALED_KEY_BYTES);
-    session.run(randomBytes(16).toString('hex'), userId(index), deviceId, key, ...lease, `198.51.${high}.${low}:500`, now);
+    session.run(
+      randomBytes(16).toString('hex'),
+      userId(index),
+      deviceId,
+      key,
+      ...lease,
+      `198.51.${high}.${low}:500`,
+      now,
+    );
   }
   db.exec('commit');
 }
