@@ -26,6 +26,8 @@ const none = z.strictObject({});
 const name = z.string().min(1).max(128);
 const counter = z.number();
 const instant = z.iso.datetime();
+/** One that somebody says: its fraction of a second may have any number of digits otherwise. */
+const saidInstant = instant.max(40);
 
 const user = z.object({
   name: z.string(),
@@ -307,7 +309,7 @@ export const gatewayOperations = {
   },
   'policy.denied': {
     input: z.strictObject({
-      after: counter.optional().describe('only those with a higher id'),
+      after: z.int().min(0).optional().describe('only those with a higher id'),
       user: name.optional(),
       limit: z.int().min(1).max(1000).default(100).describe('the newest so many'),
     }),
@@ -365,7 +367,7 @@ export const gatewayOperations = {
     input: z.strictObject({
       name,
       groups: z.array(name).max(64).default([]),
-      expiresAt: instant.optional(),
+      expiresAt: saidInstant.optional(),
       password: password.optional(),
     }),
     output: user,
@@ -401,7 +403,7 @@ export const gatewayOperations = {
     input: z.strictObject({ name, add: z.array(name).max(64).default([]), remove: z.array(name).max(64).default([]) }),
     output: kicked.extend({ groups: z.array(z.string()) }),
   },
-  'user.expire': { input: z.strictObject({ name, expiresAt: instant.nullable() }), output: kicked },
+  'user.expire': { input: z.strictObject({ name, expiresAt: saidInstant.nullable() }), output: kicked },
   'user.password': { input: z.strictObject({ name, password: password.nullable() }), output: kicked },
   'user.totp': {
     input: z.strictObject({ name }),
@@ -414,8 +416,11 @@ export const gatewayOperations = {
     input: z.strictObject({
       user: name,
       name: z.string().min(1).max(256),
-      scopes: z.array(z.enum(['tunnel', 'proxy', 'api'])).min(1),
-      expiresAt: instant.optional(),
+      scopes: z
+        .array(z.enum(['tunnel', 'proxy', 'api']))
+        .min(1)
+        .max(3),
+      expiresAt: saidInstant.optional(),
     }),
     output: accessToken.extend({ token: z.string() }),
   },
@@ -453,7 +458,7 @@ export const gatewayOperations = {
   },
   'audit.list': {
     input: z.strictObject({
-      since: instant.optional(),
+      since: saidInstant.optional(),
       user: name.optional(),
       event: z.string().max(64).optional().describe('an event such as login.refused, or its first part'),
       search: page.search,
