@@ -95,7 +95,9 @@ export class CustomVpn implements System {
   }
 
   async #startServer(state: string, network: Pick<BenchNetwork, 'server'>): Promise<void> {
-    this.server = [await network.server.start([COMMAND, 'server', 'run', '--state', state], { ready: /^ready$/m })];
+    // One with thousands of sessions on record takes them up first.
+    const patience = { ready: /^ready$/m, readyTimeoutMs: 60_000 };
+    this.server = [await network.server.start([COMMAND, 'server', 'run', '--state', state], patience)];
   }
 
   /** Disconnects the client, whose process and session stay. */
