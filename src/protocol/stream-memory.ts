@@ -24,12 +24,15 @@ export interface MemoryLimit {
 /** A stream that holds chunks, in either direction. */
 export interface MemoryHolder {
   heldBytes: number;
+  /** It takes nothing any more. */
+  isLeaving: boolean;
   /** Breaks it at both ends, and gives back all that it holds. */
   cut(): void;
 }
 
 export class StreamMemory {
   readonly #limit: MemoryLimit | undefined;
+  /** All that may hold something: a set that changes with every chunk would keep the collector busy. */
   readonly #holders = new Set<MemoryHolder>();
   #heldBytes = 0;
   /** What is given back is said once, at the end. */
@@ -46,6 +49,17 @@ export class StreamMemory {
 
   get isTight(): boolean {
     return this.#limit?.isTight === true;
+  }
+
+  /** Before it takes anything. */
+  join(holder: MemoryHolder): void {
+    this.#holders.add(holder);
+  }
+
+  /** It takes nothing any more. What it holds is still known. */
+  leave(holder: MemoryHolder): void {
+    if (holder.heldBytes === 0) this.#holders.delete(holder);
+    else holder.isLeaving = true;
   }
 
   /**
@@ -67,7 +81,6 @@ export class StreamMemory {
       }
     }
     this.#heldBytes += length;
-    if (holder.heldBytes === 0) this.#holders.add(holder);
     holder.heldBytes += length;
     return CHUNKS.take(wanted);
   }
@@ -77,7 +90,7 @@ export class StreamMemory {
     const length = CHUNKS.lengthOf(chunk);
     this.#heldBytes -= length;
     holder.heldBytes -= length;
-    if (holder.heldBytes === 0) this.#holders.delete(holder);
+    if (holder.isLeaving && holder.heldBytes === 0) this.#holders.delete(holder);
     if (!this.#isShedding) this.#limit?.hold(this.#heldBytes);
   }
 
@@ -96,7 +109,8 @@ export class StreamMemory {
   shed(): void {
     const most = this.#heldBytes / 2;
     this.#isShedding = true;
-    for (const holder of [...this.#holders].sort((a, b) => b.heldBytes - a.heldBytes)) {
+    const holding = [...this.#holders].filter(({ heldBytes }) => heldBytes > 0);
+    for (const holder of holding.sort((a, b) => b.heldBytes - a.heldBytes)) {
       if (this.#heldBytes <= most) break;
       holder.cut();
     }

@@ -115,6 +115,8 @@ export class MuxStream implements MemoryHolder {
   pendingBytes = 0;
   /** @internal In chunks, by whoever has them. */
   heldBytes = 0;
+  /** @internal */
+  isLeaving = false;
   /** @internal It has a turn coming. */
   isQueued = false;
   /** @internal */
@@ -278,7 +280,7 @@ export class StreamMux implements StreamFrameSink {
     this.#lastId += 1;
     const stream = new MuxStream(this, this.#lastId);
     stream.sink = sink;
-    this.#streams.set(stream.id, stream);
+    this.#add(stream);
     this.say(StreamFrameType.open, stream.id, payload);
     return stream;
   }
@@ -473,6 +475,7 @@ export class StreamMux implements StreamFrameSink {
     this.#widenedBytes -= stream.windowBytes - INITIAL_WINDOW_BYTES;
     for (const chunk of stream.chunks) this.memory.release(stream, chunk);
     stream.chunks.length = 0;
+    this.memory.leave(stream);
     this.#pendingBytes -= stream.pendingBytes;
     stream.pendingBytes = 0;
     stream.isEnding = false;
@@ -547,8 +550,13 @@ export class StreamMux implements StreamFrameSink {
     const wish = decodeWish(payload);
     this.#lastId = id;
     const stream = new MuxStream(this, id);
-    this.#streams.set(id, stream);
+    this.#add(stream);
     this.#options.onWanted?.(stream, wish);
+  }
+
+  #add(stream: MuxStream): void {
+    this.#streams.set(stream.id, stream);
+    this.memory.join(stream);
   }
 
   #answered(id: number, refusal: StreamRefusalName | undefined): void {

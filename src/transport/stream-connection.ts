@@ -104,19 +104,23 @@ export class StreamConnection implements MuxOutput {
   }
 }
 
-/** What one connection's streams hold of the memory that all queues of the process share. */
+/** What one connection's streams hold is granted in such steps, and what is not used is given back so much later. */
+const STEP_BYTES = 65_536;
+const UNUSED_MS = 1000;
+
+/** One connection's part of the memory that all queues of the process share. */
 class Share implements MemoryLimit, BudgetedQueue {
+  /** Granted. */
   heldBytes = 0;
+  /** Used. */
+  queuedBytes = 0;
   readonly #queues: QueueBudget;
   readonly #connection: StreamConnection;
+  #giveBack: NodeJS.Timeout | undefined;
 
   constructor(queues: QueueBudget, connection: StreamConnection) {
     this.#queues = queues;
     this.#connection = connection;
-  }
-
-  get queuedBytes(): number {
-    return this.heldBytes;
   }
 
   get isTight(): boolean {
@@ -124,16 +128,32 @@ class Share implements MemoryLimit, BudgetedQueue {
   }
 
   hold(bytes: number): boolean {
-    if (!this.#queues.grant(this, bytes)) return false;
-    this.heldBytes = bytes;
+    if (bytes > this.heldBytes) {
+      const granted = inSteps(bytes);
+      if (!this.#queues.grant(this, granted)) return false;
+      this.heldBytes = granted;
+    }
+    this.queuedBytes = bytes;
+    this.#giveBack ??= setTimeout(() => {
+      this.#giveBack = undefined;
+      const used = inSteps(this.queuedBytes);
+      if (used < this.heldBytes) this.#queues.grant(this, used);
+      this.heldBytes = used;
+      if (used > 0) this.hold(this.queuedBytes);
+    }, UNUSED_MS).unref();
     return true;
   }
 
   give(): void {
     const { memory } = this.#connection.mux;
-    memory.shed();
-    this.heldBytes = memory.heldBytes;
+    if (this.queuedBytes * 2 > this.heldBytes) memory.shed();
+    this.queuedBytes = memory.heldBytes;
+    this.heldBytes = inSteps(this.queuedBytes);
   }
+}
+
+function inSteps(bytes: number): number {
+  return Math.ceil(bytes / STEP_BYTES) * STEP_BYTES;
 }
 
 function viewOf(bytes: Uint8Array): Buffer {

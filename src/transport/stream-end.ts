@@ -155,8 +155,9 @@ class SocketJoint implements StreamSink {
 
   bytes(bytes: Uint8Array, start: number, end: number, isLast: boolean): void {
     for (let at = start; at < end; ) {
-      // Small chunks are for who says little: those that say it again and again get few large ones.
-      this.#gathered ??= this.#stream.takeChunk(this.#writing.length < 2 ? end - at : MAX_STREAM_DATA_BYTES);
+      // Small chunks are for who says little, and neither for the beginning of much nor for a little again and again.
+      const isLittle = isLast && this.#writing.length < 2;
+      this.#gathered ??= this.#stream.takeChunk(isLittle ? end - at : MAX_STREAM_DATA_BYTES);
       if (this.#gathered === undefined) return;
       at += appendTo(this.#gathered, bytes, at, end);
       if (isFull(this.#gathered)) this.#write();
