@@ -247,6 +247,31 @@ describe('accounts of outside sources', { skip }, () => {
     assert.equal(record?.user, 'alice');
   });
 
+  test('what the directory says of groups at a login ends the other sessions that proved too little for them', async () => {
+    const crew = `cn=crew,${BASE}`;
+    const members = (user: string) => new Attribute({ type: 'member', values: [`uid=${user},${BASE}`] });
+    await using administrator = new Client({ url: slapd.plainUrl });
+    await administrator.bind(`cn=admin,${BASE}`, 'administration');
+    await administrator.add(crew, { objectClass: 'groupOfNames', cn: 'crew', member: `uid=bob,${BASE}` });
+    await using world = await World.open({
+      config: {
+        login: { enrol: ['password'], backend: 'office', groups: { crew: { steps: ['device', 'totp'] } } },
+        accounts: { argon2: { memoryKiB: 8192, passes: 1 } },
+        backends: { office: { ...directory([slapd.tlsUrl]), groupBaseDn: BASE, groups: { [crew]: 'crew' } } },
+      },
+    });
+    const first = await newcomer(world, 'carol', 'the password of carol');
+    await first.client.connect();
+    await exchange(world, first);
+    await administrator.modify(crew, new Change({ operation: 'replace', modification: members('carol') }));
+    const second = await newcomer(world, 'carol', 'the password of carol');
+    await assert.rejects(second.client.connect({ once: true }));
+    await until(() => first.client.snapshot.state === 'stopped', 'the end of the first session');
+    assert.deepEqual(world.server.sessions, []);
+    assert.deepEqual((await world.server.administration['user.show']({ name: 'carol' })).groups, ['crew']);
+    await administrator.del(crew);
+  });
+
   test('groups that change in the directory take effect on a live session within the recheck time', async () => {
     const clock = new ManualClock();
     const policyFile = join(folder, 'policy.toml');

@@ -29,9 +29,13 @@ const MAX_OPEN = 1000;
 export interface PageProvider {
   readonly backend: VisitedBackend;
   /** Puts an account that came from this source into the groups that it says; ends what they are too few for. */
-  follow(user: string, source: string, groups: readonly string[]): Promise<void>;
-  /** Makes or updates the account of somebody whom a source has accepted; undefined when the name is not the source's. */
-  provision(user: string, source: string, groups: readonly string[] | undefined): Promise<{ name: string } | undefined>;
+  readonly follow: (user: string, source: string, groups: readonly string[]) => Promise<void>;
+  /** The same, and makes the account where there is none; undefined when the name is not the source's. */
+  readonly provision: (
+    user: string,
+    source: string,
+    groups: readonly string[] | undefined,
+  ) => Promise<{ name: string } | undefined>;
 }
 
 /** Who may show a client certificate, and what it says of its holder. */
@@ -178,11 +182,9 @@ export class Entrances {
       return await this.#strayed(verdict.kind === 'ask' ? 'it asks what nobody can answer' : verdict.reason, remote);
     }
     const { user, groups } = verdict;
-    if (groups !== undefined) {
-      await provider.follow(user, visit.backend, groups);
-      // Nobody gets an account here by having a look.
-      if (this.#parts.mayEnter(groups)) await provider.provision(user, visit.backend, groups);
-    }
+    // Nobody gets an account here by having a look.
+    const enter = groups !== undefined && this.#parts.mayEnter(groups) ? provider.provision : provider.follow;
+    if (groups !== undefined) await enter(user, visit.backend, groups);
     return await this.#judge({ by: 'provider', name: user, failure: undefined, source: visit.backend }, remote);
   }
 

@@ -16,11 +16,15 @@ import type { GatewayConfig } from '../config.ts';
 import { isWithinAny } from '../networks.ts';
 import type { GatewayState } from '../state.ts';
 
+/** Puts an account that came from a source into the groups that it says now, with all that comes of it. */
+export type Follow = PageProvider['follow'];
+
 /** Where passwords of people without an account here are judged. */
 export function passwordSourcesOf(
   { login }: GatewayConfig,
-  { accounts }: GatewayState,
+  state: GatewayState,
   sources: ReadonlyMap<string, AccountSource>,
+  follow: Follow,
 ): PasswordSources {
   return {
     find: (name) => {
@@ -28,35 +32,44 @@ export function passwordSourcesOf(
       return source !== undefined && 'authenticate' in source ? source : undefined;
     },
     forStrangers: login.backend,
-    provision: (user, source, groups) => accounts.provision(user, source, groups),
+    provision: provisionOf(state, follow),
+  };
+}
+
+/** An account that is here follows its source first: other sessions of its may prove too little for what it is now. */
+function provisionOf({ accounts }: GatewayState, follow: Follow): PasswordSources['provision'] {
+  return async (user, source, groups) => {
+    if (groups !== undefined) await follow(user, source, groups);
+    return await accounts.provision(user, source, groups);
   };
 }
 
 /** Where the step `oidc` sends people; undefined: nowhere. */
 export function loginProviderOf(
   { login, limits }: GatewayConfig,
-  { accounts }: GatewayState,
+  state: GatewayState,
   sources: ReadonlyMap<string, AccountSource>,
+  follow: Follow,
 ): LoginProvider | undefined {
   const backend = login.provider === undefined ? undefined : sources.get(login.provider);
   if (backend === undefined || !('begin' in backend)) return undefined;
   return {
     backend,
     seconds: limits.providerSeconds,
-    provision: (user, source, groups) => accounts.provision(user, source, groups),
+    provision: provisionOf(state, follow),
   };
 }
 
-/** Where the admin page sends people who log in; undefined: nowhere. @param follow as `PageProvider.follow` */
+/** Where the admin page sends people who log in; undefined: nowhere. */
 export function pageProviderOf(
   { admin }: GatewayConfig,
-  { accounts }: GatewayState,
+  state: GatewayState,
   sources: ReadonlyMap<string, AccountSource>,
-  follow: PageProvider['follow'],
+  follow: Follow,
 ): PageProvider | undefined {
   const backend = admin.provider === undefined ? undefined : sources.get(admin.provider);
   if (backend === undefined || !('visit' in backend)) return undefined;
-  return { backend, follow, provision: (user, source, groups) => accounts.provision(user, source, groups) };
+  return { backend, follow, provision: provisionOf(state, follow) };
 }
 
 /** @throws {VpnError} ERR_CONFIG_VALUE */

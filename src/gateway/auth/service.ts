@@ -63,6 +63,7 @@ import {
   argon2Of,
   banPolicyOf,
   checkLoginSources,
+  type Follow,
   insecureSources,
   loginProviderOf,
   pageProviderOf,
@@ -282,7 +283,7 @@ export class AuthService {
       log.warn('banned for failed logins', { component: 'auth', kind, key, failures, until: instantOf(until) });
       this.#tellRefused();
     };
-    state.passwordSources = passwordSourcesOf(config, state, this.#backends);
+    state.passwordSources = passwordSourcesOf(config, state, this.#backends, this.#follow);
     this.#configureLogins(config);
     const accountants = [...this.#backends].flatMap(([name, source]) =>
       'report' in source ? [[name, source] as const] : [],
@@ -461,7 +462,7 @@ export class AuthService {
         this.#admin?.endUser(user);
         return auth.closeSessions((session) => session.user === user, 'revoked');
       },
-      regroup: (...said) => this.#follow(...said),
+      regroup: this.#follow,
       audit: state.audit,
       clock,
       log,
@@ -485,13 +486,13 @@ export class AuthService {
   }
 
   /** An account of an outside source is in the groups that the source says. @throws {VpnError} ERR_STORE, ERR_HOST_APPLY */
-  async #follow(user: string, source: string, groups: readonly string[]): Promise<void> {
+  readonly #follow: Follow = async (user, source, groups) => {
     if (!(await this.#state.accounts.follow(user, source, groups))) return;
     const ended = await this.#auth.endInsufficient(user);
     await this.#access.regroup();
     const facts = { component: 'auth', user, source, ended };
     this.#log.info('the groups of an account have changed at its source', facts);
-  }
+  };
 
   /** @throws {VpnError} as `AccessDesk.enforce` */
   #enforce(policy: ReadyPolicy | undefined): Promise<LiveSession[]> {
@@ -652,7 +653,7 @@ export class AuthService {
       config: () => this.#config,
       version,
       ...this.#page,
-      provider: () => pageProviderOf(this.#config, this.#state, this.#backends, (...said) => this.#follow(...said)),
+      provider: () => pageProviderOf(this.#config, this.#state, this.#backends, this.#follow),
       certificates: this.#pageCertificates(),
       clock: this.#clock,
       log: this.#log,
@@ -925,7 +926,7 @@ export class AuthService {
     if (state.passwordSources !== undefined) {
       state.passwordSources = { ...state.passwordSources, forStrangers: config.login.backend };
     }
-    state.loginProvider = loginProviderOf(config, state, this.#backends);
+    state.loginProvider = loginProviderOf(config, state, this.#backends, this.#follow);
   }
 
   #refused(): RefusedSource[] {
