@@ -129,6 +129,23 @@ test('a damaged database is an error, never made anew', async () => {
   assert.deepEqual(await readFile(path), bytes);
 });
 
+test('damage behind the first page is an error where it is met, and nothing is written over it', async () => {
+  const path = fresh();
+  const store = await openStore(path);
+  for (let i = 0; i < 200; i++) await addUser(store, `user-${i}`);
+  await store.close();
+  const bytes = await readFile(path);
+  // Every page but the one that says what there is.
+  bytes.fill(0x5a, 4096);
+  await writeFile(path, bytes);
+  const use = async () => {
+    await using damaged = await openStore(path);
+    await addUser(damaged, 'one more');
+  };
+  await assert.rejects(use(), { code: 'ERR_STORE' });
+  assert.deepEqual(await readFile(path), bytes);
+});
+
 test('a store that has to be there and is gone or empty is an error, never made anew', async () => {
   const path = join(folder, 'gone.db');
   const gone = { code: 'ERR_STORE', message: /is gone: no account is known; .*customvpn server restore/ };

@@ -164,6 +164,14 @@ describe('a login at the admin page by a provider', { timeout: 120_000 }, () => 
     assert.equal((await office.api['audit.list']({ event: 'operator.refused' })).length, 25);
     const { reply } = await arrive(office, '4');
     assert.equal(reply.headers.location, '/');
+    // Nor does it use up what a person at this address has for a login.
+    for (let count = 0; count < 30; count++) {
+      const headers = { 'sec-fetch-site': 'cross-site' };
+      assert.equal((await office.stranger().raw({ path: '/api/login/provider', headers })).status, 403);
+      await office.stranger().raw({ path: '/api/login/back?code=x&state=y', headers });
+    }
+    const login = { user: 'nobody', password: 'wrong', code: '000000' };
+    assert.equal((await office.stranger().post('/api/login', login)).status, 401);
   });
 
   test('who comes from the provider and has no business here is counted as others are', async () => {

@@ -30,6 +30,7 @@ import { EventFeed, TOPICS } from './events.ts';
 import {
   bearerOf,
   checkOrigin,
+  checkVisitor,
   cookieOf,
   queryInput,
   readJson,
@@ -416,6 +417,7 @@ export class AdminPage implements AdminDesk {
   /** Sends a browser to the provider. */
   async #leave(request: IncomingMessage, response: ServerResponse): Promise<void> {
     if (request.method !== 'GET') throw wrongMethod('GET');
+    checkVisitor(request);
     if (!this.#strangers.take(sourceOf(remoteEnd(request.socket).address))) throw tooOften();
     const { url, secret: visit } = await this.#entrances.visit(`https://${hostOf(request)}${BACK_PATH}`);
     redirect(response, url, [setVisit(visit)]);
@@ -424,7 +426,8 @@ export class AdminPage implements AdminDesk {
   /** A browser comes from the provider, with what the provider says. */
   async #comeBack(query: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
     if (request.method !== 'GET') throw wrongMethod('GET');
-    if (!this.#strangers.take(sourceOf(remoteEnd(request.socket).address))) throw tooOften();
+    // Any site can send a browser here: that must not use up what its person has for a login.
+    if (!this.#strangers.take(`back ${sourceOf(remoteEnd(request.socket).address)}`)) throw tooOften();
     const operator = await this.#entrances.back(visitOf(request), query, sourceText(request));
     const role = operator === undefined ? undefined : roleOf(operator.groups, this.#parts.config().admin);
     if (operator === undefined || role === undefined) {

@@ -141,6 +141,17 @@ export function checkOrigin({ headers }: IncomingMessage): void {
 }
 
 /**
+ * What a person's browser is to be led to comes from our own page, or from the person; a browser that says nothing is believed.
+ *
+ * @throws {VpnError} ERR_PRIVILEGE
+ */
+export function checkVisitor({ headers }: IncomingMessage): void {
+  const site = headers['sec-fetch-site'];
+  if (site === undefined || site === 'same-origin' || site === 'none') return;
+  throw new VpnError('ERR_PRIVILEGE', 'a login begins at the page itself, and another site led here; open the page');
+}
+
+/**
  * The body as JSON.
  *
  * @throws {VpnError} ERR_BAD_REQUEST when it is none, of another type, or longer
