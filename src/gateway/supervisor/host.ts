@@ -13,16 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { toVpnError, VpnError } from '../../base/errors.ts';
 import type { Logger } from '../../base/log.ts';
-import {
-  formatIp,
-  formatPrefix,
-  hostPrefix,
-  type IpAddress,
-  type Prefix,
-  parseIp,
-  parsePrefix,
-  prefixesOverlap,
-} from '../../ip/address.ts';
+import { formatIp, formatPrefix, hostPrefix, type IpAddress, parseIp, parsePrefix } from '../../ip/address.ts';
 import type { Lease, LeasePool } from '../../ip/lease-pool.ts';
 import { type HostChange, HostNetwork, RouteBatch } from '../../os/host.ts';
 import { openLogGroup } from '../../os/nflog.ts';
@@ -43,11 +34,11 @@ import {
   GATEWAY_TABLE,
   gatewayRuleset,
   moveHost,
-  moveNetwork,
   POLICY_VERDICTS,
   RULESET_COUNTERS,
   type RulesetInput,
 } from './ruleset.ts';
+import { checkSites, SiteRoutes } from './site-routes.ts';
 
 export const CONGESTION = 'bbr';
 /** Small, so that what waits is in our queues, where it can be dropped and overtaken. */
@@ -64,8 +55,6 @@ const MAX_DEVICE_NAME = 15;
 const MAX_GENERATION = 0xffff_ffff;
 /** Packets that the kernel keeps for us while we are busy. */
 const QUEUE_LENGTH = 1000;
-/** Where the host itself is in such a network, its own route counts: what sets routes gives them metrics of 20,000 and some at most. */
-const SITE_METRIC = 50_000;
 const NOTHING: Enforcement = { policy: EMPTY_POLICY, hosts: new Map(), sessions: [] };
 
 /**
@@ -158,8 +147,7 @@ export class GatewayHost implements WorkerHost {
   #firstRules = '';
   /** Device of each address that lives elsewhere than its share says, by address as text. */
   readonly #placed = new Map<string, { address: IpAddress; device: number }>();
-  /** Networks behind clients, by their text, and the device that each is routed to. */
-  readonly #networks = new Map<string, { network: Prefix; device: number }>();
+  readonly #siteRoutes: SiteRoutes;
   /** What may be behind clients under the policy in force. */
   #sites: readonly Site[] = [];
   /** One after the other: a client that comes back gets the address whose route is just being taken away. */
@@ -191,6 +179,11 @@ export class GatewayHost implements WorkerHost {
     this.workers = parts.workers;
     this.#host = parts.host;
     this.#routes = parts.routes;
+    this.#siteRoutes = new SiteRoutes({
+      routes: parts.routes,
+      shell: this.#shell,
+      to: ({ network, device }) => ({ device: this.#deviceName(device) ?? '', ...this.#sourceOf(network.address) }),
+    });
     // Until the policy is there nobody reaches anything.
     if (options.config.policyFile !== undefined) this.#access = this.#accessOf(NOTHING);
   }
@@ -254,7 +247,7 @@ export class GatewayHost implements WorkerHost {
       for (const { lease } of enforcement?.sessions ?? []) this.#checkLease(lease);
       const access = enforcement === undefined ? undefined : this.#accessOf(enforcement);
       const sites = enforcement?.policy.sites ?? [];
-      checkSites(sites, this.#config);
+      checkSites(sites, this.#config.pool);
       const former = { access: this.#access, sites: this.#sites };
       await this.#replaceAccess(access, sites);
       await this.#routeNetworks(() => this.#replaceAccess(former.access, former.sites));
@@ -346,36 +339,20 @@ export class GatewayHost implements WorkerHost {
   }
 
   async #moveNetworks(): Promise<void> {
-    const wanted = new Map<string, { network: Prefix; device: number }>();
-    for (const [lease, networks] of this.#access?.networks ?? []) {
-      const [address = ''] = lease.split(',');
-      const device = this.#placed.get(address)?.device ?? this.#home(parseIp(address));
-      for (const network of networks) wanted.set(formatPrefix(network), { network, device });
-    }
-    for (const [text, { network, device }] of [...this.#networks]) {
-      if (wanted.get(text)?.device === device) continue;
-      await this.#routes.remove({ prefix: text, device: this.#deviceName(device) ?? '' });
-      await this.#shell.run(moveNetwork(device, network, 'away'));
-      this.#networks.delete(text);
-    }
-    for (const [text, { network, device }] of wanted) {
-      if (this.#networks.has(text)) continue;
-      await this.#shell.run(moveNetwork(device, network, 'here'));
-      const to = { device: this.#deviceName(device) ?? '', ...this.#sourceOf(network.address) };
-      try {
-        await this.#routes.add({ prefix: text, ...to, metric: SITE_METRIC });
-      } catch (error) {
-        await this.#shell.run(moveNetwork(device, network, 'away'));
-        throw error;
-      }
-      this.#networks.set(text, { network, device });
-    }
+    const all = [...(this.#access?.networks ?? [])];
+    await this.#siteRoutes.become(
+      all.flatMap(([lease, networks]) => {
+        const [address = ''] = lease.split(',');
+        const device = this.#placed.get(address)?.device ?? this.#home(parseIp(address));
+        return networks.map((network) => ({ network, device }));
+      }),
+    );
   }
 
   update(config: GatewayConfig): Promise<void> {
     // In turn with the moves of hosts: the new table must hold those that were made, and none may be lost between.
     return this.#change(async () => {
-      checkSites(this.#sites, config);
+      checkSites(this.#sites, config.pool);
       const former = { pool: this.#pool, config: this.#config };
       const generation = nextGeneration(this.#generation);
       const isOtherPool = config.pool.join() !== former.config.pool.join();
@@ -563,8 +540,6 @@ export class GatewayHost implements WorkerHost {
     const { v4, v6 } = prefixesOf(config.pool);
     const placed = [...this.#placed.values()];
     const hostsOf = (device: number) => placed.flatMap((host) => (host.device === device ? [host.address] : []));
-    const behind = [...this.#networks.values()];
-    const networksOf = (device: number) => behind.flatMap((one) => (one.device === device ? [one.network] : []));
     return {
       devices: this.workers.flatMap(({ primary, plain }, worker) => {
         const first = worker * DEVICES_PER_WORKER;
@@ -575,11 +550,11 @@ export class GatewayHost implements WorkerHost {
             kind,
             blocks: pool.prefixesOf(worker),
             hosts: hostsOf(first),
-            networks: networksOf(first),
+            networks: this.#siteRoutes.of(first),
           } as const,
           {
             ...{ name: plain?.name ?? '', kind: 'plain', blocks: [] },
-            ...{ hosts: hostsOf(first + PLAIN), networks: networksOf(first + PLAIN) },
+            ...{ hosts: hostsOf(first + PLAIN), networks: this.#siteRoutes.of(first + PLAIN) },
           } as const,
         ];
       }),
@@ -612,20 +587,6 @@ function deviceNames(device: string, worker: number): { primary: string; plain: 
     `device: "${device}" is too long for worker ${worker}, whose device would be ${plain}: at most ${MAX_DEVICE_NAME} letters; choose a shorter name or fewer workers`,
     { details: { key: 'device' } },
   );
-}
-
-/** Nobody can be given rights over what is the clients', whatever the policy says. @throws {VpnError} ERR_CONFIG_VALUE */
-function checkSites(sites: readonly Site[], { pool }: Pick<GatewayConfig, 'pool'>): void {
-  const clients = pool.map(parsePrefix);
-  for (const { seenAs } of sites.flatMap(({ networks }) => networks)) {
-    const own = clients.find((prefix) => prefixesOverlap(prefix, seenAs));
-    if (own === undefined) continue;
-    throw new VpnError(
-      'ERR_CONFIG_VALUE',
-      `pool: ${formatPrefix(own)} overlaps ${formatPrefix(seenAs)}, which the policy says is behind a client; choose another pool, or give the site another network`,
-      { details: { key: 'pool' } },
-    );
-  }
 }
 
 function nextGeneration(generation: number): number {
