@@ -1,7 +1,7 @@
 /** A policy file at a real gateway with real clients: what it allows and denies, and what a change does to those who are there. */
 
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BEHIND, type Client, changesSince, Deployment, labOptions, peer, startPeer } from './deployment.ts';
@@ -41,12 +41,32 @@ describe('a policy in force', labOptions(), () => {
   let first: Client;
   let second: Client;
   let clean: Snapshot;
+  /** While this file is there, the real `nft` gets each transaction with one command more, which the kernel cannot carry out. */
+  let broken: string;
 
   const write = (rules: string): Promise<void> =>
     writeFile(join(deployment.state, 'policy.toml'), `version = 1\n${rules}`);
   const reload = () => deployment.ask<{ applied: string[]; warnings: string[] }>('server', 'reload');
   const reaches = async (client: Client, address: string, port: string): Promise<boolean> =>
     (await peer<{ accepted: boolean }>(client.namespace, 'reach', address, port)).accepted;
+
+  /** The table, without what counts and what runs out. */
+  const table = async (): Promise<string[]> => {
+    const { stdout } = await deployment.gateway.run(['nft', 'list', 'table', 'inet', 'customvpn']);
+    return stdout.split('\n').filter((line) => !/\bpackets\b|\bexpires\b/.test(line));
+  };
+  /** The search path with a program in front that hands on to `nft`. */
+  const searchPath = async (): Promise<string> => {
+    const folder = join(deployment.rig.folder, 'programs');
+    broken = join(deployment.rig.folder, 'broken');
+    await mkdir(folder);
+    const { stdout } = await deployment.gateway.run(['sh', '-c', 'command -v nft || echo /usr/sbin/nft']);
+    const nft = stdout.trim();
+    const more = "{ cat; echo 'add rule inet customvpn nowhere accept'; }";
+    const text = `#!/bin/sh\n[ -e '${broken}' ] && [ "$1" = -f ] || exec ${nft} "$@"\n${more} | ${nft} "$@"\n`;
+    await writeFile(join(folder, 'nft'), text, { mode: 0o755 });
+    return `PATH=${folder}:${process.env.PATH}`;
+  };
 
   before(async () => {
     deployment = await Deployment.open({ clients: 2, workers: 2 });
@@ -60,7 +80,7 @@ describe('a policy in force', labOptions(), () => {
     await deployment.behind.start([...DRIP_PEER, 'serve', DRIP], { ready: /^ready$/m });
     for (const port of [OPEN, SHUT]) await startPeer(deployment.behind, 'serve', port, '::');
     clean = await deployment.gateway.snapshot();
-    await deployment.run();
+    await deployment.run(['env', await searchPath()]);
     for (const client of [first, second]) await deployment.enrol(client);
     await deployment.ok(deployment.gateway, 'user', 'group', first.user, '--add', 'staff', '--state', deployment.state);
     await first.up();
@@ -195,6 +215,40 @@ describe('a policy in force', labOptions(), () => {
     await deployment.ok(deployment.gateway, 'policy', 'rollback', String(version - 1), '--state', deployment.state);
     assert.equal(await reaches(first, BEHIND.host4, OPEN), true);
     assert.equal(await readFile(join(deployment.state, 'policy.toml'), 'utf8'), ours);
+  });
+
+  test('a change that the kernel refuses half-way leaves the old rules, by reload and by command, and the operator is told', async () => {
+    const changed = NOBODY_SHUT + STAFF.replace(`"tcp/${OPEN}"`, `"tcp/${OPEN}", "tcp/9009"`);
+    const ours = await readFile(join(deployment.state, 'policy.toml'), 'utf8');
+    const other = join(deployment.state, 'other.toml');
+    await writeFile(other, `version = 1\n${changed}`);
+    const talk = await startPeer(first.namespace, 'talk', BEHIND.host4, OPEN);
+    const answered = async (word: string): Promise<void> => {
+      talk.write(`${word}\n`);
+      await until(`the answer to ${word}`, async () => talk.output.includes(word), { timeoutMs: WITHIN_MS });
+    };
+    await answered('before');
+    const before = await table();
+    await writeFile(broken, '');
+    for (const words of [
+      ['policy', 'apply', other],
+      ['server', 'reload'],
+    ]) {
+      if (words.includes('reload')) await write(changed);
+      const refused = await deployment.cli(deployment.gateway, ...words, '--state', deployment.state);
+      assert.notEqual(refused.status, 0);
+      assert.match(refused.stderr, /nft -f -: .*No such file or directory/);
+      assert.deepEqual(await table(), before, 'not a rule, a set or a mark is another one');
+      await answered(`after-${words[1]}`);
+      if (words.includes('apply')) assert.equal(await readFile(join(deployment.state, 'policy.toml'), 'utf8'), ours);
+    }
+    await rm(broken);
+    await reload();
+    assert.match((await table()).join('\n'), /\b9009\b/);
+    await answered('in-force');
+    await talk.stop();
+    await writeFile(join(deployment.state, 'policy.toml'), ours);
+    await reload();
   });
 
   test('after auth and a worker were killed the policy holds as before', async () => {
