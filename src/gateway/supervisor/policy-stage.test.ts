@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import { isVpnError } from '../../base/errors.ts';
 import { parseIp } from '../../ip/address.ts';
 import { MAX_KEPT_POLICY } from '../../store/policy-versions.ts';
+import { SupervisorLink } from '../auth/supervisor-link.ts';
 import { MAX_EDITED_POLICY, MAX_OFFERED_POLICY } from '../ipc/messages.ts';
 import { policyDigest } from '../policy-files.ts';
 import { PolicyStage } from './policy-stage.ts';
@@ -123,6 +124,26 @@ test('parts of two texts that come together are none, and what one auth has stag
   assert.deepEqual([taken?.hosts.size, taken?.sessions.length], [0, 0]);
   stage.offer(other);
   assert.equal(stage.readOffered(policyDigest(other)).revision, revision + 1);
+});
+
+test('a text comes over in parts as it was, as long as one may be that is put in force again, wherever it is cut', async () => {
+  const stage = new PolicyStage();
+  let parts = 0;
+  const channel = {
+    tell: (_: 'policyPart', { text }: { text: string }) => {
+      parts += 1;
+      // As JSON on its way.
+      stage.offer(JSON.parse(JSON.stringify(text)));
+    },
+    call: async (_: 'offerPolicy', { digest }: { digest: string }) => stage.readOffered(digest),
+  };
+  const link = new SupervisorLink(() => channel as never);
+  // A character of two units is cut in two at every other part.
+  const text = `version = 1\n${RULE}# ${'x😀'.repeat(300_000)}\n`;
+  await link.offerPolicy(text);
+  assert.ok(parts > 100);
+  await link.offerPolicy(`version = 1\n${RULE}${RULE}`);
+  assert.equal(stage.take(2)?.policy.rules.length, 2);
 });
 
 test('whatever is kept as a version can be offered again', () => {
