@@ -116,6 +116,8 @@ function options(
       {
         ...axis,
         space: 70,
+        // Times are shown to the minute: no two marks may say the same.
+        incrs: [60, 120, 300, 600, 900, 1800, 3600],
         size: 28,
         values: (_, at) =>
           at.map((second) => new Date(second * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })),

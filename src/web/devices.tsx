@@ -22,7 +22,7 @@ import {
 
 const PAGE = 100;
 const TONES = { active: 'good', enrolling: 'plain', pending: 'warn', revoked: 'bad' } as const;
-const WORDS = { active: 'active', enrolling: 'enrols', pending: 'waits for approval', revoked: 'revoked' } as const;
+const WORDS = { active: 'active', enrolling: 'enrolled', pending: 'waits for approval', revoked: 'revoked' } as const;
 
 export function Devices({ me }: { me: Me }) {
   const [search, setSearch] = useState('');
