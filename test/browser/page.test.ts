@@ -361,6 +361,39 @@ test('ten thousand users and five thousand sessions are no trouble for the table
   stage.check();
 });
 
+test(
+  'a section that is slow says that it loads, one that fails says so and is tried again; both can be read by all',
+  OPTIONS,
+  async () => {
+    await using stage = await Stage.open();
+    const page = await stage.as('viewer');
+    const sections = [
+      ['users', 'Users', 'user.list'],
+      ['devices', 'Devices', 'device.list'],
+      ['policy', 'Policy', 'policy.text'],
+      ['audit', 'Audit', 'audit.list'],
+    ] as const;
+    for (const [path, heading, operation] of sections) {
+      const held = Promise.withResolvers<void>();
+      const url = `**/api/v1/${operation}*`;
+      await page.route(url, async (route) => {
+        await held.promise;
+        await route.abort();
+      });
+      await page.evaluate(`location.hash = '#/${path}'`);
+      await page.getByRole('heading', { level: 1, name: heading }).waitFor();
+      await page.getByRole('status').filter({ hasText: 'Loading' }).first().waitFor();
+      assert.deepEqual(await stage.accessibility(page), [], `${path} while it loads`);
+      held.resolve();
+      await page.getByRole('alert').getByText('The gateway does not answer').waitFor();
+      assert.deepEqual(await stage.accessibility(page), [], `${path} when it failed`);
+      await page.unroute(url);
+      await page.getByRole('button', { name: 'Try again' }).click();
+      await page.getByRole('alert').waitFor({ state: 'detached' });
+    }
+  },
+);
+
 test('a page whose login has ended asks for another, and does not lose its place', OPTIONS, async () => {
   await using stage = await Stage.open();
   const page = await stage.as('viewer');
