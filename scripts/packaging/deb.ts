@@ -30,7 +30,8 @@ const HOME = 'usr/lib/customvpn';
 const UNITS = 'usr/lib/systemd/system';
 const ARCHITECTURES: Readonly<Record<string, string>> = { x64: 'amd64', arm64: 'arm64' };
 /** What Node itself and the commands of `os` need. */
-const DEPENDS = 'libc6 (>= 2.28), libstdc++6 (>= 10), libatomic1, adduser, init-system-helpers, iproute2, nftables, util-linux';
+export const DEPENDS =
+  'libc6 (>= 2.28), libstdc++6 (>= 10), libatomic1, adduser, init-system-helpers, iproute2, nftables, util-linux';
 
 export interface DebOptions {
   readonly out: string;
