@@ -96,3 +96,26 @@ test('a reload that fails half way is taken back whole: host, policy, pool and w
   assert.deepEqual(said.slice(2), ['update 10.20.0.0/28', 'reloaded']);
   assert.deepEqual([service.pool.size, service.config.pool], [13, LARGE]);
 });
+
+test('an operator who is here through the tunnel is warned when it would be the last time, and nobody else is', async () => {
+  const services = ['udp/53', 'tcp/22'];
+  await using world = await World.open({ config: { pool: LARGE, services } });
+  let next = world.config({ pool: LARGE, services });
+  const api = world.server.api(async () => next);
+  const warned = async (from: string, to: string) => {
+    const { warnings } = await api['server.reload']({ via: { from, to, port: 22 } });
+    return warnings.filter((warning) => warning.includes('comes through the tunnel'));
+  };
+  assert.deepEqual(await warned('10.20.0.2', '10.20.0.1'), []);
+  next = world.config({ pool: LARGE, services: ['udp/53'] });
+  assert.deepEqual(await warned('198.51.100.7', '192.0.2.1'), [], 'from outside');
+  for (const [from, to] of [
+    ['10.20.0.2', '10.20.0.1'],
+    ['fd20:1::2', 'fd20:1::1'],
+  ] as const) {
+    const [warning, ...others] = await warned(from, to);
+    assert.match(warning ?? '', new RegExp(`from ${from} to port 22 of ${to}, .*put "tcp/22" back into services`));
+    assert.deepEqual(others, []);
+  }
+  assert.deepEqual((await api['server.reload']({})).warnings, [], 'nobody is here through the tunnel');
+});
