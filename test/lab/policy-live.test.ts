@@ -107,6 +107,9 @@ describe('a policy in force', labOptions(), () => {
       protocol: string;
       rule: { name: string } | null;
     };
+    const following = await deployment.gateway.start([
+      ...[deployment.command, 'policy', 'denied', '--follow', '--state', deployment.state],
+    ]);
     await reaches(first, BEHIND.host4, SHUT);
     await reaches(second, BEHIND.host6, OPEN);
     const wanted = [
@@ -124,6 +127,14 @@ describe('a policy in force', labOptions(), () => {
       },
       { timeoutMs: WITHIN_MS },
     ).catch((error: unknown) => assert.fail(`${error}: ${JSON.stringify(shown)}`));
+    for (const [user, address, port, rule] of wanted) {
+      const isTold = (line: string) =>
+        [user, address, port, rule ?? ''].every((word) => line.includes(String(word))) && !line.includes('undefined');
+      await until(`the line of ${address}`, async () => following.output.split('\n').some(isTold), {
+        timeoutMs: WITHIN_MS,
+      }).catch((error: unknown) => assert.fail(`${error}: ${following.output}`));
+    }
+    await following.stop();
   });
 
   test('a group gives access to a session that is there, and its loss cuts a running connection', async () => {
