@@ -283,6 +283,20 @@ test('streams and packets of a user share one rate, and each gets a part', LIMIT
   assert.ok(packets.bytes < all.bytes * 0.9, `${packets.bytes} of ${all.bytes} bytes are of packets`);
 });
 
+test("a group's rate holds for all its streams together, of a session and of a token", LIMIT, async () => {
+  await using stage = new Stage();
+  await stage.open('[groups]\nstaff = ["alice"]\n[groupLimits.staff]\ndownMbit = 4\nburstKiB = 128\n');
+  const sim = await stage.world.connected('alice', { tun: 'none' });
+  const { duplex } = await stage.clientStreams(sim).open('tcp', { host: SERVER, port: SOURCE_PORT });
+  const token = await stage.http2({ ':authority': `${SERVER}:${SOURCE_PORT}` });
+  const all = new Receiver();
+  const started = performance.now();
+  receive(duplex, all);
+  receive(token, all);
+  await pause(MEASURED_MS);
+  all.check(performance.now() - started, 'both');
+});
+
 test('a stream that is open follows a change of the policy within a second, slower and faster', LIMIT, async () => {
   await using stage = new Stage();
   await stage.open('');
