@@ -6,18 +6,15 @@
 
 import type { z } from 'zod';
 import { VpnError } from '../../base/errors.ts';
-import type { DrainInfo, GatewayApi, GatewayStatus, gatewayOperations, SessionInfo } from '../../control/operations.ts';
+import type { DrainInfo, GatewayApi, GatewayStatus, gatewayOperations } from '../../control/operations.ts';
 import { pageOf } from '../../control/page.ts';
 import { formatPrefix, parsePrefix } from '../../ip/address.ts';
 import type { Tracer } from '../../telemetry/tracing.ts';
 import { auditInfo } from '../administration.ts';
 import type { GatewayConfig } from '../config.ts';
-import { type HostReport, SESSIONS_PER_PAGE, type WorkerPort, type WorkerReport } from '../ipc/ports.ts';
+import type { HostReport, WorkerReport } from '../ipc/ports.ts';
 import type { DrainProgress } from './draining.ts';
 import type { AuthService } from './service.ts';
-
-/** More than a worker can have (`limits.sessions`); one that has been taken over would never come to an end. */
-const MAX_SESSIONS = 100_000;
 
 /** What stays as it is while a gateway runs. */
 export interface GatewayFacts {
@@ -94,7 +91,7 @@ export function gatewayApi(service: AuthService, facts: GatewayFacts, control: G
     'admin.sessions': async () => admin().sessions(),
     'session.list': async (page) =>
       pageOf(
-        await sessionsOf(service),
+        await service.listSessions(),
         page,
         ({ id }) => id,
         ({ id, user, device, addresses, peer }) => [id, user, device, peer, ...addresses],
@@ -151,21 +148,6 @@ export function kick(service: AuthService, id: string): number {
     throw new VpnError('ERR_NOT_FOUND', `no session starts with ${id}; see: customvpn server sessions`);
   if (matching > 1) throw new VpnError('ERR_BAD_REQUEST', `${matching} sessions start with ${id}; give more digits`);
   return 1;
-}
-
-/** Those of all workers, and of the proxy. */
-export async function sessionsOf(service: AuthService): Promise<SessionInfo[]> {
-  const lists = await Promise.all([...service.workers.values()].map((worker) => listSessions(worker).catch(() => [])));
-  return service.withProxies(lists.flat());
-}
-
-async function listSessions(worker: WorkerPort): Promise<SessionInfo[]> {
-  const all: SessionInfo[] = [];
-  for (;;) {
-    const page = await worker.listSessions(all.length);
-    all.push(...page);
-    if (page.length < SESSIONS_PER_PAGE || all.length >= MAX_SESSIONS) return all;
-  }
 }
 
 /** What each worker says of itself; undefined: it does not answer, of which nothing else may depend. */

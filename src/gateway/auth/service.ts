@@ -70,13 +70,13 @@ import {
   passwordSourcesOf,
 } from './login-config.ts';
 import { type Collector, readCollector } from './observers.ts';
-import { sessionsOf } from './operations.ts';
 import { PolicyChanges } from './policy-changes.ts';
 import { type OperatorWay, PolicyDesk } from './policy-desk.ts';
 import type { ProxyLoginInfo } from './proxy-grants.ts';
 import { Recheck } from './recheck.ts';
 import type { LoginFacts, RightsHolder } from './rights.ts';
 import type { SessionEvents } from './session-book.ts';
+import { SessionList } from './session-list.ts';
 import { TrafficDesk } from './traffic-desk.ts';
 import { readWebhookTargets, Webhooks, type WebhookTarget } from './webhooks.ts';
 import { WorkerGate } from './worker-gate.ts';
@@ -143,6 +143,10 @@ export class AuthService {
   readonly #retention: AuditRetention;
   readonly #pool: LeasePool;
   readonly #auth: Auth;
+  readonly #sessionList = new SessionList(
+    () => this.workers.values(),
+    () => this.#auth.sessions.all.length,
+  );
   readonly #access: AccessDesk;
   readonly #policyDesk: PolicyDesk;
   readonly #policyChanges: PolicyChanges;
@@ -270,7 +274,7 @@ export class AuthService {
     this.tracer = this.spans ?? noTracer;
     this.webhooks = new Webhooks({ targets: parts.webhooks, audit: state.audit, record: state.webhooks, clock, log });
     this.history = new History({
-      sessions: () => sessionsOf(this),
+      sessions: () => this.listSessions(),
       logins: () => ({
         accepted: state.audit.count(AuditEvent.loginAccepted),
         refused: state.audit.count(AuditEvent.loginRefused),
@@ -686,6 +690,11 @@ export class AuthService {
   /** Ends the session whose key begins like this; returns how many there are that do, and ends none if several do. */
   kick(beginning: string): number {
     return this.#auth.sessions.kick(beginning) || this.#auth.proxies.kick(beginning);
+  }
+
+  /** The live sessions of all workers, and of the proxy. */
+  async listSessions(): Promise<SessionInfo[]> {
+    return this.withProxies(await this.#sessionList.read());
   }
 
   /** Sessions with what goes through the proxy, and the programs that use it by an access token; oldest first. */

@@ -1,0 +1,60 @@
+/**
+ * The sessions of all workers, as often as somebody wants to see them.
+ *
+ * Hides that workers tell them in pages, and that telling them is bounded: a worker that says more than its channel allows is cut
+ * off, and whoever looks at a gateway must not bring that about. So one list is asked for at a time, whoever comes meanwhile shares
+ * the next one, and after a long list there is a pause.
+ */
+
+import { setTimeout as delay } from 'node:timers/promises';
+import type { SessionInfo } from '../../control/operations.ts';
+import { SESSIONS_PER_PAGE, type WorkerPort } from '../ipc/ports.ts';
+
+/** More than a worker can have (`limits.sessions`); one that has been taken over would never come to an end. */
+const MAX_SESSIONS = 100_000;
+const PAGES_AT_ONCE = 16;
+/** A third of what a worker may say, with some 300 bytes for each (`LIMITS_OF_WORKER`). */
+const SESSIONS_PER_SECOND = 8000;
+
+export class SessionList {
+  readonly #workers: () => Iterable<WorkerPort>;
+  readonly #known: () => number;
+  #running: Promise<unknown> = Promise.resolve();
+  #next: Promise<SessionInfo[]> | undefined;
+
+  /** @param known about how many sessions there are */
+  constructor(workers: () => Iterable<WorkerPort>, known: () => number) {
+    this.#workers = workers;
+    this.#known = known;
+  }
+
+  /** As they are after this call; those of a worker that does not answer are missing. */
+  read(): Promise<SessionInfo[]> {
+    this.#next ??= this.#readAfter(this.#running);
+    return this.#next;
+  }
+
+  async #readAfter(running: Promise<unknown>): Promise<SessionInfo[]> {
+    await running;
+    this.#next = undefined;
+    const lists = Promise.all([...this.#workers()].map((worker) => this.#readFrom(worker).catch(() => [])));
+    this.#running = lists.then(async (all) => {
+      const longest = Math.max(0, ...all.map(({ length }) => length));
+      if (longest > SESSIONS_PER_PAGE) await delay((longest * 1000) / SESSIONS_PER_SECOND, undefined, { ref: false });
+    });
+    return (await lists).flat();
+  }
+
+  async #readFrom(worker: WorkerPort): Promise<SessionInfo[]> {
+    const all: SessionInfo[] = [];
+    const atOnce = Math.max(1, Math.min(PAGES_AT_ONCE, Math.ceil(this.#known() / SESSIONS_PER_PAGE)));
+    for (;;) {
+      const begin = all.length;
+      const pages = await Promise.all(
+        Array.from({ length: atOnce }, (_, index) => worker.listSessions(begin + index * SESSIONS_PER_PAGE)),
+      );
+      for (const page of pages) all.push(...page);
+      if (pages.some(({ length }) => length < SESSIONS_PER_PAGE) || all.length >= MAX_SESSIONS) return all;
+    }
+  }
+}
