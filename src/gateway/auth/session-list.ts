@@ -3,7 +3,7 @@
  *
  * Hides that workers tell them in pages, and that telling them is bounded: a worker that says more than its channel allows is cut
  * off, and whoever looks at a gateway must not bring that about. So one list is asked for at a time, whoever comes meanwhile shares
- * the next one, and after a long list there is a pause.
+ * the next one, and after many long lists there is a pause.
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
@@ -15,12 +15,16 @@ const MAX_SESSIONS = 100_000;
 const PAGES_AT_ONCE = 16;
 /** A third of what a worker may say, with some 300 bytes for each (`LIMITS_OF_WORKER`). */
 const SESSIONS_PER_SECOND = 8000;
+/** So much of it may be told at once. */
+const CREDIT_MS = 2000;
 
 export class SessionList {
   readonly #workers: () => Iterable<WorkerPort>;
   readonly #known: () => number;
   #running: Promise<unknown> = Promise.resolve();
   #next: Promise<SessionInfo[]> | undefined;
+  /** When all that was told is within the rate, monotonic. */
+  #paidAt = 0;
 
   /** @param known about how many sessions there are */
   constructor(workers: () => Iterable<WorkerPort>, known: () => number) {
@@ -40,7 +44,10 @@ export class SessionList {
     const lists = Promise.all([...this.#workers()].map((worker) => this.#readFrom(worker).catch(() => [])));
     this.#running = lists.then(async (all) => {
       const longest = Math.max(0, ...all.map(({ length }) => length));
-      if (longest > SESSIONS_PER_PAGE) await delay((longest * 1000) / SESSIONS_PER_SECOND, undefined, { ref: false });
+      const now = performance.now();
+      this.#paidAt = Math.max(now, this.#paidAt) + (longest * 1000) / SESSIONS_PER_SECOND;
+      const pause = this.#paidAt - now - CREDIT_MS;
+      if (pause > 0) await delay(pause, undefined, { ref: false });
     });
     return (await lists).flat();
   }
